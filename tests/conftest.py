@@ -1,0 +1,229 @@
+import copy
+import os
+import random
+
+
+# Nothing in the tests may ask the network: tiny models and tokenizers are built here. Set before transformers is
+# imported, which reads them once.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
+# The checks that compare floating-point numbers are about arithmetic, not about devices
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+
+import pytest
+import torch
+from datasets import Dataset
+from peft import PeftModel
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from trl_sdpo import SoftmaxDPOConfig, SoftmaxDPOTrainer
+
+
+# Models of a few thousand weights: handing their work to threads takes longer than doing it
+torch.set_num_threads(1)
+
+TITLES = [
+    "Red River (1948)",
+    "Blue Hotel (1984)",
+    "Night Train to Lisbon (1991)",
+    "The Long Summer (1977)",
+    "A Quiet Place (1965)",
+    "Winter Light (1962)",
+    "Seven Doors (1999)",
+    "The Last Mile (1959)",
+]
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer with a chat template, trained on a few made-up titles."""
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    special_tokens = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<pad>"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, special_tokens=special_tokens, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+    )
+    backend.train_from_iterator([f" {title}" for title in TITLES], trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, eos_token="<|im_end|>", pad_token="<pad>", chat_template=CHAT_TEMPLATE
+    )
+
+
+def build_llama(vocab_size: int, seed: int = 0, **config) -> LlamaForCausalLM:
+    torch.manual_seed(seed)
+    defaults = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 512,
+        # weights of the usual 0.02 give a model that is all but uniform; larger ones tell wrong masks apart
+        "initializer_range": 0.3,
+    }
+    return LlamaForCausalLM(LlamaConfig(vocab_size=vocab_size, **{**defaults, **config}))
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    return build_tokenizer()
+
+
+@pytest.fixture
+def llama(tokenizer):
+    """Makes a tiny Llama with random weights."""
+
+    def make(seed=0, **config):
+        return build_llama(len(tokenizer), seed, **config)
+
+    return make
+
+
+@pytest.fixture
+def records():
+    """Makes multi-preference records; the number of rejected completions goes from `smallest` to `largest` again."""
+
+    def make(num=8, smallest=3, largest=3):
+        rows = []
+        for index in range(num):
+            pool = smallest + index % (largest - smallest + 1)
+            order = [TITLES[(index + step) % len(TITLES)] for step in range(len(TITLES))]
+            rows.append(
+                {
+                    "prompt": f"Watched: {order[1]}, {order[2]}. Next:",
+                    "chosen": f" {order[0]}",
+                    "rejected": [f" {title}" for title in order[3 : 3 + pool]],
+                }
+            )
+        return rows
+
+    return make
+
+
+@pytest.fixture
+def token_records():
+    """Makes tokenised records of random tokens; the number of rejected completions goes through `pools`."""
+
+    def make(num=3, pools=(3, 2, 4), seed=0, vocab_size=61, prompt_length=(9, 15), completion_length=(1, 5)):
+        rng = random.Random(seed)
+
+        def tokens(lengths):
+            return [rng.randrange(3, vocab_size) for _ in range(rng.randint(*lengths))]
+
+        return [
+            {
+                "prompt_ids": tokens(prompt_length),
+                "chosen_ids": tokens(completion_length),
+                "rejected_ids": [tokens(completion_length) for _ in range(pools[index % len(pools)])],
+            }
+            for index in range(num)
+        ]
+
+    return make
+
+
+@pytest.fixture
+def plain_log_probs():
+    """
+    The reference for all log-probabilities: one forward pass for each sequence, its logits, and the sum of the
+    log-probabilities of its completion tokens. Knows nothing of batches, padding, masks or TRL's LM head.
+    """
+
+    def compute(model, records, **model_kwargs):
+        rows = []
+        for record in records:
+            row = []
+            for completion in [record["chosen_ids"], *record["rejected_ids"]]:
+                input_ids = torch.tensor([record["prompt_ids"] + completion])
+                logits = model(input_ids=input_ids, use_cache=False, **model_kwargs).logits[0, -len(input_ids[0]) :]
+                per_token = logits[:-1].log_softmax(dim=-1).gather(1, input_ids[0, 1:, None]).squeeze(1)
+                row.append(per_token[-len(completion) :].sum())
+            rows.append(torch.stack(row))
+        return rows
+
+    return compute
+
+
+@pytest.fixture
+def make_trainer(tmp_path, tokenizer):
+    """Makes a trainer for tiny models on CPU. The reference of a model without adapters defaults to a copy of it."""
+
+    def make(model, rows, trainer_cls=SoftmaxDPOTrainer, config_cls=SoftmaxDPOConfig, args=None, **kwargs):
+        defaults = {
+            "output_dir": str(tmp_path / "output"),
+            "per_device_train_batch_size": 4,
+            "per_device_eval_batch_size": 4,
+            "learning_rate": 1e-3,
+            "lr_scheduler_type": "constant",
+            "max_steps": 4,
+            "logging_steps": 1,
+            "save_strategy": "no",
+            "report_to": "none",
+            "disable_tqdm": True,
+            "use_cpu": True,
+            "bf16": False,
+            "gradient_checkpointing": False,
+            "max_length": 256,
+        }
+        if not isinstance(model, (str, PeftModel)) and "peft_config" not in kwargs:
+            kwargs.setdefault("ref_model", copy.deepcopy(model))
+        return trainer_cls(
+            model=model,
+            args=config_cls(**{**defaults, **(args or {})}),
+            train_dataset=Dataset.from_list(rows) if isinstance(rows, list) else rows,
+            processing_class=tokenizer,
+            **kwargs,
+        )
+
+    return make
+
+
+@pytest.fixture
+def logged():
+    """Values that a trainer logged during training, one per step."""
+
+    def values(trainer, name="loss"):
+        return [logs[name] for logs in trainer.state.log_history if "loss" in logs]
+
+    return values
+
+
+class MaskIgnoringLlama(LlamaForCausalLM):
+    """Takes any mask and attends causally all the same, as some remote code does."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.model.register_forward_pre_hook(self._drop_mask, with_kwargs=True)
+
+    @staticmethod
+    def _drop_mask(module, args, kwargs):
+        return args, {**kwargs, "attention_mask": None}
+
+
+@pytest.fixture
+def mask_ignoring_llama():
+    return MaskIgnoringLlama
+
+
+@pytest.fixture
+def to_conversational():
+    def convert(rows):
+        def messages(role, text):
+            return [{"role": role, "content": text.strip()}]
+
+        return [
+            {
+                "prompt": messages("user", row["prompt"]),
+                "chosen": messages("assistant", row["chosen"]),
+                "rejected": [messages("assistant", text) for text in row["rejected"]],
+            }
+            for row in rows
+        ]
+
+    return convert

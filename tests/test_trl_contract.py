@@ -1,0 +1,194 @@
+"""
+The seams of TRL and transformers that the package is sewn to. A release that moves one fails here, with a message that
+says what to look at, before it fails anywhere else.
+"""
+
+import dataclasses
+import inspect
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import Trainer
+from trl import DPOConfig, DPOTrainer
+from trl.data_utils import _tokenize, common_prefix_length, is_conversational
+from trl.models.utils import disable_gradient_checkpointing
+from trl.trainer.dpo_trainer import DataCollatorForPreference
+from trl.trainer.utils import FusedCausalLMOutput, add_fused_lm_head, pad, use_adapter
+
+from trl_sdpo import SoftmaxDPOTrainer
+
+
+TRAINER = "trl_sdpo/softmax_dpo_trainer.py"
+SIGNATURES = [
+    (
+        DPOTrainer.__init__,
+        "self model ref_model args data_collator train_dataset eval_dataset processing_class compute_metrics "
+        "callbacks optimizers quantization_config peft_config",
+        f"{TRAINER}: SoftmaxDPOTrainer.__init__ re-states it and passes all of it on",
+    ),
+    (
+        DPOTrainer._prepare_dataset,
+        "self dataset processing_class args dataset_name",
+        f"{TRAINER}: SoftmaxDPOTrainer._prepare_dataset overrides it",
+    ),
+    (
+        DPOTrainer._set_signature_columns_if_needed,
+        "self",
+        f"{TRAINER}: SoftmaxDPOTrainer._set_signature_columns_if_needed adds record_id and length to it",
+    ),
+    (
+        DPOTrainer.compute_ref_log_probs,
+        "self model inputs",
+        f"{TRAINER}: SoftmaxDPOTrainer.compute_ref_log_probs overrides it",
+    ),
+    (
+        DPOTrainer._compute_loss,
+        "self model inputs return_outputs",
+        f"{TRAINER}: SoftmaxDPOTrainer._compute_loss overrides it",
+    ),
+    (
+        DPOTrainer._precompute_ref_logps,
+        "self dataset name batch_size",
+        f"{TRAINER}: SoftmaxDPOTrainer._precompute_ref_logps wraps it",
+    ),
+    (DPOTrainer.log, "self logs start_time", f"{TRAINER}: SoftmaxDPOTrainer.log adds metrics to it"),
+    (
+        Trainer._get_dataloader,
+        "self dataset description batch_size sampler_fn is_training dataloader_key",
+        f"{TRAINER}: SoftmaxDPOTrainer._get_dataloader swaps the collator for evaluation",
+    ),
+    (
+        add_fused_lm_head,
+        "model temperature cast_lm_head_to_fp32 outputs",
+        "trl_sdpo/recsys/ranking.py: _scoring adds it, and trl_sdpo/prefix_sharing.py: score_completions calls it",
+    ),
+    (
+        pad,
+        "tensors padding_value padding_side pad_to_multiple_of",
+        "trl_sdpo/collators.py: DataCollatorForMultiPreference pads with it",
+    ),
+    (use_adapter, "model adapter_name", f"{TRAINER}: SoftmaxDPOTrainer._reference uses it"),
+    (
+        disable_gradient_checkpointing,
+        "model gradient_checkpointing_kwargs",
+        f"{TRAINER}: SoftmaxDPOTrainer._reference uses it",
+    ),
+    (
+        _tokenize,
+        "processing_class input apply_chat_template_kwargs",
+        "trl_sdpo/data_utils.py: _tokenize_completions calls it",
+    ),
+    (
+        common_prefix_length,
+        "ids other_ids",
+        "trl_sdpo/data_utils.py: _tokenize_completions finds the boundary with it",
+    ),
+    (is_conversational, "example", "trl_sdpo/data_utils.py: _tokenize_completions calls it"),
+]
+
+
+@pytest.mark.parametrize(
+    ("function", "expected", "where"), SIGNATURES, ids=[function.__qualname__ for function, *_ in SIGNATURES]
+)
+def test_signature(function, expected, where):
+    parameters = list(inspect.signature(function).parameters)
+    assert parameters == expected.split(), (
+        f"{function.__module__}.{function.__qualname__} takes {parameters} now, not {expected.split()}. See {where}."
+    )
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "__init__",
+        "_prepare_dataset",
+        "_set_signature_columns_if_needed",
+        "compute_ref_log_probs",
+        "_compute_loss",
+        "_precompute_ref_logps",
+        "_get_dataloader",
+        "log",
+    ],
+)
+def test_what_we_override_takes_what_the_parent_takes(name):
+    ours = list(inspect.signature(getattr(SoftmaxDPOTrainer, name)).parameters)
+    theirs = list(inspect.signature(getattr(DPOTrainer, name)).parameters)
+    if "kwargs" in ours:
+        ours = ours[: ours.index("kwargs")]
+        theirs = theirs[: len(ours)]
+    assert ours == theirs, f"DPOTrainer.{name} takes {theirs} now. See {TRAINER}: SoftmaxDPOTrainer.{name}."
+
+
+def test_fields_of_trl_collator():
+    fields = [field.name for field in dataclasses.fields(DataCollatorForPreference)]
+    assert fields == ["pad_token_id", "max_length", "truncation_mode", "pad_to_multiple_of", "return_tensors"], (
+        f"DataCollatorForPreference has the fields {fields} now. trl_sdpo/collators.py: "
+        f"DataCollatorForMultiPreference passes them on, and {TRAINER}: _set_collators copies them all."
+    )
+
+
+def test_fields_of_fused_output():
+    fields = {field.name for field in dataclasses.fields(FusedCausalLMOutput)}
+    needed = {"log_probs", "entropy", "mean_logits", "is_top1", "aux_loss"}
+    assert needed <= fields, (
+        f"FusedCausalLMOutput has no {sorted(needed - fields)} any more, only {sorted(fields)}. "
+        "trl_sdpo/prefix_sharing.py: score_completions reads them."
+    )
+
+
+def test_fused_head_scores_shifted_labels_of_another_length(llama):
+    """score_completions hands the head only the positions that it wants scored, and their labels already shifted."""
+    model = llama()
+    add_fused_lm_head(model, outputs=("log_probs", "entropy", "mean_logits", "is_top1"))
+
+    def keep_two(module, args, output):
+        output.last_hidden_state = output.last_hidden_state[:, [1, 3]]
+        return output
+
+    input_ids, labels = torch.tensor([[5, 6, 7, 8, 9]]), torch.tensor([[10, 11]])
+    handle = model.base_model.register_forward_hook(keep_two)
+    outputs = model(input_ids=input_ids, shift_labels=labels, fused_lm_head=True)
+    handle.remove()
+    expected = model(input_ids=input_ids).logits[0].log_softmax(-1)[[1, 3], [10, 11]]
+    message = (
+        "The fused LM head does not score `shift_labels` against the hidden states of the backbone position by "
+        "position any more. trl_sdpo/prefix_sharing.py: _keep_positions and score_completions depend on it."
+    )
+    assert outputs.log_probs.shape == (1, 2), message
+    torch.testing.assert_close(outputs.log_probs[0], expected, msg=message)
+    assert outputs.entropy.shape == (1, 2), message
+
+
+def test_signature_columns(llama, records, make_trainer):
+    rows = [{**row, "rejected": row["rejected"][0]} for row in records(2)]
+    trainer = make_trainer(llama(), rows, DPOTrainer, DPOConfig)
+    trainer._set_signature_columns_if_needed()
+    expected = ["prompt_ids", "chosen_ids", "rejected_ids", "ref_chosen_logps", "ref_rejected_logps"]
+    assert trainer._signature_columns == expected, (
+        f"DPOTrainer keeps the columns {trainer._signature_columns} now. See {TRAINER}: "
+        "_set_signature_columns_if_needed, and trl_sdpo/collators.py, which reads them."
+    )
+
+
+@pytest.mark.parametrize(
+    "attribute",
+    [
+        *("loss_types", "loss_weights", "beta", "precompute_ref_logps", "ref_model", "aux_loss_enabled"),
+        *("router_aux_loss_coef", "_tokenizer", "_is_vlm", "_metrics", "_total_train_tokens", "_tp_size"),
+    ],
+)
+def test_attributes(llama, records, make_trainer, attribute):
+    rows = [{**row, "rejected": row["rejected"][0]} for row in records(2)]
+    trainer = make_trainer(llama(), rows, DPOTrainer, DPOConfig)
+    assert hasattr(trainer, attribute), f"DPOTrainer has no `{attribute}` any more, which {TRAINER} reads or sets."
+
+
+def test_reference_adapter_is_called_ref(llama, records, make_trainer):
+    model = get_peft_model(llama(), LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear", r=2))
+    rows = [{**row, "rejected": row["rejected"][0]} for row in records(2)]
+    trainer = make_trainer(model, rows, DPOTrainer, DPOConfig)
+    assert set(trainer.model.peft_config) == {"default", "ref"}, (
+        "DPOTrainer does not keep the adapter of a PEFT model as 'ref' any more, only "
+        f"{set(trainer.model.peft_config)}. See {TRAINER}: _reference."
+    )

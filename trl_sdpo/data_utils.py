@@ -1,0 +1,334 @@
+"""
+The multi-preference format: `prompt`, `chosen` and `rejected`, the latter a *list* of completions.
+
+| column | standard | conversational | tokenized |
+| --- | --- | --- | --- |
+| `prompt` | `str` | list of messages | `prompt_ids` |
+| `chosen` | `str` | list of messages | `chosen_ids` |
+| `rejected` | list of `str` | list of lists of messages | `rejected_ids`: list of lists of `int` |
+
+A `rejected` that is a single completion is the preference format of TRL.
+"""
+
+import hashlib
+import json
+import re
+from typing import Any
+
+from datasets import Dataset, IterableDataset
+from transformers import PreTrainedTokenizerBase
+from transformers.utils import logging
+from trl.data_utils import _tokenize, common_prefix_length, is_conversational
+
+
+logger = logging.get_logger(__name__)
+
+_FLAT_REJECTED = re.compile(r"^(?:rejected|negative)_?(\d+)$")
+_REMEDY = (
+    "A multi-preference record has a `prompt`, a `chosen` and a list of `rejected` completions, all of them texts or "
+    "all of them lists of messages."
+)
+
+
+def is_multi_preference(example: dict[str, Any]) -> bool:
+    """
+    Check if an example holds a list of rejected completions, as text, messages or tokens.
+
+    Args:
+        example (`dict[str, Any]`):
+            A single data entry of a dataset.
+
+    Returns:
+        `bool`: `True` if there is a list of rejected completions, `False` for a single one, which is TRL's own format,
+        and for every other format.
+
+    Example:
+
+    ```python
+    >>> from trl_sdpo import is_multi_preference
+
+    >>> is_multi_preference({"prompt": "Next:", "chosen": " Heat (1995)", "rejected": [" Fargo (1996)", " Big (1988)"]})
+    True
+    >>> is_multi_preference({"prompt": "Next:", "chosen": " Heat (1995)", "rejected": " Fargo (1996)"})
+    False
+    ```
+    """
+    if "rejected_ids" in example:
+        rejected = example["rejected_ids"]
+        return isinstance(rejected, list) and (not rejected or isinstance(rejected[0], list))
+    rejected = example.get("rejected")
+    # a list of messages is one completion
+    return isinstance(rejected, list) and not (rejected and isinstance(rejected[0], dict))
+
+
+def _fail(index: int, column: str, value: Any, problem: str, remedy: str = _REMEDY) -> None:
+    shown = repr(value)
+    shown = shown if len(shown) <= 200 else f"{shown[:200]}…"
+    raise ValueError(f"Row {index}, column `{column}`: {problem}, got {shown}. {remedy}")
+
+
+def _check_completion(completion: Any, conversational: bool, index: int, column: str) -> None:
+    expected = list if conversational else str
+    if not isinstance(completion, expected):
+        kind = "a list of messages, as the prompt is" if conversational else "a text, as the prompt is"
+        _fail(index, column, completion, f"expected {kind}")
+    if not completion or (not conversational and not completion.strip()):
+        _fail(index, column, completion, "empty completion", "Remove it, or fill in the text.")
+
+
+def check_multi_preference(example: dict[str, Any], index: int) -> None:
+    """
+    Check a multi-preference record, standard, conversational or tokenized.
+
+    Args:
+        example (`dict[str, Any]`):
+            Record to check.
+        index (`int`):
+            Row number, for the error.
+
+    Raises:
+        `ValueError`: If a column is missing or of the wrong type, there is no rejected completion, a rejected
+            completion equals the chosen one, or a completion is empty. The message names row, column, value and remedy.
+    """
+    suffix = "_ids" if "rejected_ids" in example else ""
+    for column in (f"prompt{suffix}", f"chosen{suffix}", f"rejected{suffix}"):
+        if example.get(column) is None:
+            _fail(index, column, example.get(column), "missing value")
+    prompt, chosen, rejected = (example[f"{name}{suffix}"] for name in ("prompt", "chosen", "rejected"))
+    if not isinstance(prompt, (str, list)):
+        _fail(index, "prompt", prompt, "expected a text or a list of messages")
+    if not isinstance(rejected, list):
+        _fail(index, f"rejected{suffix}", rejected, "expected a list of completions")
+    if not rejected:
+        _fail(index, f"rejected{suffix}", rejected, "no rejected completion", "Remove the record, or add negatives.")
+    listed = bool(suffix) or isinstance(prompt, list)
+    _check_completion(chosen, listed, index, f"chosen{suffix}")
+    for number, completion in enumerate(rejected):
+        _check_completion(completion, listed, index, f"rejected{suffix}[{number}]")
+        if completion == chosen:
+            remedy = "Remove it: a record that rejects its own choice teaches nothing."
+            _fail(index, f"rejected{suffix}[{number}]", completion, "rejected completion equal to the chosen", remedy)
+
+
+def _record_id(example: dict[str, Any], index: int, stream: bool) -> int:
+    """Identity of a record: its row, or for a stream, whose rows may be shuffled, a hash of its content."""
+    if not stream:
+        return index
+    # after a prompt's tokens the completions still tell records apart, so all of them count
+    content = json.dumps([example[name] for name in ("prompt_ids", "chosen_ids", "rejected_ids")])
+    return int.from_bytes(hashlib.blake2b(content.encode(), digest_size=8).digest(), "big") >> 1
+
+
+def tokenize_multi_preference(
+    example: dict[str, Any],
+    index: int,
+    processing_class: PreTrainedTokenizerBase,
+    eos_token: str,
+    stream: bool = False,
+) -> dict[str, Any]:
+    """
+    Check and tokenize a multi-preference record as [`~trl.DPOTrainer`] tokenizes its pairs: an EOS token ends the
+    completions of a standard record, and the completions start where the tokenized prompt and prompt + completion
+    diverge, over all 1 + K of them.
+
+    Args:
+        example (`dict[str, Any]`):
+            Record, standard, conversational or already tokenized.
+        index (`int`):
+            Row number, for errors and as the identity of the record.
+        processing_class ([`~transformers.PreTrainedTokenizerBase`]):
+            Tokenizer.
+        eos_token (`str`):
+            Token to end the completions of a standard record with.
+        stream (`bool`, *optional*, defaults to `False`):
+            Whether the record comes from a stream, in which row numbers are no identity.
+
+    Returns:
+        `dict[str, Any]`: `prompt_ids`, `chosen_ids`, `rejected_ids`, `record_id`, and `length`, the number of tokens of
+        the record in a shared-prefix row.
+
+    Raises:
+        `ValueError`: If the record is malformed, see [`check_multi_preference`].
+    """
+    check_multi_preference(example, index)
+    if "rejected_ids" in example:
+        prompt_ids, completions = example["prompt_ids"], [example["chosen_ids"], *example["rejected_ids"]]
+    else:
+        prompt_ids, completions = _tokenize_completions(example, processing_class, eos_token)
+        for number, completion in enumerate(completions):
+            if not completion:
+                column = "chosen" if number == 0 else f"rejected[{number - 1}]"
+                _fail(
+                    index,
+                    column,
+                    example["chosen"] if number == 0 else example["rejected"][number - 1],
+                    "completion without a token of its own",
+                    "Check the chat template.",
+                )
+    output = {"prompt_ids": prompt_ids, "chosen_ids": completions[0], "rejected_ids": completions[1:]}
+    output["record_id"] = example["record_id"] if "record_id" in example else _record_id(output, index, stream)
+    output["length"] = len(prompt_ids) + sum(map(len, completions)) + len(completions) - 1
+    return output
+
+
+def _tokenize_completions(
+    example: dict[str, Any], processing_class: PreTrainedTokenizerBase, eos_token: str
+) -> tuple[list[int], list[list[int]]]:
+    prompt, completions = example["prompt"], [example["chosen"], *example["rejected"]]
+    # TRL asks for the first of a set of keys; on a list of completions its answer would depend on the hash seed
+    if is_conversational({"prompt": prompt}):
+        tools = example.get("tools")
+        tools = json.loads(tools) if isinstance(tools, str) else tools
+        apply_chat_template_kwargs = {"tools": tools, **(example.get("chat_template_kwargs") or {})}
+        prompt_ids = _tokenize(processing_class, prompt, add_generation_prompt=True, **apply_chat_template_kwargs)
+        prompt_ids = prompt_ids["input_ids"]
+        prompt_completion_ids = [
+            _tokenize(processing_class, prompt + completion, **apply_chat_template_kwargs)["input_ids"]
+            for completion in completions
+        ]
+    else:
+        completions = [text if text.endswith(eos_token) else text + eos_token for text in completions]
+        # one call for all, which the tokenizer runs in parallel
+        texts = [prompt, *(prompt + text for text in completions)]
+        prompt_ids, *prompt_completion_ids = processing_class(text=texts)["input_ids"]
+
+    prompt_len = min(common_prefix_length(prompt_ids, ids) for ids in prompt_completion_ids)
+    if prompt_len < len(prompt_ids):
+        logger.warning_once(
+            "The tokenized prompt is not a prefix of the tokenized prompt+completion, usually because the chat "
+            "template renders the prompt alone differently or because tokens merge across the boundary. The "
+            "completion starts where they diverge, and this end of the prompt is left out of the training sequence: "
+            f"{processing_class.decode(prompt_ids[prompt_len:])!r}. To avoid it, end the prompt on a token boundary: "
+            "no space at its end, one at the start of each completion. This warning is shown once."
+        )
+    return prompt_ids[:prompt_len], [ids[prompt_len:] for ids in prompt_completion_ids]
+
+
+def drop_too_long(
+    dataset: Dataset | IterableDataset, max_length: int, dataset_name: str, **map_kwargs
+) -> Dataset | IterableDataset:
+    """
+    Drop the tokenized records that exceed a length, and say how many. A completion is never cut: a title without its
+    end is another title, or none.
+
+    Args:
+        dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
+            Tokenized multi-preference dataset. A stream is filtered as it is read, and so without a count.
+        max_length (`int`):
+            Most tokens that the prompt and the longest completion of a record may have together.
+        dataset_name (`str`):
+            Name for the messages.
+        **map_kwargs:
+            Passed on to `filter`.
+
+    Returns:
+        [`~datasets.Dataset`] or [`~datasets.IterableDataset`]: The records that fit.
+
+    Raises:
+        `ValueError`: If no record is left.
+    """
+
+    def fits(example):
+        longest = max(len(completion) for completion in [example["chosen_ids"], *example["rejected_ids"]])
+        return len(example["prompt_ids"]) + longest <= max_length
+
+    kept = dataset.filter(fits, **map_kwargs)
+    if isinstance(dataset, Dataset) and len(kept) < len(dataset):
+        message = (
+            f"{len(dataset) - len(kept)} of {len(dataset)} records of the {dataset_name} dataset have a prompt and "
+            f"longest completion of more than `max_length={max_length}` tokens"
+        )
+        if len(kept) == 0:
+            raise ValueError(f"{message}, so none is left. Raise `max_length`.")
+        logger.warning(f"{message}, and are dropped. Raise `max_length`, or shorten the prompts, to keep them.")
+    return kept
+
+
+def _flat_rejected_columns(columns: list[str]) -> list[str]:
+    numbered = [(int(match.group(1)), column) for column in columns if (match := _FLAT_REJECTED.match(column))]
+    return [column for _, column in sorted(numbered)]
+
+
+def from_flat_columns(dataset: Dataset | IterableDataset) -> Dataset | IterableDataset:
+    """
+    Convert flat columns to the multi-preference format: `rejected1..K` or `rejected_1..K`, as published S-DPO data
+    have them, and `anchor`, `positive`, `negative_1..n`, the n-tuples of sentence-transformers.
+
+    Args:
+        dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
+            Dataset with one column per rejected completion. A missing value (`None` or an empty text) is left out, so
+            that records may have fewer than K.
+
+    Returns:
+        [`~datasets.Dataset`] or [`~datasets.IterableDataset`]: The dataset with `prompt`, `chosen` and `rejected`.
+
+    Raises:
+        `ValueError`: If there are no such columns.
+
+    Example:
+
+    ```python
+    >>> from datasets import Dataset
+    >>> from trl_sdpo import from_flat_columns
+
+    >>> dataset = Dataset.from_dict({"prompt": ["Next:"], "chosen": [" A"], "rejected1": [" B"], "rejected2": [" C"]})
+    >>> from_flat_columns(dataset)[0]
+    {'prompt': 'Next:', 'chosen': ' A', 'rejected': [' B', ' C']}
+    ```
+    """
+    columns = list(dataset.column_names or next(iter(dataset)))
+    flat = _flat_rejected_columns(columns)
+    if not flat:
+        raise ValueError(
+            f"The dataset has no columns `rejected1..K`, `rejected_1..K` or `negative_1..n`, only {columns}. {_REMEDY}"
+        )
+
+    def gather(example):
+        return {"rejected": [example[column] for column in flat if example[column]]}
+
+    renamed = {old: new for old, new in {"anchor": "prompt", "positive": "chosen"}.items() if old in columns}
+    return dataset.map(gather, remove_columns=flat).rename_columns(renamed)
+
+
+def to_preference_pairs(dataset: Dataset | IterableDataset) -> Dataset | IterableDataset:
+    """
+    Convert multi-preference records to preference data of TRL: one row for each pair of the chosen with a rejected
+    completion, as `DPOTrainer` takes them.
+
+    Args:
+        dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
+            Multi-preference dataset.
+
+    Returns:
+        [`~datasets.Dataset`] or [`~datasets.IterableDataset`]: The dataset with K rows per record, other columns
+        repeated.
+    """
+
+    def unroll(batch):
+        counts = [len(rejected) for rejected in batch["rejected"]]
+        rows = {
+            column: [value for value, count in zip(values, counts, strict=True) for _ in range(count)]
+            for column, values in batch.items()
+        }
+        return {**rows, "rejected": [text for rejected in batch["rejected"] for text in rejected]}
+
+    # the type of `rejected` changes, which a map in place does not allow
+    columns = list(dataset.column_names or next(iter(dataset)))
+    return dataset.map(unroll, batched=True, remove_columns=columns)
+
+
+def to_prompt_completion(dataset: Dataset | IterableDataset) -> Dataset | IterableDataset:
+    """
+    Convert multi-preference records to prompt-completion data of TRL, with the chosen completion, for a stage of
+    supervised fine-tuning with [`~trl.SFTTrainer`] on the same tokens.
+
+    Args:
+        dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
+            Multi-preference dataset.
+
+    Returns:
+        [`~datasets.Dataset`] or [`~datasets.IterableDataset`]: The dataset with `prompt` and `completion` alone.
+    """
+    columns = list(dataset.column_names or next(iter(dataset)))
+    others = [column for column in columns if column not in ("prompt", "chosen")]
+    return dataset.remove_columns(others).rename_column("chosen", "completion")

@@ -1,0 +1,339 @@
+"""
+Shared-prefix rows: a prompt with its 1 + K completions in one row, the prompt computed once.
+
+    tokens     p1 … p(n-1) | pn c1 … cm | pn r1 … rl | …         position ids restart at n-1 in each segment
+    segment     0 …   0    |  1  …   1  |  2  …   2  | …         attend: causal, and (same segment or segment 0)
+
+Each segment starts with a repeat of the last prompt token, so that the position before every completion token is the
+one that predicts it, as in a row of its own. Padding has segment -1.
+"""
+
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from accelerate.utils import is_peft_model
+from transformers import PreTrainedModel
+
+
+PADDING_SEGMENT = -1
+PROMPT_SEGMENT = 0
+
+
+def shared_prefix_row(prompt_ids: list[int], completions: list[list[int]]) -> dict[str, list[int]]:
+    """
+    Lay a prompt and its completions out in one row.
+
+    Args:
+        prompt_ids (`list[int]`):
+            Tokens of the prompt. It may be empty: the first token of each completion is then context only, as it is
+            in a row of its own, where nothing predicts it.
+        completions (`list[list[int]]`):
+            Tokens of the completions, the chosen one first.
+
+    Returns:
+        `dict[str, list[int]]`: `input_ids`, `position_ids`, `segment_ids` (0 for the prompt, 1 to 1 + K for the
+        completions) and `completion_mask` (1 on the tokens whose log-probability counts), all of the same length.
+    """
+    start = max(len(prompt_ids) - 1, 0)
+    row = {
+        "input_ids": list(prompt_ids[:start]),
+        "position_ids": list(range(start)),
+        "segment_ids": [PROMPT_SEGMENT] * start,
+        "completion_mask": [0] * start,
+    }
+    for number, completion in enumerate(completions, start=1):
+        segment = list(prompt_ids[start:]) + list(completion)
+        row["input_ids"] += segment
+        row["position_ids"] += range(start, start + len(segment))
+        row["segment_ids"] += [number] * len(segment)
+        row["completion_mask"] += [0] + [1] * (len(segment) - 1)
+    return row
+
+
+def shared_prefix_mask(segment_ids: torch.Tensor, attn_implementation: str, dtype: torch.dtype) -> torch.Tensor:
+    """
+    Attention mask of shared-prefix rows: causal, and within the own segment or to the prompt.
+
+    Args:
+        segment_ids (`torch.Tensor` of shape `(B, L)`):
+            Segment of each position, -1 for padding. Padding attends to padding, so that no row of the mask is empty.
+        attn_implementation (`str`):
+            `"sdpa"` takes a boolean mask (True where attention is allowed), `"eager"` an additive one.
+        dtype (`torch.dtype`):
+            Type of the additive mask.
+
+    Returns:
+        `torch.Tensor` of shape `(B, 1, L, L)`: The mask, which transformers passes on to the attention as it is.
+    """
+    length = segment_ids.size(1)
+    query, key = segment_ids.unsqueeze(2), segment_ids.unsqueeze(1)
+    causal = torch.ones(length, length, dtype=torch.bool, device=segment_ids.device).tril()
+    allowed = (causal & ((key == query) | (key == PROMPT_SEGMENT))).unsqueeze(1)
+    if attn_implementation == "sdpa":
+        return allowed
+    return torch.zeros_like(allowed, dtype=dtype).masked_fill(~allowed, torch.finfo(dtype).min)
+
+
+def is_shared(batch: dict[str, torch.Tensor]) -> bool:
+    """Whether a batch of the collator holds shared-prefix rows rather than one padded row per completion."""
+    # position ids restart in every segment, so only shared rows need to carry them
+    return "position_ids" in batch
+
+
+def record_of_row(batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Index of the record that each row of a batch belongs to, of shape `(rows,)`."""
+    num_completions = batch["num_completions"]
+    records = torch.arange(num_completions.size(0), device=num_completions.device)
+    return records if is_shared(batch) else records.repeat_interleave(num_completions)
+
+
+def completion_exists(num_completions: torch.Tensor) -> torch.Tensor:
+    """True where a record has a completion: from 1 + K of each record, `(B,)`, to a mask of shape `(B, C)`."""
+    columns = torch.arange(int(num_completions.max()), device=num_completions.device)
+    return columns < num_completions.unsqueeze(1)
+
+
+def expand_shared_rows(
+    batch: dict[str, torch.Tensor], pad_token_id: int, pad_to_multiple_of: int | None = None
+) -> dict[str, torch.Tensor]:
+    """
+    Turn shared-prefix rows into padded rows, one per completion: `[chosen; rejected_1; …]` of the first record, then
+    of the next. This is the layout for models that cannot share a prefix, and the reference for those that can.
+
+    Args:
+        batch (`dict[str, torch.Tensor]`):
+            Batch of shared-prefix rows, as [`DataCollatorForMultiPreference`] returns it.
+        pad_token_id (`int`):
+            Token to pad the rows with, on the right.
+        pad_to_multiple_of (`int`, *optional*):
+            If set, the rows are padded to a multiple of this value.
+
+    Returns:
+        `dict[str, torch.Tensor]`: The batch with `sum(1 + K)` rows and no `position_ids`.
+    """
+    num_completions, segment_ids = batch["num_completions"], batch["segment_ids"]
+    device = segment_ids.device
+    records = torch.arange(num_completions.size(0), device=device).repeat_interleave(num_completions)
+    first_row = (num_completions.cumsum(0) - num_completions).repeat_interleave(num_completions)
+    number = torch.arange(records.size(0), device=device) - first_row + 1  # 1 for the chosen, 2.. for the rejected
+    segments = segment_ids[records]
+    keep = (segments == PROMPT_SEGMENT) | (segments == number.unsqueeze(1))
+    multiple = pad_to_multiple_of or 1
+    length = -(-int(keep.sum(dim=1).max()) // multiple) * multiple
+    # a stable sort moves the kept positions of each row to its front, in their order
+    order = (~keep).long().argsort(dim=1, stable=True)[:, :length]
+    kept = keep.gather(1, order)
+
+    def rows(name, padding):
+        return batch[name][records].gather(1, order).masked_fill(~kept, padding)
+
+    expanded = {name: value for name, value in batch.items() if name != "position_ids"}
+    expanded["input_ids"] = rows("input_ids", pad_token_id)
+    expanded["segment_ids"] = rows("segment_ids", PADDING_SEGMENT)
+    expanded["completion_mask"] = rows("completion_mask", 0)
+    expanded["attention_mask"] = kept.long()
+    return expanded
+
+
+class CompletionScores(NamedTuple):
+    """
+    What a model makes of the completions of a batch. `C` is the largest 1 + K of the batch, column 0 the chosen one;
+    entries of completions that a record does not have are 0.
+
+    Args:
+        log_probs (`torch.Tensor` of shape `(B, C)`):
+            Log-probability of each completion given its prompt: the sum over its tokens, in nats.
+        num_tokens (`torch.Tensor` of shape `(B, C)`):
+            Number of tokens summed over.
+        token_sums (`dict[str, torch.Tensor]` with values of shape `(B, C)`):
+            Sums over the same tokens of the other outputs of TRL's fused LM head, without gradient.
+        aux_loss (`torch.Tensor`, *optional*):
+            Load-balancing loss of a mixture-of-experts model.
+    """
+
+    log_probs: torch.Tensor
+    num_tokens: torch.Tensor
+    token_sums: dict[str, torch.Tensor]
+    aux_loss: torch.Tensor | None = None
+
+
+def base_model(model: torch.nn.Module) -> PreTrainedModel:
+    """The transformers model below the wrappers of PEFT."""
+    return model.get_base_model() if is_peft_model(model) else model
+
+
+@contextmanager
+def _keep_positions(causal_lm: PreTrainedModel, mask: torch.Tensor) -> Iterator[None]:
+    """
+    Let the backbone hand only the positions of `mask`, of shape `(rows, L)`, to the LM head, flattened to one row.
+    TRL's fused LM head scores every position outside of Triton devices; a vocabulary is wide, so this matters.
+    """
+
+    def hook(module, args, output):
+        # Prompt-learning PEFT prepends virtual tokens to the outputs; keep the positions of the real tokens
+        hidden_states = output.last_hidden_state[:, -mask.size(1) :]
+        output.last_hidden_state = hidden_states[mask].unsqueeze(0)
+        return output
+
+    handle = causal_lm.base_model.register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def score_completions(
+    model: torch.nn.Module,
+    batch: dict[str, torch.Tensor],
+    unwrapped_model: torch.nn.Module | None = None,
+    **model_kwargs,
+) -> CompletionScores:
+    """
+    Log-probabilities of all completions of a batch in one forward pass.
+
+    Args:
+        model (`torch.nn.Module`):
+            Model to call, wrapped for distributed training or not. The transformers model inside must have been given
+            a fused LM head by `trl.trainer.utils.add_fused_lm_head`, as the trainers of TRL do.
+        batch (`dict[str, torch.Tensor]`):
+            Batch of [`DataCollatorForMultiPreference`], in shared-prefix or padded rows.
+        unwrapped_model (`torch.nn.Module`, *optional*):
+            The model inside the wrappers of distributed training. Defaults to `model`.
+        **model_kwargs:
+            Passed on to the forward, for example `output_router_logits`.
+
+    Returns:
+        [`CompletionScores`]: One column per completion, the chosen one first.
+    """
+    causal_lm = base_model(model if unwrapped_model is None else unwrapped_model)
+    attention_mask = batch["attention_mask"]
+    if is_shared(batch):
+        model_kwargs["position_ids"] = batch["position_ids"]
+        attn_implementation = causal_lm.config.get_text_config()._attn_implementation
+        attention_mask = shared_prefix_mask(batch["segment_ids"], attn_implementation, causal_lm.dtype)
+
+    # the position before a completion token predicts it
+    predicts = batch["completion_mask"][:, 1:].bool()
+    labels = batch["input_ids"][:, 1:][predicts].unsqueeze(0)
+    with _keep_positions(causal_lm, torch.nn.functional.pad(predicts, (0, 1))):
+        outputs = model(
+            input_ids=batch["input_ids"],
+            attention_mask=attention_mask,
+            shift_labels=labels,
+            fused_lm_head=True,
+            use_cache=False,
+            **model_kwargs,
+        )
+
+    num_records, width = batch["num_completions"].size(0), int(batch["num_completions"].max())
+    slots = (record_of_row(batch).unsqueeze(1) * width + batch["segment_ids"][:, 1:] - 1)[predicts]
+
+    def per_completion(values):  # (num_tokens,) -> (B, C)
+        sums = torch.zeros(num_records * width, dtype=torch.float32, device=values.device)
+        return sums.index_add(0, slots.to(values.device), values.float()).view(num_records, width)
+
+    names = [name for name in ("entropy", "mean_logits", "is_top1") if name in outputs]
+    return CompletionScores(
+        log_probs=per_completion(outputs.log_probs.squeeze(0)),
+        num_tokens=per_completion(torch.ones_like(slots, dtype=torch.float32)),
+        token_sums={name: per_completion(outputs[name].squeeze(0).detach()) for name in names},
+        aux_loss=outputs.aux_loss,
+    )
+
+
+def sharing_tolerance(dtype: torch.dtype) -> tuple[float, float]:
+    """
+    Absolute (in nats) and relative tolerance within which shared-prefix and padded rows must agree. A mask that is not
+    heeded is off by whole nats; half precision rounds by a few percent, as it does between two paddings.
+    """
+    return (1e-3, 1e-3) if dtype in (torch.float32, torch.float64) else (0.5, 0.05)
+
+
+def sharing_excess(
+    score: Callable[[dict[str, torch.Tensor]], CompletionScores],
+    batch: dict[str, torch.Tensor],
+    pad_token_id: int,
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    """
+    Score the first two records of a batch in shared-prefix and in padded rows, to find out a model whose attention does
+    something else with the mask.
+
+    Args:
+        score (`Callable`):
+            Scores a batch, without dropout.
+        batch (`dict[str, torch.Tensor]`):
+            Batch of shared-prefix rows.
+        pad_token_id (`int`):
+            Token to pad with.
+        dtype (`torch.dtype`):
+            Type that the model computes in, for the tolerance.
+
+    Returns:
+        `torch.Tensor`: Scalar, the largest difference beyond the tolerance, in nats: not above 0 if they agree.
+    """
+    sample = {name: tensor[:2] for name, tensor in batch.items()}
+    atol, rtol = sharing_tolerance(dtype)
+    with torch.no_grad():
+        shared = score(sample).log_probs
+        padded = score(expand_shared_rows(sample, pad_token_id)).log_probs
+    excess = (shared - padded).abs() - rtol * padded.abs() - atol
+    excess = excess.masked_fill(excess.isnan(), torch.inf)
+    # weights of NaN say nothing about the mask
+    return excess.masked_fill(~padded.isfinite(), 0).max()
+
+
+def why_prefix_sharing_is_unsound(model: torch.nn.Module, max_length: int | None = None) -> str | None:
+    """
+    Say why a model cannot take shared-prefix rows.
+
+    Sharing is sound where every layer is softmax attention under a mask that we choose, and positions enter through
+    `position_ids`: then a completion sees its prompt and itself, at the positions of a row of its own.
+
+    Args:
+        model (`torch.nn.Module`):
+            Model, with or without PEFT.
+        max_length (`int`, *optional*):
+            Most tokens that a prompt with one completion can have. A sliding window at least as wide hides nothing.
+
+    Returns:
+        `str` or `None`: The reason, or `None` if the model can take shared-prefix rows.
+    """
+    if is_peft_model(model) and any(config.is_prompt_learning for config in model.peft_config.values()):
+        return "a prompt-learning adapter adds positions of its own"
+    causal_lm = base_model(model)
+    config = causal_lm.config.get_text_config()
+    name = type(causal_lm).__name__
+    if config._attn_implementation not in ("sdpa", "eager"):
+        return (
+            f"the attention implementation {config._attn_implementation!r} takes no mask of this form (load the model "
+            "with attn_implementation='sdpa')"
+        )
+    if getattr(causal_lm, "_is_stateful", False):
+        return f"{name} is recurrent: its state would carry one completion into the next"
+    layer_types = set(getattr(config, "layer_types", None) or [])
+    other_layers = sorted(layer_types - {"full_attention", "sliding_attention"})
+    if other_layers:
+        return f"{name} has layers of another kind than softmax attention: {', '.join(other_layers)}"
+    if (
+        getattr(config, "alibi", False)
+        or "position_ids" not in inspect.signature(causal_lm.base_model.forward).parameters
+    ):
+        return f"{name} takes no position ids (its positions are those of the row)"
+    if hasattr(config, "output_router_logits"):
+        return f"the load-balancing loss of {name} takes no mask of this form"
+    if not (causal_lm._supports_sdpa or causal_lm._supports_attention_backend):
+        return f"{name} does not use the attention interface of transformers, whose masks may have this form"
+    return _why_sliding_window_is_too_short(config, layer_types, max_length)
+
+
+def _why_sliding_window_is_too_short(config, layer_types: set[str], max_length: int | None) -> str | None:
+    window = getattr(config, "sliding_window", None)
+    slides = "sliding_attention" in layer_types or (not layer_types and getattr(config, "use_sliding_window", True))
+    if window is None or not slides or (max_length is not None and window >= max_length):
+        return None
+    longest = "no `max_length` is set" if max_length is None else f"`max_length` is {max_length}"
+    return f"the sliding window of {window} tokens may be shorter than a prompt with its completion ({longest})"

@@ -1,0 +1,150 @@
+from dataclasses import dataclass, field
+
+from transformers.utils import logging
+from trl import DPOConfig
+
+
+logger = logging.get_logger(__name__)
+
+# Losses that are defined over one chosen and K rejected completions; see `losses.py`.
+MULTI_PREFERENCE_LOSS_TYPES = ("softmax", "sigmoid", "sft")
+
+
+@dataclass
+class SoftmaxDPOConfig(DPOConfig):
+    r"""
+    Configuration class for the [`SoftmaxDPOTrainer`].
+
+    This class includes only the parameters that are specific to Softmax-DPO training, and those whose default value
+    differs from [`~trl.DPOConfig`]. For a full list of training arguments, please refer to the [`~trl.DPOConfig`] and
+    [`~transformers.TrainingArguments`] documentation.
+
+    Parameters:
+        num_negatives (`int`, *optional*):
+            Number K of rejected completions that a training step takes from the pool of each record. They are drawn
+            anew in every epoch, as a function of the seed, the epoch and the record. If `None`, the whole pool is
+            used. A record with a smaller pool uses all of it. Evaluation always takes the whole pool.
+        prefix_sharing (`str`, *optional*, defaults to `"auto"`):
+            Whether the 1 + K completions of a record share one row, in which the prompt is computed once. Possible
+            values are: `"auto"` (share where the model allows it, otherwise fall back to one padded row per
+            completion, with one warning that says why), `"true"` (an error where the model does not allow it) and
+            `"false"`. Booleans are accepted. The results are the same up to rounding.
+
+    > [!NOTE]
+    > These parameters have default values different from [`~trl.DPOConfig`]:
+    > - `loss_type`: Defaults to `["softmax"]` instead of `["sigmoid"]`. `"softmax"` is the loss of the
+    >   [paper](https://huggingface.co/papers/2406.09215), `"sigmoid"` averages DPO's loss over the K pairs, and
+    >   `"sft"` is the negative log-likelihood of the chosen completion per token. Several are combined with
+    >   `loss_weights`. Plain preference data (one rejected completion) take every loss type of
+    >   [`~trl.DPOConfig`]; there `"softmax"` is `"sigmoid"`.
+    > - `beta`: Defaults to `1.0` instead of `0.1`, the value of the paper.
+    > - `learning_rate`: Defaults to `1e-5` instead of `1e-6`, the value of the paper.
+    """
+
+    # Parameters whose default values are overridden from DPOConfig
+    learning_rate: float = field(
+        default=1e-5,
+        metadata={"help": "The initial learning rate for AdamW."},
+    )
+    loss_type: list[str] = field(
+        default_factory=lambda: ["softmax"],
+        metadata={
+            "help": "Type of loss to use. For records with several rejected completions: `'softmax'`, `'sigmoid'` "
+            "(DPO over the K pairs, averaged), `'sft'`. Plain preference data take every loss type of `DPOConfig`. If "
+            "multiple loss types are provided, they will be combined using the weights specified in `loss_weights`.",
+        },
+    )
+    beta: float = field(
+        default=1.0,
+        metadata={
+            "help": "Parameter controlling the deviation from the reference model. Higher β means less deviation from "
+            "the reference model."
+        },
+    )
+
+    # Parameters that are specific to Softmax-DPO
+    num_negatives: int | None = field(
+        default=None,
+        metadata={
+            "help": "Number K of rejected completions that a training step draws from the pool of each record, anew in "
+            "every epoch. If `None`, the whole pool is used."
+        },
+    )
+    prefix_sharing: str = field(
+        default="auto",
+        metadata={
+            "help": "Whether the completions of a record share one row, in which the prompt is computed once: 'auto' "
+            "(where the model allows it), 'true' or 'false'.",
+        },
+    )
+
+    def __post_init__(self):
+        self.prefix_sharing = str(self.prefix_sharing).lower()
+        if self.prefix_sharing not in ("auto", "true", "false"):
+            raise ValueError(f"`prefix_sharing` must be 'auto', 'true' or 'false', got {self.prefix_sharing!r}.")
+        if self.num_negatives is not None and self.num_negatives < 1:
+            raise ValueError(
+                f"`num_negatives` must be at least 1, got {self.num_negatives}. Leave it out to use every rejected "
+                "completion of a record."
+            )
+        super().__post_init__()
+
+
+def to_softmax_dpo_config(args: DPOConfig) -> SoftmaxDPOConfig:
+    """
+    Turn a plain [`~trl.DPOConfig`] into a [`SoftmaxDPOConfig`] with the same values, so that an existing DPO script
+    runs with one line changed.
+
+    `loss_type=["sigmoid"]`, the default of [`~trl.DPOConfig`], becomes `["softmax"]`, which is the same loss for one
+    rejected completion. To average DPO's loss over the pairs instead, use `SoftmaxDPOConfig(loss_type="sigmoid")`.
+
+    Args:
+        args ([`~trl.DPOConfig`]):
+            Configuration to convert. A [`SoftmaxDPOConfig`] is returned as it is.
+
+    Returns:
+        [`SoftmaxDPOConfig`]: The configuration with all of its values kept.
+    """
+    if isinstance(args, SoftmaxDPOConfig):
+        return args
+    dict_args = args.to_dict()
+    # to_dict puts a placeholder for whatever is called a token: hub_token, pad_token
+    dict_args |= {name: getattr(args, name) for name in dict_args if name.endswith("_token")}
+    if args.loss_type == ["sigmoid"]:
+        dict_args["loss_type"] = ["softmax"]
+        logger.warning(
+            "A `DPOConfig` was passed to `SoftmaxDPOTrainer`: its values are kept (beta=%s), and `loss_type='sigmoid'` "
+            "becomes 'softmax', which is the same for one rejected completion. Pass a `SoftmaxDPOConfig` to choose.",
+            args.beta,
+        )
+    return SoftmaxDPOConfig(**dict_args)
+
+
+def check_multi_preference_options(args: SoftmaxDPOConfig) -> None:
+    """
+    Refuse the options of [`~trl.DPOConfig`] that are not defined for several rejected completions.
+
+    Args:
+        args ([`SoftmaxDPOConfig`]):
+            Configuration of a run on multi-preference data.
+
+    Raises:
+        `ValueError`: If an option is set that has no meaning there. The message names it, its value and the remedy.
+    """
+    remedy = "Use TRL's preference format (one rejected completion per record) with it, or leave it out."
+    if unknown := [name for name in args.loss_type if name not in MULTI_PREFERENCE_LOSS_TYPES]:
+        raise ValueError(
+            f"`loss_type={unknown}` is not defined for several rejected completions, only "
+            f"{list(MULTI_PREFERENCE_LOSS_TYPES)}. {remedy}"
+        )
+    if args.f_divergence_type != "reverse_kl":
+        raise ValueError(
+            f"`f_divergence_type={args.f_divergence_type!r}` is not supported with several rejected completions: "
+            f"Softmax-DPO is derived for the reverse KL divergence. {remedy}"
+        )
+    # 0.0 is a value of `ld_alpha`
+    for name, unset in (("ld_alpha", None), ("use_weighting", False), ("label_smoothing", 0.0)):
+        if getattr(args, name) != unset:
+            raise ValueError(
+                f"`{name}={getattr(args, name)}` is not supported with several rejected completions. {remedy}"
+            )

@@ -1,0 +1,438 @@
+# Copyright 2020-2026 The HuggingFace Team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+#
+# This file re-states parts of `trl/trainer/dpo_trainer.py` of TRL 1.16, changed for several rejected completions.
+
+import dataclasses
+import textwrap
+from collections import defaultdict
+from collections.abc import Callable
+from contextlib import contextmanager, nullcontext
+from functools import partial
+
+import torch
+from accelerate.logging import get_logger
+from accelerate.utils import is_peft_model
+from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
+from peft import PeftConfig, PeftModel
+from transformers import (
+    BitsAndBytesConfig,
+    DataCollator,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    ProcessorMixin,
+    TrainerCallback,
+)
+from transformers.trainer_utils import EvalPrediction
+from trl import DPOConfig, DPOTrainer
+from trl.models.utils import disable_gradient_checkpointing
+from trl.trainer.dpo_trainer import DataCollatorForPreference
+from trl.trainer.utils import get_config_model_id, global_then_local_main_first, use_adapter
+
+from .collators import DataCollatorForMultiPreference, EpochCallback
+from .data_utils import drop_too_long, is_multi_preference, tokenize_multi_preference
+from .losses import pairwise_sigmoid_loss, softmax_dpo_loss
+from .prefix_sharing import (
+    CompletionScores,
+    completion_exists,
+    expand_shared_rows,
+    is_shared,
+    record_of_row,
+    score_completions,
+    sharing_excess,
+    why_prefix_sharing_is_unsound,
+)
+from .reward_metrics import preference_metrics
+from .softmax_dpo_config import SoftmaxDPOConfig, check_multi_preference_options, to_softmax_dpo_config
+
+
+logger = get_logger(__name__)
+
+
+class SoftmaxDPOTrainer(DPOTrainer):
+    """
+    Trainer for Softmax Direct Preference Optimization (S-DPO), which aligns a language model to one chosen completion
+    against several rejected ones at once. The method was proposed in the paper [On Softmax Direct Preference
+    Optimization for Recommendation](https://huggingface.co/papers/2406.09215). Not to be confused with
+    `trl.experimental.sdpo`, Self-Distillation Policy Optimization.
+
+    The changes w.r.t. [`~trl.DPOTrainer`] are the loss and the data collator: `rejected` may be a *list* of
+    completions, of which each batch carries all, or `num_negatives` drawn anew in every epoch. Data sets in which
+    `rejected` is a single completion are trained as [`~trl.DPOTrainer`] does.
+
+    Example:
+
+    ```python
+    >>> from datasets import load_dataset
+    >>> from trl_sdpo import SoftmaxDPOTrainer
+
+    >>> dataset = load_dataset("json", data_files="preferences.jsonl", split="train")
+    >>> dataset[0]
+    {'prompt': '…', 'chosen': ' Heat (1995)', 'rejected': [' Fargo (1996)', ' Big (1988)', ' Alien (1979)']}
+
+    >>> trainer = SoftmaxDPOTrainer(model="HuggingFaceTB/SmolLM2-135M-Instruct", train_dataset=dataset)
+    >>> trainer.train()
+    ```
+
+    Args:
+        model (`str` or [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            Model to be trained, see [`~trl.DPOTrainer`]. A PEFT model continues its adapter, a frozen copy of which
+            is the reference.
+        ref_model ([`~transformers.PreTrainedModel`], *optional*):
+            Reference model used to compute the reference log probabilities. If `None`, the initial policy.
+        args ([`SoftmaxDPOConfig`] or [`~trl.DPOConfig`], *optional*):
+            Configuration for this trainer. If `None`, a default configuration is used. A [`~trl.DPOConfig`] keeps its
+            values, see [`to_softmax_dpo_config`].
+        data_collator ([`~transformers.DataCollator`], *optional*):
+            Function to use to form a batch from a list of elements of the processed `train_dataset` or
+            `eval_dataset`. Will default to [`DataCollatorForMultiPreference`].
+        train_dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
+            Dataset to use for training, in the multi-preference format (see `trl_sdpo.data_utils`) or in the
+            preference format of TRL, standard or conversational.
+        eval_dataset ([`~datasets.Dataset`], [`~datasets.IterableDataset`], [`~datasets.DatasetDict`], [`~datasets.IterableDatasetDict`] or `dict[str, Dataset | IterableDataset]`):
+            Dataset to use for evaluation. It must meet the same requirements as `train_dataset`.
+        processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
+            Tokenizer. If `None`, it is loaded from the model's name.
+        compute_metrics (`Callable[[EvalPrediction], dict]`, *optional*):
+            See [`~trl.DPOTrainer`]. The ranking metrics of multi-preference data need none.
+        callbacks (list of [`~transformers.TrainerCallback`], *optional*):
+            List of callbacks to customize the training loop.
+        optimizers (`tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None]`, *optional*, defaults to `(None, None)`):
+            A tuple containing the optimizer and the scheduler to use.
+        quantization_config ([`~transformers.BitsAndBytesConfig`], *optional*):
+            Quantization configuration used when loading the model from a model identifier.
+        peft_config ([`~peft.PeftConfig`], *optional*):
+            PEFT configuration used to wrap the model. If `None`, the model is not wrapped.
+    """
+
+    _tag_names = ["trl", "softmax-dpo"]
+    _name = "S-DPO"
+    _paper = {
+        "title": "On Softmax Direct Preference Optimization for Recommendation",
+        "id": "2406.09215",
+        # docstyle-ignore
+        "citation": textwrap.dedent("""\
+            @inproceedings{chen2024softmax,
+                title        = {{On Softmax Direct Preference Optimization for Recommendation}},
+                author       = {Yuxin Chen and Junfei Tan and An Zhang and Zhengyi Yang and Leheng Sheng and Enzhi Zhang and Xiang Wang and Tat-Seng Chua},
+                year         = 2024,
+                booktitle    = {Advances in Neural Information Processing Systems 37: Annual Conference on Neural Information Processing Systems 2024, NeurIPS 2024},
+            }"""),
+    }
+
+    def __init__(
+        self,
+        model: "str | PreTrainedModel | PeftModel",
+        ref_model: PreTrainedModel | None = None,
+        args: DPOConfig | None = None,
+        data_collator: DataCollator | None = None,
+        train_dataset: Dataset | IterableDataset | None = None,
+        eval_dataset: Dataset
+        | IterableDataset
+        | DatasetDict
+        | IterableDatasetDict
+        | dict[str, Dataset | IterableDataset]
+        | None = None,
+        processing_class: PreTrainedTokenizerBase | ProcessorMixin | None = None,
+        compute_metrics: Callable[[EvalPrediction], dict] | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
+        quantization_config: "BitsAndBytesConfig | None" = None,
+        peft_config: "PeftConfig | None" = None,
+    ):
+        if args is None:
+            model_name = model if isinstance(model, str) else get_config_model_id(model.config)
+            model_name = model_name.split("/")[-1]
+            args = SoftmaxDPOConfig(f"{model_name}-S-DPO")
+        args = to_softmax_dpo_config(args)
+
+        self._largest_pool = 0  # most rejected completions of a record, in any dataset
+        self._metric_sums = {"train": defaultdict(lambda: [0.0, 0.0]), "eval": defaultdict(lambda: [0.0, 0.0])}
+        self._share_prefix = None  # decided on first use
+
+        super().__init__(
+            model=model,
+            ref_model=ref_model,
+            args=args,
+            data_collator=data_collator,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            compute_metrics=compute_metrics,
+            callbacks=callbacks,
+            optimizers=optimizers,
+            quantization_config=quantization_config,
+            peft_config=peft_config,
+        )
+        if not any(param.requires_grad for param in self.model.parameters()):
+            raise ValueError(
+                "The model has no trainable parameter, so training would change nothing. An adapter is loaded for "
+                "training with `PeftModel.from_pretrained(..., is_trainable=True)`."
+            )
+        self._set_collators()
+        if isinstance(self.data_collator, DataCollatorForMultiPreference):
+            self.add_callback(EpochCallback(self.data_collator.epoch))
+        # On one rejected completion, softmax is the sigmoid loss, under the name that the parent knows
+        self.loss_types = ["sigmoid" if loss_type == "softmax" else loss_type for loss_type in args.loss_type]
+
+    def _set_collators(self) -> None:
+        """Put our collator in the place of the parent's; evaluation and precomputation take the whole pool."""
+        if isinstance(self.data_collator, DataCollatorForPreference):
+            self.data_collator = DataCollatorForMultiPreference(
+                **vars(self.data_collator),
+                prefix_sharing=self._decide_prefix_sharing(),
+                num_negatives=self.args.num_negatives,
+                seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
+            )
+        self._eval_data_collator = self.data_collator
+        if isinstance(self.data_collator, DataCollatorForMultiPreference):
+            self._eval_data_collator = dataclasses.replace(self.data_collator, num_negatives=None)
+
+    @contextmanager
+    def _whole_pool(self):
+        self._set_collators()
+        train_data_collator, self.data_collator = self.data_collator, self._eval_data_collator
+        try:
+            yield
+        finally:
+            self.data_collator = train_data_collator
+
+    def _get_dataloader(self, dataset, description, batch_size, sampler_fn=None, is_training=False, **kwargs):
+        with nullcontext() if is_training else self._whole_pool():
+            return super()._get_dataloader(dataset, description, batch_size, sampler_fn, is_training, **kwargs)
+
+    def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
+        with self._whole_pool():
+            return super()._precompute_ref_logps(dataset, name, batch_size)
+
+    def _decide_prefix_sharing(self) -> bool:
+        if self.args.prefix_sharing == "false":
+            return False
+        models = [self.model] if self.ref_model is None else [self.model, self.ref_model]
+        reasons = [why_prefix_sharing_is_unsound(model, self.args.max_length) for model in models]
+        reason = next((reason for reason in reasons if reason is not None), None)
+        if reason is not None and self.args.prefix_sharing == "true":
+            raise ValueError(
+                f"`prefix_sharing='true'` is not possible here: {reason}. Use `prefix_sharing='auto'`, which falls back "
+                "to padded rows."
+            )
+        if reason is not None:
+            logger.warning(
+                f"The prompt is computed once per completion instead of once per record, because {reason}. The results "
+                "are the same, but slower. `prefix_sharing='false'` silences this warning."
+            )
+        return reason is None
+
+    def _prepare_dataset(
+        self,
+        dataset: Dataset | IterableDataset,
+        processing_class: PreTrainedTokenizerBase | ProcessorMixin,
+        args: SoftmaxDPOConfig,
+        dataset_name: str,
+    ) -> Dataset | IterableDataset:
+        first_example = next(iter(dataset), None)
+        if first_example is None:
+            raise ValueError(f"The {dataset_name} dataset is empty.")
+        if not is_multi_preference(first_example):
+            return super()._prepare_dataset(dataset, processing_class, args, dataset_name)
+        check_multi_preference_options(args)
+        if self._is_vlm:
+            raise ValueError("Several rejected completions are supported for text models only. Pass a tokenizer.")
+
+        stream = not isinstance(dataset, Dataset)
+        # Build the kwargs for the `map` function: IterableDataset supports neither `num_proc` nor `desc`
+        map_kwargs = {} if stream else {"num_proc": args.dataset_num_proc}
+        with global_then_local_main_first():
+            if not stream:
+                map_kwargs["desc"] = f"Tokenizing {dataset_name} dataset"
+            dataset = dataset.map(
+                tokenize_multi_preference,
+                fn_kwargs={
+                    "processing_class": processing_class,
+                    "eos_token": self._tokenizer.eos_token,
+                    "stream": stream,
+                },
+                with_indices=True,
+                **map_kwargs,
+            )
+            if args.max_length is not None:
+                if not stream:
+                    map_kwargs["desc"] = f"Dropping too long examples from {dataset_name} dataset"
+                dataset = drop_too_long(dataset, args.max_length, dataset_name, **map_kwargs)
+        if not stream:
+            pool_sizes = [len(rejected) for rejected in dataset["rejected_ids"]]
+            self._largest_pool = max(self._largest_pool, *pool_sizes)
+            if args.num_negatives is not None and args.num_negatives > min(pool_sizes):
+                logger.warning_once(
+                    f"`num_negatives={args.num_negatives}` is more than some records have (the smallest pool of the "
+                    f"{dataset_name} dataset is {min(pool_sizes)}): all of theirs are used."
+                )
+        return dataset
+
+    def _set_signature_columns_if_needed(self):
+        if self._signature_columns is None:
+            super()._set_signature_columns_if_needed()
+            self._signature_columns += ["record_id", "length"]
+
+    def _score(self, model, inputs, **model_kwargs) -> CompletionScores:
+        return score_completions(model, inputs, self.accelerator.unwrap_model(model), **model_kwargs)
+
+    @contextmanager
+    def _reference(self):
+        """The reference model, or the policy with its reference adapter."""
+        # When gradient checkpointing is enabled with use_reentrant=True (non default), calling the model inside a
+        # torch.no_grad() block triggers a harmless PyTorch warning ("None of the inputs have requires_grad=True").
+        # Temporarily disable checkpointing to avoid this warning during inference.
+        with torch.no_grad(), disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs):
+            if is_peft_model(self.model) and self.ref_model is None:
+                # When training a PEFT adapter, how we obtain the reference depends on the setup:
+                # - New adapter: disabling adapters yields the base model.
+                # - Re-training an existing adapter: an initial copy is loaded under the name "ref".
+                model = self.accelerator.unwrap_model(self.model)
+                with use_adapter(model, adapter_name="ref" if "ref" in model.peft_config else None):
+                    yield
+            else:
+                yield
+
+    def compute_ref_log_probs(self, model, inputs):
+        """
+        Computes reference log probabilities for a single batch: `(B,)` of the chosen, and `(B, K)` of the rejected
+        completions, K the largest of the datasets, with NaN where a record has fewer.
+        """
+        if "segment_ids" not in inputs:
+            return super().compute_ref_log_probs(model, inputs)
+        with self._reference(), self.accelerator.autocast():
+            ref_logps = self._score(model, inputs).log_probs
+        ref_logps = ref_logps.masked_fill(~completion_exists(inputs["num_completions"]), torch.nan)
+        missing = 1 + self._largest_pool - ref_logps.size(1)
+        ref_logps = torch.nn.functional.pad(ref_logps, (0, max(missing, 0)), value=torch.nan)
+        return ref_logps[:, 0], ref_logps[:, 1:]
+
+    def _check_sharing(self, model, inputs) -> bool:
+        """Whether sharing gives the results of padded rows on the first batch; all processes come to the same answer."""
+        dtype = torch.bfloat16 if self.args.bf16 or self.args.fp16 else self.model.dtype
+        training = model.training
+        model.eval()  # dropout, where it is left on, would make any two passes differ
+        try:
+            with disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs):
+                excess = sharing_excess(partial(self._score, model), inputs, self._tokenizer.pad_token_id, dtype)
+        finally:
+            model.train(training)
+        excess = self.accelerator.gather(excess.reshape(1)).max().item()
+        if excess <= 0:
+            return True
+        message = (
+            "Shared-prefix rows and padded rows give different log-probabilities on the first batch, by "
+            f"{excess:.3g} nats beyond rounding: the model does not heed the mask"
+        )
+        if self.args.prefix_sharing == "true":
+            raise ValueError(f"{message}. Use `prefix_sharing='false'`.")
+        logger.warning(f"{message}. Falling back to padded rows.")
+        return False
+
+    def _lay_out(self, model, inputs):
+        """Shared-prefix rows if they are sound, else padded rows."""
+        if not is_shared(inputs):
+            return inputs
+        if self._share_prefix is None:
+            self._share_prefix = self._check_sharing(model, inputs)
+            if not self._share_prefix:
+                self.data_collator.prefix_sharing = self._eval_data_collator.prefix_sharing = False
+        # batches on their way from the workers are still shared
+        return inputs if self._share_prefix else expand_shared_rows(inputs, self._tokenizer.pad_token_id)
+
+    def _compute_loss(self, model, inputs, return_outputs):
+        if "segment_ids" not in inputs:
+            return super()._compute_loss(model, inputs, return_outputs)
+        if return_outputs:
+            raise ValueError(
+                "`compute_metrics` receives logits, which rows with several completions do not have one of per label. "
+                "Leave it out: hr@k, ndcg@k and mrr are logged in every evaluation."
+            )
+        mode = "train" if self.model.training else "eval"
+        inputs = self._lay_out(model, inputs)
+        exists = completion_exists(inputs["num_completions"])  # (B, C)
+        model_kwargs = {"output_router_logits": True} if self.aux_loss_enabled else {}
+        scores = self._score(model, inputs, **model_kwargs)
+
+        if self.precompute_ref_logps:
+            ref_logps = torch.cat([inputs["ref_chosen_logps"].unsqueeze(1), inputs["ref_rejected_logps"]], dim=1)
+            ref_logps = ref_logps.masked_fill(~exists, 0.0)
+        else:
+            with self._reference():
+                ref_logps = self._score(self.ref_model or self.model, inputs).log_probs
+
+        logratios = scores.log_probs - ref_logps  # (B, C), column 0 the chosen
+        losses = self._losses(logratios, scores, exists)  # (B,)
+        self._check_finite(losses, inputs)
+        loss = losses.mean()
+        if self.aux_loss_enabled:
+            loss = loss + self.router_aux_loss_coef * scores.aux_loss
+        self._add_metrics(mode, inputs, scores, self.beta * logratios.detach(), exists)
+        return loss
+
+    def _losses(self, logratios: torch.Tensor, scores: CompletionScores, exists: torch.Tensor) -> torch.Tensor:
+        losses = 0.0
+        for loss_type, loss_weight in zip(self.args.loss_type, self.loss_weights, strict=True):
+            if loss_type == "softmax":
+                per_record = softmax_dpo_loss(logratios[:, 0], logratios[:, 1:], self.beta, exists[:, 1:])
+            elif loss_type == "sigmoid":
+                per_record = pairwise_sigmoid_loss(logratios[:, 0], logratios[:, 1:], self.beta, exists[:, 1:])
+            else:  # "sft": as TRL, the mean over the tokens of the batch
+                batch_loss = -scores.log_probs[:, 0].sum() / scores.num_tokens[:, 0].sum()
+                per_record = batch_loss.expand(logratios.size(0))
+            losses = losses + loss_weight * per_record
+        return losses
+
+    def _check_finite(self, losses: torch.Tensor, inputs: dict[str, torch.Tensor]) -> None:
+        finite = torch.isfinite(losses.detach())
+        if not bool(finite.all()):
+            where = ""
+            if "record_id" in inputs:
+                where = f" for the records with `record_id` {inputs['record_id'][~finite].tolist()}"
+            raise ValueError(
+                f"The loss is {losses.detach()[~finite].tolist()}{where} at step {self.state.global_step}. Lower the "
+                "learning rate, clip the gradients (`max_grad_norm`), or train in bfloat16 or float32."
+            )
+
+    def _add_metrics(self, mode, inputs, scores, rewards, exists) -> None:
+        tokens_of_row = inputs["attention_mask"].sum(dim=1)
+        num_tokens = tokens_of_row.new_zeros(exists.size(0)).index_add(0, record_of_row(inputs), tokens_of_row)
+        columns = preference_metrics(scores, rewards, exists, ranking=mode == "eval")
+        columns["num_tokens"] = (num_tokens.float(), torch.ones_like(num_tokens))
+        if scores.aux_loss is not None:
+            aux_loss = scores.aux_loss.detach().expand(exists.size(0))
+            columns["aux_loss"] = (aux_loss, torch.ones_like(aux_loss))
+        # Sums and counts per record, gathered at once: exact over unequal batches and processes
+        table = torch.stack([column.float() for pair in columns.values() for column in pair], dim=1)
+        totals = self.accelerator.gather_for_metrics(table).double().sum(dim=0).tolist()
+        for name, total, count in zip(columns, totals[::2], totals[1::2], strict=True):
+            if name == "num_tokens":
+                # as the parent, a running total of training
+                self._total_train_tokens += int(total) // self._tp_size if mode == "train" else 0
+                continue
+            self._metric_sums[mode][name][0] += total
+            self._metric_sums[mode][name][1] += count
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        mode = "train" if self.model.training else "eval"
+        sums = self._metric_sums[mode]
+        if sums:
+            # The parent says "eval_" whatever the name of the dataset; the name is in the keys that it logs
+            loss_key = next((key for key in logs if key.endswith("_loss")), "eval_loss")
+            prefix = "" if mode == "train" else loss_key.removesuffix("loss")
+            logs.update({f"{prefix}{name}": total / max(count, 1) for name, (total, count) in sums.items()})
+            logs[f"{prefix}num_tokens"] = self._total_train_tokens
+            sums.clear()
+        super().log(logs, start_time)
