@@ -1,0 +1,14 @@
+import doctest
+import importlib
+
+import pytest
+
+
+MODULES = ("candidates", "interactions", "metrics", "preferences", "prompts", "sdpo_json", "sequences", "splits")
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_examples_in_docstrings_hold(name):
+    result = doctest.testmod(importlib.import_module(f"trl_sdpo.recsys.{name}"))
+    assert result.attempted > 0
+    assert result.failed == 0

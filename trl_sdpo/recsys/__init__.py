@@ -1,0 +1,63 @@
+"""From files of interactions to multi-preference records, and the metrics of a ranking. No model is needed here."""
+
+from .candidates import sample_negatives
+from .interactions import (
+    ITEM_ID,
+    RATING,
+    TIMESTAMP,
+    TITLE,
+    USER_ID,
+    Interactions,
+    canonical_title,
+    resolve_duplicate_titles,
+)
+from .metrics import (
+    bootstrap_interval,
+    chance_level,
+    chance_metrics,
+    hit_rate,
+    mean_reciprocal_rank,
+    ndcg,
+    ranking_metrics,
+    ranks,
+)
+from .movielens import load_movielens
+from .preferences import build_preference_dataset, popularity_scores
+from .prompts import CANDIDATE_TEMPLATES, HISTORY_TEMPLATES, TEMPLATES, PromptTemplate, get_template
+from .recbole import load_recbole
+from .sdpo_json import load_sdpo_json
+from .sequences import build_sequences
+from .splits import temporal_split
+
+
+__all__ = [
+    "CANDIDATE_TEMPLATES",
+    "HISTORY_TEMPLATES",
+    "ITEM_ID",
+    "RATING",
+    "TEMPLATES",
+    "TIMESTAMP",
+    "TITLE",
+    "USER_ID",
+    "Interactions",
+    "PromptTemplate",
+    "bootstrap_interval",
+    "build_preference_dataset",
+    "build_sequences",
+    "canonical_title",
+    "chance_level",
+    "chance_metrics",
+    "get_template",
+    "hit_rate",
+    "load_movielens",
+    "load_recbole",
+    "load_sdpo_json",
+    "mean_reciprocal_rank",
+    "ndcg",
+    "popularity_scores",
+    "ranking_metrics",
+    "ranks",
+    "resolve_duplicate_titles",
+    "sample_negatives",
+    "temporal_split",
+]

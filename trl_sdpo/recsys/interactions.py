@@ -1,0 +1,255 @@
+"""The one form that every source of interactions is read into, and the one form of a title."""
+
+import logging
+import re
+from dataclasses import dataclass, field
+
+import polars as pl
+
+
+logger = logging.getLogger(__name__)
+
+USER_ID = "user_id"
+ITEM_ID = "item_id"
+TIMESTAMP = "timestamp"
+RATING = "rating"
+TITLE = "title"
+YEAR = "year"
+
+# What catalogues put behind a title, as ", X". "Da" stands in "Hip Hop Witch, Da (2000)".
+ARTICLES = (
+    *("The", "A", "An", "Da"),
+    *("Le", "La", "Les", "L'", "L’", "Un", "Une", "Des"),
+    *("El", "Los", "Las", "Lo", "Una"),
+    *("Il", "I", "Gli", "Uno"),
+    *("Der", "Die", "Das", "Ein", "Eine"),
+    *("De", "Het", "Een", "Det", "Den", "En", "Ett", "Et"),
+    *("O", "Os", "As", "Um", "Uma"),
+)
+_ARTICLE_BEHIND = re.compile(rf"(?P<known_as>a\.k\.a\. )?(?P<body>.+), (?P<article>{'|'.join(ARTICLES)})")
+_FORMAT_MARKER = re.compile(r"\s*\((?:V|TV|VG)\)")
+_YEAR_BEHIND = re.compile(r"(?P<body>.*\S)\s*\((?P<year>\d{4})\)")
+_GROUP_BEHIND = re.compile(r"(?P<body>.*\S)\s*\((?P<group>[^()]*)\)")
+_YEAR_SUFFIX = r" \(\d{4}\)$"
+
+
+@dataclass(frozen=True, eq=False)
+class Interactions:
+    """
+    Who interacted with what and when, and what the items are called. Checked when it is made.
+
+    Args:
+        events (`polars.DataFrame`):
+            One row per interaction: `user_id` and `item_id` (both `Int64` or `String`, kept as the source has them),
+            `timestamp` (`Int64`, seconds; all null where the source has no time) and, where the source has it,
+            `rating` (`Float64`). Rows of a source without time stand in the order of the source.
+        items (`polars.DataFrame`):
+            One row per item: `item_id` and `title` (`String`), neither of them twice.
+        name (`str`):
+            What the source is called, such as `"ml-100k"`.
+        has_time (`bool`, *optional*, defaults to `True`):
+            Whether `timestamp` holds times.
+        report (`dict[str, int]`, *optional*):
+            What the loader read, changed and dropped.
+
+    Raises:
+        TypeError: a column has the wrong type.
+        ValueError: a column is missing, or a row holds a null, an unknown item, an item or title that was there
+            before, an empty title or a rating that is not a finite number. The message names table, row and column.
+
+    Example:
+        ```python
+        >>> import polars as pl
+        >>> events = pl.DataFrame({"user_id": [1, 1], "item_id": [7, 8], "timestamp": [100, 200]})
+        >>> items = pl.DataFrame({"item_id": [7, 8], "title": ["Heat (1995)", "The Usual Suspects (1995)"]})
+        >>> Interactions(events, items, name="tiny").events.height
+        2
+
+        ```
+    """
+
+    events: pl.DataFrame
+    items: pl.DataFrame
+    name: str
+    has_time: bool = True
+    report: dict[str, int] = field(default_factory=dict)
+
+    def __post_init__(self):
+        ids = (pl.Int64, pl.String)
+        _check_columns(self.events, f"{self.name} events", {USER_ID: ids, ITEM_ID: ids, TIMESTAMP: (pl.Int64,)})
+        _check_columns(self.items, f"{self.name} items", {ITEM_ID: ids, TITLE: (pl.String,)})
+        self._check_items()
+        self._check_events()
+
+    def _check_items(self):
+        where = f"{self.name} items"
+        if self.items.is_empty():
+            raise ValueError(f"{where}: no rows. Give the item table of the source.")
+        for column in (ITEM_ID, TITLE):
+            _raise_at(self.items, pl.col(column).is_null(), where, column, "is null", "Fill or remove the row.")
+        blank = pl.col(TITLE).str.strip_chars() == ""
+        _raise_at(self.items, blank, where, TITLE, "is empty", "Give every item a title.")
+        remedies = {
+            ITEM_ID: "Keep one row per item.",
+            TITLE: "Merge equal titles with `resolve_duplicate_titles(events, items)`.",
+        }
+        for column, remedy in remedies.items():
+            again = ~pl.col(column).is_first_distinct()
+            _raise_at(self.items, again, where, column, "occurs in an earlier row already", remedy)
+
+    def _check_events(self):
+        where = f"{self.name} events"
+        if self.events.is_empty():
+            raise ValueError(f"{where}: no rows. Check that the file of interactions is whole.")
+        if self.events[ITEM_ID].dtype != self.items[ITEM_ID].dtype:
+            raise TypeError(
+                f"{where}: column '{ITEM_ID}' is {self.events[ITEM_ID].dtype}, in the items it is "
+                f"{self.items[ITEM_ID].dtype}. Cast one of them."
+            )
+        required = [USER_ID, ITEM_ID, *([TIMESTAMP] if self.has_time else [])]
+        for column in required:
+            _raise_at(self.events, pl.col(column).is_null(), where, column, "is null", "Fill or remove the row.")
+        if not self.has_time:
+            timed, remedy = pl.col(TIMESTAMP).is_not_null(), "Pass has_time=True, or null for all."
+            _raise_at(self.events, timed, where, TIMESTAMP, "is a time, but has_time=False", remedy)
+        unknown = ~pl.col(ITEM_ID).is_in(self.items[ITEM_ID].implode())
+        remedy = "Add the item with its title, or remove its events."
+        _raise_at(self.events, unknown, where, ITEM_ID, "is not among the items", remedy)
+        if RATING in self.events.columns:
+            _check_columns(self.events, where, {RATING: (pl.Float64,)})
+            bad = pl.col(RATING).is_null() | ~pl.col(RATING).is_finite()
+            _raise_at(self.events, bad, where, RATING, "is not a finite number", "Correct or remove the row.")
+
+
+def _check_columns(frame: pl.DataFrame, where: str, columns: dict) -> None:
+    for column, dtypes in columns.items():
+        if column not in frame.columns:
+            raise ValueError(f"{where}: no column '{column}', only {frame.columns}. Rename or add it.")
+        if frame[column].dtype not in dtypes:
+            wanted = " or ".join(str(dtype) for dtype in dtypes)
+            raise TypeError(f"{where}: column '{column}' is {frame[column].dtype}, not {wanted}. Cast it.")
+
+
+def _raise_at(frame: pl.DataFrame, bad: pl.Expr, where: str, column: str, problem: str, remedy: str) -> None:
+    rows = frame.select(bad.arg_true()).to_series()
+    if len(rows):
+        row = rows[0]
+        raise ValueError(
+            f"{where}: row {row} (counted from 0), column '{column}': {frame[column][row]!r} {problem} "
+            f"({len(rows)} such rows). {remedy}"
+        )
+
+
+def canonical_title(title: str, year: int | None = None) -> str:
+    """
+    The one form of a title, `"The Usual Suspects (1995)"`, from whichever file it comes.
+
+    An article behind the title, or behind an alternative title in parentheses, moves to the front; `(V)`, `(TV)` and
+    `(VG)`, which say how a film was released, go; white space is stripped and single; the year is set off by a space.
+    Applied twice, it changes nothing.
+
+    Args:
+        title (`str`):
+            The title as the source has it.
+        year (`int`, *optional*):
+            The year, from another column. Used where the title does not end in a year of its own.
+
+    Returns:
+        `str`: The title.
+
+    Raises:
+        ValueError: the title is empty.
+
+    Example:
+        ```python
+        >>> canonical_title("Usual Suspects, The (1995)")
+        'The Usual Suspects (1995)'
+        >>> canonical_title("Postman, The (Postino, Il)", year=1994)
+        'The Postman (Il Postino) (1994)'
+        >>> canonical_title("Eye of Vichy, The (Oeil de Vichy, L')(1993) (V)")
+        "The Eye of Vichy (L'Oeil de Vichy) (1993)"
+
+        ```
+    """
+    text = " ".join(_FORMAT_MARKER.sub("", " ".join(title.split())).split())
+    if not text:
+        raise ValueError(f"title {title!r} is empty. Give the item a title.")
+    dated = _YEAR_BEHIND.fullmatch(text)
+    if dated:
+        text, year = dated["body"], int(dated["year"])
+    groups = []
+    while group := _GROUP_BEHIND.fullmatch(text):
+        text = group["body"]
+        groups.insert(0, f" ({_article_to_front(group['group'].strip())})")
+    suffix = "" if year is None else f" ({year:04d})"
+    return _article_to_front(text) + "".join(groups) + suffix
+
+
+def _article_to_front(text: str) -> str:
+    match = _ARTICLE_BEHIND.fullmatch(text)
+    if not match:
+        return text
+    space = "" if match["article"].endswith(("'", "’")) else " "
+    return f"{match['known_as'] or ''}{match['article']}{space}{match['body']}"
+
+
+def resolve_duplicate_titles(
+    events: pl.DataFrame, items: pl.DataFrame
+) -> tuple[pl.DataFrame, pl.DataFrame, dict[str, int]]:
+    """
+    Make titles unique: tell equal titles apart by their year where that helps, else merge the items.
+
+    A merged item takes the lowest of the ids, and the events of the others are re-mapped to it. A user who had more
+    than one of them keeps the earliest event (then the lowest original id).
+
+    Args:
+        events (`polars.DataFrame`):
+            The events, see [`Interactions`].
+        items (`polars.DataFrame`):
+            The items with `item_id` and `title` in its canonical form, see [`canonical_title`], and optionally `year`
+            (`Int64`, may be null), which is set behind those titles that occur twice and have no year yet.
+
+    Returns:
+        `tuple[polars.DataFrame, polars.DataFrame, dict[str, int]]`: Events, items (without `year`) and a report:
+        `items_disambiguated` (they would share their title were it not for the year), `items_merged` (items that are
+        gone), `events_remapped`, `events_dropped_by_merge`.
+
+    Example:
+        ```python
+        >>> events = pl.DataFrame({"user_id": [1, 1, 2], "item_id": [7, 9, 9], "timestamp": [30, 20, 10]})
+        >>> items = pl.DataFrame({"item_id": [7, 9], "title": ["Chasing Amy (1997)", "Chasing Amy (1997)"]})
+        >>> events, items, report = resolve_duplicate_titles(events, items)
+        >>> events.rows(), items["item_id"].to_list(), report["items_merged"]
+        ([(1, 7, 20), (2, 7, 10)], [7], 1)
+
+        ```
+    """
+    if YEAR in items.columns:
+        shared = items[TITLE].is_duplicated() & items[YEAR].is_not_null()
+        titles = [
+            canonical_title(title, year) if extend else title
+            for title, year, extend in zip(items[TITLE], items[YEAR], shared, strict=True)
+        ]
+        items = items.with_columns(pl.Series(TITLE, titles)).drop(YEAR)
+    without_year = pl.col(TITLE).str.replace(_YEAR_SUFFIX, "")
+    told_apart = items.select((without_year.is_duplicated() & ~pl.col(TITLE).is_duplicated()).sum()).item()
+    lowest = items.select(ITEM_ID, pl.col(ITEM_ID).min().over(TITLE).alias("lowest"))
+    kept = items.filter(lowest["lowest"] == lowest[ITEM_ID])
+
+    moved = events.join(lowest, on=ITEM_ID, how="left", maintain_order="left").with_row_index("row")
+    # Few items share a title, so the windows below run over few events.
+    shared = moved.join(lowest.filter(pl.col("lowest").is_duplicated()), on=ITEM_ID, how="semi")
+    both = pl.col(ITEM_ID).n_unique().over(USER_ID, "lowest") > 1
+    order = pl.struct(TIMESTAMP, ITEM_ID, "row").rank("ordinal").over(USER_ID, "lowest")
+    merged = moved.join(shared.filter(both & (order > 1)), on="row", how="anti", maintain_order="left").drop("row")
+    remapped = merged.select((pl.col("lowest") != pl.col(ITEM_ID)).sum()).item()
+    # An item that is not among the items stays as it is: `Interactions` names its row.
+    merged = merged.with_columns(pl.coalesce("lowest", ITEM_ID).alias(ITEM_ID)).drop("lowest")
+    report = {
+        "items_disambiguated": told_apart,
+        "items_merged": items.height - kept.height,
+        "events_remapped": remapped,
+        "events_dropped_by_merge": events.height - merged.height,
+    }
+    logger.info("Equal titles: %s", report)
+    return merged, kept, report

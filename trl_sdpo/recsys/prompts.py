@@ -1,0 +1,236 @@
+"""The words around the titles."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+logger = logging.getLogger(__name__)
+
+PROMPT_STYLES = ("history", "candidates")
+
+
+@dataclass(frozen=True)
+class PromptTemplate:
+    """
+    A prompt of one wording, and the form of the completions to it.
+
+    A prompt ends where a token ends: without white space at its end, the completion beginning with a space; or with a
+    line break, the completion beginning with the title. So the tokens of the prompt are the first tokens of prompt
+    and completion together.
+
+    Args:
+        name (`str`):
+            The name, see [`get_template`].
+        style (`str`):
+            `"candidates"`: the list of candidates is shown. `"history"`: it is not.
+        text (`str`):
+            The prompt, with `{history}` and, where the list is shown, `{candidates}` and `{num_candidates}`, which is
+            the true number of them. `{num_history}` may be used too.
+        history_separator (`str`, *optional*, defaults to `", "`):
+            Between the titles of the history.
+        candidate_separator (`str`, *optional*, defaults to `", "`):
+            Between the titles of the list.
+        completion_prefix (`str`, *optional*, defaults to `" "`):
+            Before the title in a completion.
+        completion_suffix (`str`, *optional*, defaults to `""`):
+            Behind the title in a completion.
+
+    Raises:
+        ValueError: a field is missing in the text or does not go with the style, or the prompt does not end where a
+            token ends.
+
+    Example:
+        ```python
+        >>> template = PromptTemplate("mine", "history", "Seen: {history}. Next:")
+        >>> template.render(["Heat (1995)", "Ran (1985)"]) + template.complete("Tampopo (1985)")
+        'Seen: Heat (1995), Ran (1985). Next: Tampopo (1985)'
+
+        ```
+    """
+
+    name: str
+    style: str
+    text: str
+    history_separator: str = ", "
+    candidate_separator: str = ", "
+    completion_prefix: str = " "
+    completion_suffix: str = ""
+
+    def __post_init__(self):
+        where = f"template '{self.name}'"
+        if self.style not in PROMPT_STYLES:
+            raise ValueError(f"{where}: style {self.style!r} is none of {PROMPT_STYLES}. Pass one of them.")
+        shown = ("{candidates}", "{num_candidates}")
+        required = ("{history}", *(shown if self.style == "candidates" else ()))
+        for placeholder in required:
+            if placeholder not in self.text:
+                raise ValueError(f"{where}: text lacks {placeholder}, which style '{self.style}' needs. Add it.")
+        if self.style == "history" and any(placeholder in self.text for placeholder in shown):
+            raise ValueError(f"{where}: text shows candidates, style 'history' does not. Pass style='candidates'.")
+        try:
+            self.text.format(history="", candidates="", num_candidates=0, num_history=0)
+        except (KeyError, IndexError, ValueError) as error:
+            raise ValueError(f"{where}: text {self.text!r}: unknown placeholder or brace: {error}.") from error
+        at_line_start = self.text.endswith("\n")
+        prefix = self.completion_prefix
+        if at_line_start:
+            at_boundary = prefix == ""
+        else:
+            at_boundary = self.text == self.text.rstrip() and prefix[:1].isspace()
+        if not at_boundary:
+            raise ValueError(
+                f"{where}: text ends in {self.text[-1:]!r} and completion_prefix is {prefix!r}, so the "
+                "prompt would not end where a token ends. End the text without white space and begin completions with "
+                "' ', or end it with a line break and begin them with ''."
+            )
+
+    def render(self, history_titles: Sequence[str], candidate_titles: Sequence[str] | None = None) -> str:
+        """
+        The prompt.
+
+        Args:
+            history_titles (`Sequence[str]`):
+                What the user had, oldest first.
+            candidate_titles (`Sequence[str]`, *optional*):
+                The list in the order in which it is shown. Style `"history"` does not look at it.
+
+        Returns:
+            `str`: The prompt.
+
+        Raises:
+            ValueError: the history is empty, or the list is and the style needs it.
+        """
+        if not history_titles:
+            raise ValueError(f"template '{self.name}': history_titles is empty. Pass at least one title.")
+        if self.style == "candidates" and not candidate_titles:
+            raise ValueError(f"template '{self.name}': candidate_titles is empty. Pass the list, or style 'history'.")
+        shown = candidate_titles or ()
+        return self.text.format(
+            history=self.history_separator.join(history_titles),
+            num_history=len(history_titles),
+            candidates=self.candidate_separator.join(shown),
+            num_candidates=len(shown),
+        )
+
+    def complete(self, title: str) -> str:
+        """The completion that answers with this title."""
+        return f"{self.completion_prefix}{title}{self.completion_suffix}"
+
+
+HISTORY_TEMPLATES = (
+    # A title of the history stands in the very form of a completion, so that every one of them teaches the next.
+    PromptTemplate(
+        name="lines",
+        style="history",
+        text="Movies in the order in which one user watched them:\n{history}\n",
+        history_separator="\n",
+        completion_prefix="",
+        completion_suffix="\n",
+    ),
+    PromptTemplate(name="watched", style="history", text="This user has watched {history}. Next:"),
+    PromptTemplate(
+        name="question",
+        style="history",
+        text="A user watched these movies, oldest first: {history}\nWhich movie does the user watch next?\nAnswer:",
+        history_separator="; ",
+    ),
+)
+
+CANDIDATE_TEMPLATES = (
+    PromptTemplate(
+        name="choose",
+        style="candidates",
+        text=(
+            "This user has watched these movies, oldest first:\n{history}\n"
+            "Choose the movie that the user watches next from these {num_candidates}:\n{candidates}\nAnswer:"
+        ),
+        history_separator="\n",
+        candidate_separator="\n",
+    ),
+    PromptTemplate(
+        name="recommend",
+        style="candidates",
+        text=(
+            "You recommend movies. A user watched, in this order: {history}. There are {num_candidates} candidates: "
+            "{candidates}. Recommend exactly one of them by its title.\nRecommendation:"
+        ),
+        history_separator="; ",
+        candidate_separator="; ",
+    ),
+    PromptTemplate(
+        name="predict",
+        style="candidates",
+        text=(
+            "Candidates ({num_candidates}): {candidates}\nWatched so far: {history}\n"
+            "One of the candidates is watched next. It is"
+        ),
+        history_separator=" | ",
+        candidate_separator=" | ",
+    ),
+)
+
+TEMPLATES = {template.name: template for template in (*HISTORY_TEMPLATES, *CANDIDATE_TEMPLATES)}
+
+
+def get_template(name: str) -> PromptTemplate:
+    """
+    A template of this package by its name.
+
+    Args:
+        name (`str`):
+            One of the keys of `TEMPLATES`.
+
+    Returns:
+        [`PromptTemplate`]: The template.
+
+    Raises:
+        ValueError: there is none of this name.
+
+    Example:
+        ```python
+        >>> get_template("watched").render(["Heat (1995)"])
+        'This user has watched Heat (1995). Next:'
+
+        ```
+    """
+    if name not in TEMPLATES:
+        raise ValueError(f"template {name!r} is none of {list(TEMPLATES)}. Pass one of them or a PromptTemplate.")
+    return TEMPLATES[name]
+
+
+def select_templates(style: str, template: str | PromptTemplate | None) -> tuple[PromptTemplate, ...]:
+    """
+    The templates to draw from: one, or all of the style for `"random"`.
+
+    Args:
+        style (`str`):
+            `"history"` or `"candidates"`.
+        template (`str` or [`PromptTemplate`], *optional*):
+            A name, a template, `"random"`, or `None` for the first of the style.
+
+    Returns:
+        `tuple[PromptTemplate, ...]`: At least one template.
+
+    Raises:
+        ValueError: style or name is unknown, or the template is of the other style.
+
+    Example:
+        ```python
+        >>> [template.name for template in select_templates("history", "random")]
+        ['lines', 'watched', 'question']
+
+        ```
+    """
+    if style not in PROMPT_STYLES:
+        raise ValueError(f"prompt style {style!r} is none of {PROMPT_STYLES}. Pass one of them.")
+    of_style = HISTORY_TEMPLATES if style == "history" else CANDIDATE_TEMPLATES
+    if template == "random":
+        return of_style
+    if template is None:
+        return of_style[:1]
+    chosen = template if isinstance(template, PromptTemplate) else get_template(template)
+    if chosen.style != style:
+        names = [one.name for one in of_style]
+        raise ValueError(f"template '{chosen.name}' has style '{chosen.style}', not '{style}'. Pass one of {names}.")
+    return (chosen,)

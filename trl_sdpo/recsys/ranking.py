@@ -1,0 +1,123 @@
+"""Ranking the candidates of multi-preference records by the likelihood that a language model gives them."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+
+import numpy as np
+import torch
+from datasets import Dataset
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
+from trl.trainer.utils import add_fused_lm_head
+
+from ..collators import DataCollatorForMultiPreference
+from ..data_utils import tokenize_multi_preference
+from ..prefix_sharing import (
+    base_model,
+    completion_exists,
+    expand_shared_rows,
+    score_completions,
+    sharing_excess,
+    why_prefix_sharing_is_unsound,
+)
+
+
+logger = logging.get_logger(__name__)
+
+
+@contextmanager
+def _scoring(model: torch.nn.Module) -> Iterator[None]:
+    """Give the model TRL's fused LM head and set it to evaluation, and leave it as it was."""
+    causal_lm = base_model(model)
+    forward, training = causal_lm.__dict__.get("forward"), model.training
+    add_fused_lm_head(causal_lm)
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(training)
+        del causal_lm.forward
+        if forward is not None:
+            causal_lm.forward = forward
+
+
+def completion_log_probs(
+    model: PreTrainedModel,
+    dataset: Dataset,
+    processing_class: PreTrainedTokenizerBase,
+    batch_size: int = 32,
+    prefix_sharing: bool | None = None,
+    desc: str = "Ranking",
+) -> list[np.ndarray]:
+    """
+    Log-probabilities of the chosen and all rejected completions of multi-preference records given their prompts, on the
+    device of the model. The prompt of a record is computed once, for models that allow it.
+
+    For the implicit reward of DPO, subtract those of the reference model.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            Model to score with. It is not changed.
+        dataset ([`~datasets.Dataset`]):
+            Multi-preference records, standard, conversational or tokenized.
+        processing_class ([`~transformers.PreTrainedTokenizerBase`]):
+            Tokenizer.
+        batch_size (`int`, *optional*, defaults to `32`):
+            Number of records in a batch.
+        prefix_sharing (`bool`, *optional*):
+            Whether the completions of a record share one row. If `None`, where the model allows it.
+        desc (`str`, *optional*, defaults to `"Ranking"`):
+            Label of the progress bar.
+
+    Returns:
+        `list[np.ndarray]`: For each record an array of shape `(1 + K,)`, the chosen completion first, in nats.
+
+    Raises:
+        `ValueError`: If a record is malformed, see [`check_multi_preference`], or if the dataset is empty.
+    """
+    if len(dataset) == 0:
+        raise ValueError("There are no records to rank: the dataset is empty.")
+    if processing_class.pad_token_id is None:
+        raise ValueError("The tokenizer has no pad token. Set `tokenizer.pad_token`, for example to its `eos_token`.")
+    tokenized = dataset.map(
+        tokenize_multi_preference,
+        with_indices=True,
+        fn_kwargs={"processing_class": processing_class, "eos_token": processing_class.eos_token},
+        desc=f"{desc}: tokenizing",
+    ).select_columns(["prompt_ids", "chosen_ids", "rejected_ids", "length"])
+    if prefix_sharing is None:
+        # records are never cut, so the longest of them is what a sliding window must hold
+        prefix_sharing = why_prefix_sharing_is_unsound(model, max(tokenized["length"])) is None
+    collator = DataCollatorForMultiPreference(processing_class.pad_token_id, prefix_sharing=prefix_sharing)
+    # rows of like length together, the longest first, so that memory runs out at the start or not at all
+    order = np.argsort(-np.asarray(tokenized["length"]), kind="stable")
+    scores: list[np.ndarray | None] = [None] * len(tokenized)
+    with _scoring(model), tqdm(total=len(tokenized), desc=desc, unit=" records") as progress:
+        for start in range(0, len(order), batch_size):
+            indices = order[start : start + batch_size]
+            batch = collator([tokenized[int(index)] for index in indices])
+            batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
+            if start == 0 and prefix_sharing and not _sharing_agrees(model, batch, collator):
+                prefix_sharing = collator.prefix_sharing = False
+                batch = expand_shared_rows(batch, collator.pad_token_id)
+            log_probs = score_completions(model, batch).log_probs.cpu().numpy()
+            exists = completion_exists(batch["num_completions"]).cpu().numpy()
+            for index, row, mask in zip(indices, log_probs, exists, strict=True):
+                scores[index] = row[mask]
+            progress.update(len(indices))
+    return scores
+
+
+def _sharing_agrees(
+    model: PreTrainedModel, batch: dict[str, torch.Tensor], collator: DataCollatorForMultiPreference
+) -> bool:
+    excess = sharing_excess(partial(score_completions, model), batch, collator.pad_token_id, model.dtype).item()
+    if excess > 0:
+        logger.warning(
+            f"Shared-prefix rows and padded rows differ by {excess:.3g} nats beyond rounding on the first batch: "
+            f"{type(base_model(model)).__name__} does not heed the mask. Ranking with padded rows, which is slower."
+        )
+    return excess <= 0
