@@ -105,8 +105,84 @@ class TestCheck:
             check_multi_preference(record(chosen="a" * 10_000, rejected=["a" * 10_000]), 0)
         assert len(str(error.value)) < 500
 
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"chosen": [{"role": "assistant", "content": ""}]}, "Row 7, column `chosen`: empty completion"),
+            ({"rejected": [[{"role": "assistant"}]]}, r"Row 7, column `rejected\[0\]`: empty completion"),
+            ({"rejected": [["x"]]}, r"Row 7, column `rejected\[0\]`: expected a message with `role`.*got 'x'"),
+            ({"prompt": ["x"]}, "Row 7, column `prompt`: expected a message with `role`.*got 'x'"),
+        ],
+    )
+    def test_bad_messages(self, change, message):
+        record = {name: [{"role": "assistant", "content": name}] for name in ("prompt", "chosen", "rejected")}
+        record["rejected"] = [record["rejected"]]
+        check_multi_preference(record, 7)
+        with pytest.raises(ValueError, match=message):
+            check_multi_preference({**record, **change}, 7)
+
+    def test_a_message_that_calls_a_tool_needs_no_content(self):
+        call = [{"role": "assistant", "tool_calls": [{"type": "function", "function": {"name": "play"}}]}]
+        other = [{"role": "assistant", "content": "No."}]
+        check_multi_preference(
+            {"prompt": [{"role": "user", "content": "Play."}], "chosen": call, "rejected": [other]}, 0
+        )
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"prompt_ids": "x"}, "Row 7, column `prompt_ids`: expected a list of token ids, got 'x'"),
+            ({"chosen_ids": []}, "Row 7, column `chosen_ids`: empty completion"),
+            (
+                {"rejected_ids": [[1.5]]},
+                r"Row 7, column `rejected_ids\[0\]`: expected a list of token ids, got \[1.5\]",
+            ),
+        ],
+    )
+    def test_bad_tokens(self, change, message):
+        record = {"prompt_ids": [], "chosen_ids": [1], "rejected_ids": [[2]]}
+        check_multi_preference(record, 7)
+        with pytest.raises(ValueError, match=message):
+            check_multi_preference({**record, **change}, 7)
+
+    @pytest.mark.parametrize("record_id", ["a", -1])
+    def test_bad_record_id(self, tokenizer, record_id):
+        record = {"prompt_ids": [3], "chosen_ids": [1], "rejected_ids": [[2]], "record_id": record_id}
+        with pytest.raises(
+            ValueError, match=f"Row 7, column `record_id`: expected an integer from 0, got {record_id!r}"
+        ):
+            tokenize_multi_preference(record, 7, tokenizer, tokenizer.eos_token)
+
+
+class TestFeatures:
+    """The types of the columns say what the value of a first row may not."""
+
+    @pytest.mark.parametrize(
+        ("rejected", "expected"),
+        [
+            ([None, [" b"]], True),
+            ([[], [" b"]], True),
+            ([None, " b"], False),
+            ([None, [{"role": "assistant", "content": "b"}]], False),
+            ([None, [[{"role": "assistant", "content": "b"}]]], True),
+        ],
+    )
+    def test_texts_and_messages(self, rejected, expected):
+        dataset = Dataset.from_dict({"prompt": ["a", "a"], "chosen": [" c", " c"], "rejected": rejected})
+        assert is_multi_preference(dataset[0], dataset.features) is expected
+
+    @pytest.mark.parametrize(("rejected_ids", "expected"), [([None, [[1]]], True), ([None, [1]], False)])
+    def test_tokens(self, rejected_ids, expected):
+        dataset = Dataset.from_dict({"rejected_ids": rejected_ids})
+        assert is_multi_preference(dataset[0], dataset.features) is expected
+
 
 class TestFlatColumns:
+    def test_both_kinds_of_columns(self):
+        dataset = Dataset.from_dict({"prompt": ["a"], "chosen": [" b"], "rejected": [" c"], "rejected1": [" d"]})
+        with pytest.raises(ValueError, match=r"both a column `rejected` and \['rejected1'\]"):
+            from_flat_columns(dataset)
+
     @pytest.mark.parametrize(
         "names", [["rejected1", "rejected2", "rejected10"], ["rejected_1", "rejected_2", "rejected_10"]]
     )

@@ -12,6 +12,7 @@ from trl_sdpo.prefix_sharing import (
     base_model,
     completion_exists,
     expand_shared_rows,
+    is_shared,
     record_of_row,
     score_completions,
     shared_prefix_mask,
@@ -294,10 +295,21 @@ class TestSharingExcess:
         assert self.excess(LlamaForCausalLM, token_records(1)) <= 0
         assert self.excess(mask_ignoring_llama, token_records(1)) > 0.1
 
-    def test_nan_is_no_agreement(self, token_records):
+    def test_weights_of_nan_say_nothing_about_the_mask(self, token_records):
         model = random_llama()
         add_fused_lm_head(model)
         model.lm_head.weight.data.fill_(torch.nan)
         batch = DataCollatorForMultiPreference(pad_token_id=0)(token_records())
         excess = sharing_excess(lambda sample: score_completions(model, sample), batch, 0, torch.float32)
-        assert excess.item() == torch.inf
+        assert excess.item() == 0
+
+    def test_nan_in_shared_rows_alone_is_no_agreement(self, token_records):
+        model = random_llama()
+        add_fused_lm_head(model)
+        batch = DataCollatorForMultiPreference(pad_token_id=0)(token_records())
+
+        def score(sample):
+            scores = score_completions(model, sample)
+            return scores._replace(log_probs=scores.log_probs * torch.nan) if is_shared(sample) else scores
+
+        assert sharing_excess(score, batch, 0, torch.float32).item() == torch.inf

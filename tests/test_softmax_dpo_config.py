@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import logging
 
@@ -200,3 +201,14 @@ class TestMultiPreferenceOptions:
     def test_what_is_not(self, config, options, message):
         with pytest.raises(ValueError, match=f"{message}.* Use TRL's preference format"):
             check_multi_preference_options(config(**options))
+
+
+def test_a_subclass_with_fields_of_its_own_is_refused_by_name(tmp_path):
+    @dataclasses.dataclass
+    class TheirConfig(DPOConfig):
+        temperature: float = 1.0
+
+    with pytest.raises(
+        ValueError, match=r"`TheirConfig` has fields that `SoftmaxDPOConfig` has not: \['temperature'\]"
+    ):
+        to_softmax_dpo_config(TheirConfig(str(tmp_path), bf16=False))

@@ -176,6 +176,18 @@ class TestErrors:
         with pytest.raises(ValueError, match=message):
             make_trainer(llama(), rows)
 
+    def test_a_first_row_without_a_value(self, llama, records, make_trainer):
+        rows = records(4)
+        rows[0]["rejected"] = None
+        with pytest.raises(ValueError, match="Row 0, column `rejected`: missing value"):
+            make_trainer(llama(), rows)
+
+    def test_a_dataset_with_a_format(self, llama, records, make_trainer, logged):
+        trainers = [make_trainer(llama(), Dataset.from_list(records(4)).with_format(name)) for name in (None, "numpy")]
+        for trainer in trainers:
+            trainer.train()
+        assert logged(trainers[0]) == logged(trainers[1])
+
     def test_all_records_too_long(self, llama, records, make_trainer):
         with pytest.raises(ValueError, match=r"4 of 4 records of the train dataset .*`max_length=5`.*none is left"):
             make_trainer(llama(), records(4), args={"max_length": 5})
@@ -200,7 +212,7 @@ class TestErrors:
         trainer = make_trainer(
             llama(), records(4), eval_dataset=Dataset.from_list(records(4)), compute_metrics=lambda prediction: {}
         )
-        with pytest.raises(ValueError, match="`compute_metrics` receives logits"):
+        with pytest.raises(ValueError, match=r"`predict` and `compute_metrics` want logits.*completion_log_probs"):
             trainer.evaluate()
 
 

@@ -61,6 +61,16 @@ class TestAgainstDPOTrainer:
         theirs.train()
         assert_same_training(ours, theirs, [*METRICS, "num_tokens"])
 
+    def test_f_divergence_with_a_plain_config(self, llama, pairs, make_trainer):
+        """The default loss of a `DPOConfig` becomes softmax, which the parent must go on taking for its sigmoid."""
+        args = {"f_divergence_type": "js_divergence", "beta": 0.3}
+        ours = make_trainer(llama(), pairs, config_cls=DPOConfig, args=args, ref_model=llama(seed=1))
+        theirs = make_trainer(llama(), pairs, DPOTrainer, DPOConfig, args, ref_model=llama(seed=1))
+        assert ours.args.loss_type == ["softmax"]
+        ours.train()
+        theirs.train()
+        assert_same_training(ours, theirs, METRICS)
+
     @pytest.mark.parametrize("conversational", [False, True])
     @pytest.mark.parametrize("loss_type", ["softmax", "sigmoid"])
     def test_lists_of_one(self, llama, pairs, make_trainer, to_conversational, loss_type, conversational):
@@ -222,6 +232,18 @@ class TestLayouts:
             trainers[-1].train()
         names = ["loss", "grad_norm", "rewards/chosen", "rewards/rejected", "rewards/accuracies", "logps/chosen"]
         assert_same_training(*trainers, names)
+
+    def test_metrics_of_a_last_step_with_a_remainder(self, llama, records, make_trainer):
+        """Ten records in micro-batches of 4, 4 and 2 make one step: its metrics are means over all ten."""
+        trainers = []
+        for batch_size, steps in ((10, 1), (4, 3)):
+            args = {"per_device_train_batch_size": batch_size, "gradient_accumulation_steps": steps, "max_steps": 1}
+            trainers.append(make_trainer(llama(), records(10, 1, 4), args=args, ref_model=llama(seed=1)))
+            trainers[-1].train()
+        whole, parts = (trainer.state.log_history[0] for trainer in trainers)
+        for name in (*METRICS, "num_tokens"):
+            if name not in ("loss", "grad_norm"):  # means over micro-batches, in TRL too
+                assert parts[name] == pytest.approx(whole[name], rel=1e-5), name
 
 
 class TestPrecomputedReference:

@@ -15,7 +15,7 @@ import json
 import re
 from typing import Any
 
-from datasets import Dataset, IterableDataset
+from datasets import Dataset, Features, IterableDataset, List, Value
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 from trl.data_utils import _tokenize, common_prefix_length, is_conversational
@@ -30,13 +30,15 @@ _REMEDY = (
 )
 
 
-def is_multi_preference(example: dict[str, Any]) -> bool:
+def is_multi_preference(example: dict[str, Any], features: Features | None = None) -> bool:
     """
     Check if an example holds a list of rejected completions, as text, messages or tokens.
 
     Args:
         example (`dict[str, Any]`):
             A single data entry of a dataset.
+        features ([`~datasets.Features`], *optional*):
+            Types of the columns, which say more than one entry does: its value may be missing.
 
     Returns:
         `bool`: `True` if there is a list of rejected completions, `False` for a single one, which is TRL's own format,
@@ -53,7 +55,11 @@ def is_multi_preference(example: dict[str, Any]) -> bool:
     False
     ```
     """
-    if "rejected_ids" in example:
+    column = "rejected_ids" if "rejected_ids" in example else "rejected"
+    inner = getattr((features or {}).get(column), "feature", None)
+    if isinstance(inner, (List, Value)):
+        return not (isinstance(inner, Value) and "int" in inner.dtype)
+    if column == "rejected_ids":
         rejected = example["rejected_ids"]
         return isinstance(rejected, list) and (not rejected or isinstance(rejected[0], list))
     rejected = example.get("rejected")
@@ -67,13 +73,29 @@ def _fail(index: int, column: str, value: Any, problem: str, remedy: str = _REME
     raise ValueError(f"Row {index}, column `{column}`: {problem}, got {shown}. {remedy}")
 
 
-def _check_completion(completion: Any, conversational: bool, index: int, column: str) -> None:
-    expected = list if conversational else str
-    if not isinstance(completion, expected):
-        kind = "a list of messages, as the prompt is" if conversational else "a text, as the prompt is"
-        _fail(index, column, completion, f"expected {kind}")
-    if not completion or (not conversational and not completion.strip()):
-        _fail(index, column, completion, "empty completion", "Remove it, or fill in the text.")
+def _check_messages(messages: Any, index: int, column: str) -> None:
+    if not isinstance(messages, list):
+        _fail(index, column, messages, "expected a list of messages, as the prompt is")
+    for message in messages:
+        if not isinstance(message, dict) or "role" not in message:
+            _fail(index, column, message, "expected a message with `role` and `content`")
+    if not any(message.get("content") or message.get("tool_calls") for message in messages):
+        _fail(index, column, messages, "empty completion", "Remove it, or fill in the content.")
+
+
+def _check_text(text: Any, index: int, column: str) -> None:
+    if not isinstance(text, str):
+        _fail(index, column, text, "expected a text, as the prompt is")
+    if not text.strip():
+        _fail(index, column, text, "empty completion", "Remove it, or fill in the text.")
+
+
+def _check_tokens(ids: Any, index: int, column: str) -> None:
+    if not isinstance(ids, list) or not all(isinstance(token, int) for token in ids):
+        _fail(index, column, ids, "expected a list of token ids")
+    # the prompt alone may be empty
+    if not ids and column != "prompt_ids":
+        _fail(index, column, ids, "empty completion", "Remove it, or fill in the tokens.")
 
 
 def check_multi_preference(example: dict[str, Any], index: int) -> None:
@@ -95,23 +117,35 @@ def check_multi_preference(example: dict[str, Any], index: int) -> None:
         if example.get(column) is None:
             _fail(index, column, example.get(column), "missing value")
     prompt, chosen, rejected = (example[f"{name}{suffix}"] for name in ("prompt", "chosen", "rejected"))
-    if not isinstance(prompt, (str, list)):
-        _fail(index, "prompt", prompt, "expected a text or a list of messages")
     if not isinstance(rejected, list):
         _fail(index, f"rejected{suffix}", rejected, "expected a list of completions")
     if not rejected:
         _fail(index, f"rejected{suffix}", rejected, "no rejected completion", "Remove the record, or add negatives.")
-    listed = bool(suffix) or isinstance(prompt, list)
-    _check_completion(chosen, listed, index, f"chosen{suffix}")
+    if suffix:
+        check = _check_tokens
+        check(prompt, index, "prompt_ids")
+    elif isinstance(prompt, list):
+        check = _check_messages
+        check(prompt, index, "prompt")
+    elif isinstance(prompt, str):
+        check = _check_text
+    else:
+        _fail(index, "prompt", prompt, "expected a text or a list of messages")
+    check(chosen, index, f"chosen{suffix}")
     for number, completion in enumerate(rejected):
-        _check_completion(completion, listed, index, f"rejected{suffix}[{number}]")
+        check(completion, index, f"rejected{suffix}[{number}]")
         if completion == chosen:
             remedy = "Remove it: a record that rejects its own choice teaches nothing."
             _fail(index, f"rejected{suffix}[{number}]", completion, "rejected completion equal to the chosen", remedy)
 
 
 def _record_id(example: dict[str, Any], index: int, stream: bool) -> int:
-    """Identity of a record: its row, or for a stream, whose rows may be shuffled, a hash of its content."""
+    """Identity of a record: its own, its row, or for a stream, whose rows may be shuffled, a hash of its content."""
+    own = example.get("record_id")
+    if own is not None:
+        if not isinstance(own, int) or own < 0:
+            _fail(index, "record_id", own, "expected an integer from 0", "Leave the column out to have one made.")
+        return own
     if not stream:
         return index
     # after a prompt's tokens the completions still tell records apart, so all of them count
@@ -166,7 +200,7 @@ def tokenize_multi_preference(
                     "Check the chat template.",
                 )
     output = {"prompt_ids": prompt_ids, "chosen_ids": completions[0], "rejected_ids": completions[1:]}
-    output["record_id"] = example["record_id"] if "record_id" in example else _record_id(output, index, stream)
+    output["record_id"] = _record_id({**example, **output}, index, stream)
     output["length"] = len(prompt_ids) + sum(map(len, completions)) + len(completions) - 1
     return output
 
@@ -278,6 +312,10 @@ def from_flat_columns(dataset: Dataset | IterableDataset) -> Dataset | IterableD
     """
     columns = list(dataset.column_names or next(iter(dataset)))
     flat = _flat_rejected_columns(columns)
+    if flat and "rejected" in columns:
+        raise ValueError(
+            f"The dataset has both a column `rejected` and {flat}, and it is not clear which to keep. Remove either."
+        )
     if not flat:
         raise ValueError(
             f"The dataset has no columns `rejected1..K`, `rejected_1..K` or `negative_1..n`, only {columns}. {_REMEDY}"

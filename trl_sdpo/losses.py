@@ -121,3 +121,29 @@ def pairwise_sigmoid_loss(
     # before the sigmoid: a masked entry may hold inf or NaN, which a gradient of 0 does not undo
     losses = -F.logsigmoid(beta * deltas.masked_fill(~exists, 0.0)).masked_fill(~exists, 0.0)
     return losses.sum(dim=1) / exists.sum(dim=1).clamp(min=1)
+
+
+def check_finite(losses: torch.Tensor, record_ids: torch.Tensor | None, step: int) -> None:
+    """
+    Refuse a loss that is infinite or not a number, by which one step would ruin all weights.
+
+    Args:
+        losses (`torch.Tensor` of shape `(B,)`):
+            Loss of each record.
+        record_ids (`torch.Tensor` of shape `(B,)`, *optional*):
+            Identities of the records, for the error.
+        step (`int`):
+            Optimizer step, for the error.
+
+    Raises:
+        `ValueError`: If a loss is not finite. The message names the records, their losses and remedies.
+    """
+    losses = losses.detach()
+    finite = torch.isfinite(losses)
+    if bool(finite.all()):
+        return
+    where = "" if record_ids is None else f" for the records with `record_id` {record_ids[~finite].tolist()}"
+    raise ValueError(
+        f"The loss is {losses[~finite].tolist()}{where} at step {step}. Lower the learning rate, clip the gradients "
+        "(`max_grad_norm`), or train in bfloat16 or float32."
+    )

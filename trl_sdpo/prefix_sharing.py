@@ -175,7 +175,7 @@ def _keep_positions(causal_lm: PreTrainedModel, mask: torch.Tensor) -> Iterator[
     def hook(module, args, output):
         # Prompt-learning PEFT prepends virtual tokens to the outputs; keep the positions of the real tokens
         hidden_states = output.last_hidden_state[:, -mask.size(1) :]
-        output.last_hidden_state = hidden_states[mask].unsqueeze(0)
+        output.last_hidden_state = hidden_states[mask.to(hidden_states.device)].unsqueeze(0)
         return output
 
     handle = causal_lm.base_model.register_forward_hook(hook)
@@ -232,8 +232,9 @@ def score_completions(
     slots = (record_of_row(batch).unsqueeze(1) * width + batch["segment_ids"][:, 1:] - 1)[predicts]
 
     def per_completion(values):  # (num_tokens,) -> (B, C)
-        sums = torch.zeros(num_records * width, dtype=torch.float32, device=values.device)
-        return sums.index_add(0, slots.to(values.device), values.float()).view(num_records, width)
+        sums = torch.zeros(num_records * width, dtype=torch.float32, device=slots.device)
+        # a model split over devices may end on another one than it began
+        return sums.index_add(0, slots, values.to(slots.device, torch.float32)).view(num_records, width)
 
     names = [name for name in ("entropy", "mean_logits", "is_top1") if name in outputs]
     return CompletionScores(

@@ -1,4 +1,4 @@
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 from transformers.utils import logging
 from trl import DPOConfig
@@ -116,6 +116,13 @@ def to_softmax_dpo_config(args: DPOConfig) -> SoftmaxDPOConfig:
             "A `DPOConfig` was passed to `SoftmaxDPOTrainer`: its values are kept (beta=%s), and `loss_type='sigmoid'` "
             "becomes 'softmax', which is the same for one rejected completion. Pass a `SoftmaxDPOConfig` to choose.",
             args.beta,
+        )
+    # a subclass of the user's own may have fields that ours has not
+    known = {field.name for field in fields(SoftmaxDPOConfig)}
+    if unknown := sorted(dict_args.keys() - known):
+        raise ValueError(
+            f"`{type(args).__name__}` has fields that `SoftmaxDPOConfig` has not: {unknown}. Derive it from "
+            "`SoftmaxDPOConfig`."
         )
     return SoftmaxDPOConfig(**dict_args)
 

@@ -42,7 +42,7 @@ from trl.trainer.utils import get_config_model_id, global_then_local_main_first,
 
 from .collators import DataCollatorForMultiPreference, EpochCallback
 from .data_utils import drop_too_long, is_multi_preference, tokenize_multi_preference
-from .losses import pairwise_sigmoid_loss, softmax_dpo_loss
+from .losses import check_finite, pairwise_sigmoid_loss, softmax_dpo_loss
 from .prefix_sharing import (
     CompletionScores,
     completion_exists,
@@ -156,25 +156,30 @@ class SoftmaxDPOTrainer(DPOTrainer):
             model_name = model_name.split("/")[-1]
             args = SoftmaxDPOConfig(f"{model_name}-S-DPO")
         args = to_softmax_dpo_config(args)
-
         self._largest_pool = 0  # most rejected completions of a record, in any dataset
         self._metric_sums = {"train": defaultdict(lambda: [0.0, 0.0]), "eval": defaultdict(lambda: [0.0, 0.0])}
         self._share_prefix = None  # decided on first use
 
-        super().__init__(
-            model=model,
-            ref_model=ref_model,
-            args=args,
-            data_collator=data_collator,
-            train_dataset=train_dataset,
-            eval_dataset=eval_dataset,
-            processing_class=processing_class,
-            compute_metrics=compute_metrics,
-            callbacks=callbacks,
-            optimizers=optimizers,
-            quantization_config=quantization_config,
-            peft_config=peft_config,
-        )
+        # On one rejected completion, softmax is the sigmoid loss: the parent checks and keeps it under its own name
+        loss_types = args.loss_type
+        args.loss_type = ["sigmoid" if loss_type == "softmax" else loss_type for loss_type in loss_types]
+        try:
+            super().__init__(
+                model=model,
+                ref_model=ref_model,
+                args=args,
+                data_collator=data_collator,
+                train_dataset=train_dataset,
+                eval_dataset=eval_dataset,
+                processing_class=processing_class,
+                compute_metrics=compute_metrics,
+                callbacks=callbacks,
+                optimizers=optimizers,
+                quantization_config=quantization_config,
+                peft_config=peft_config,
+            )
+        finally:
+            args.loss_type = loss_types
         if not any(param.requires_grad for param in self.model.parameters()):
             raise ValueError(
                 "The model has no trainable parameter, so training would change nothing. An adapter is loaded for "
@@ -183,20 +188,20 @@ class SoftmaxDPOTrainer(DPOTrainer):
         self._set_collators()
         if isinstance(self.data_collator, DataCollatorForMultiPreference):
             self.add_callback(EpochCallback(self.data_collator.epoch))
-        # On one rejected completion, softmax is the sigmoid loss, under the name that the parent knows
-        self.loss_types = ["sigmoid" if loss_type == "softmax" else loss_type for loss_type in args.loss_type]
 
     def _set_collators(self) -> None:
         """Put our collator in the place of the parent's; evaluation and precomputation take the whole pool."""
         if isinstance(self.data_collator, DataCollatorForPreference):
             self.data_collator = DataCollatorForMultiPreference(
                 **vars(self.data_collator),
-                prefix_sharing=self._decide_prefix_sharing(),
                 num_negatives=self.args.num_negatives,
                 seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
             )
         self._eval_data_collator = self.data_collator
         if isinstance(self.data_collator, DataCollatorForMultiPreference):
+            # a collator of the user's own decides on its draw, but not on what the model can take
+            if self.data_collator.prefix_sharing and not self._can_share_prefix():
+                self.data_collator.prefix_sharing = False
             self._eval_data_collator = dataclasses.replace(self.data_collator, num_negatives=None)
 
     @contextmanager
@@ -216,7 +221,7 @@ class SoftmaxDPOTrainer(DPOTrainer):
         with self._whole_pool():
             return super()._precompute_ref_logps(dataset, name, batch_size)
 
-    def _decide_prefix_sharing(self) -> bool:
+    def _can_share_prefix(self) -> bool:
         if self.args.prefix_sharing == "false":
             return False
         models = [self.model] if self.ref_model is None else [self.model, self.ref_model]
@@ -244,7 +249,7 @@ class SoftmaxDPOTrainer(DPOTrainer):
         first_example = next(iter(dataset), None)
         if first_example is None:
             raise ValueError(f"The {dataset_name} dataset is empty.")
-        if not is_multi_preference(first_example):
+        if not is_multi_preference(first_example, getattr(dataset, "features", None)):
             return super()._prepare_dataset(dataset, processing_class, args, dataset_name)
         check_multi_preference_options(args)
         if self._is_vlm:
@@ -253,6 +258,9 @@ class SoftmaxDPOTrainer(DPOTrainer):
         stream = not isinstance(dataset, Dataset)
         # Build the kwargs for the `map` function: IterableDataset supports neither `num_proc` nor `desc`
         map_kwargs = {} if stream else {"num_proc": args.dataset_num_proc}
+        if not stream:
+            # records are read as they are, not as the arrays that a format makes of them
+            dataset = dataset.with_format(None)
         with global_then_local_main_first():
             if not stream:
                 map_kwargs["desc"] = f"Tokenizing {dataset_name} dataset"
@@ -271,14 +279,16 @@ class SoftmaxDPOTrainer(DPOTrainer):
                     map_kwargs["desc"] = f"Dropping too long examples from {dataset_name} dataset"
                 dataset = drop_too_long(dataset, args.max_length, dataset_name, **map_kwargs)
         if not stream:
-            pool_sizes = [len(rejected) for rejected in dataset["rejected_ids"]]
-            self._largest_pool = max(self._largest_pool, *pool_sizes)
-            if args.num_negatives is not None and args.num_negatives > min(pool_sizes):
-                logger.warning_once(
-                    f"`num_negatives={args.num_negatives}` is more than some records have (the smallest pool of the "
-                    f"{dataset_name} dataset is {min(pool_sizes)}): all of theirs are used."
-                )
+            self._note_pools([len(rejected) for rejected in dataset["rejected_ids"]], args.num_negatives, dataset_name)
         return dataset
+
+    def _note_pools(self, pool_sizes: list[int], num_negatives: int | None, dataset_name: str) -> None:
+        self._largest_pool = max(self._largest_pool, *pool_sizes)
+        if num_negatives is not None and num_negatives > min(pool_sizes):
+            logger.warning_once(
+                f"`num_negatives={num_negatives}` is more than some records have (the smallest pool of the "
+                f"{dataset_name} dataset is {min(pool_sizes)}): all of theirs are used."
+            )
 
     def _set_signature_columns_if_needed(self):
         if self._signature_columns is None:
@@ -357,8 +367,9 @@ class SoftmaxDPOTrainer(DPOTrainer):
             return super()._compute_loss(model, inputs, return_outputs)
         if return_outputs:
             raise ValueError(
-                "`compute_metrics` receives logits, which rows with several completions do not have one of per label. "
-                "Leave it out: hr@k, ndcg@k and mrr are logged in every evaluation."
+                "`predict` and `compute_metrics` want logits per label, which rows with several completions do not have. "
+                "Use `evaluate` without `compute_metrics`: hr@k, ndcg@k and mrr are logged in every evaluation. For scores "
+                "per record, use `trl_sdpo.recsys.ranking.completion_log_probs`."
             )
         mode = "train" if self.model.training else "eval"
         inputs = self._lay_out(model, inputs)
@@ -375,7 +386,7 @@ class SoftmaxDPOTrainer(DPOTrainer):
 
         logratios = scores.log_probs - ref_logps  # (B, C), column 0 the chosen
         losses = self._losses(logratios, scores, exists)  # (B,)
-        self._check_finite(losses, inputs)
+        check_finite(losses, inputs.get("record_id"), self.state.global_step)
         loss = losses.mean()
         if self.aux_loss_enabled:
             loss = loss + self.router_aux_loss_coef * scores.aux_loss
@@ -395,17 +406,6 @@ class SoftmaxDPOTrainer(DPOTrainer):
             losses = losses + loss_weight * per_record
         return losses
 
-    def _check_finite(self, losses: torch.Tensor, inputs: dict[str, torch.Tensor]) -> None:
-        finite = torch.isfinite(losses.detach())
-        if not bool(finite.all()):
-            where = ""
-            if "record_id" in inputs:
-                where = f" for the records with `record_id` {inputs['record_id'][~finite].tolist()}"
-            raise ValueError(
-                f"The loss is {losses.detach()[~finite].tolist()}{where} at step {self.state.global_step}. Lower the "
-                "learning rate, clip the gradients (`max_grad_norm`), or train in bfloat16 or float32."
-            )
-
     def _add_metrics(self, mode, inputs, scores, rewards, exists) -> None:
         tokens_of_row = inputs["attention_mask"].sum(dim=1)
         num_tokens = tokens_of_row.new_zeros(exists.size(0)).index_add(0, record_of_row(inputs), tokens_of_row)
@@ -416,7 +416,10 @@ class SoftmaxDPOTrainer(DPOTrainer):
             columns["aux_loss"] = (aux_loss, torch.ones_like(aux_loss))
         # Sums and counts per record, gathered at once: exact over unequal batches and processes
         table = torch.stack([column.float() for pair in columns.values() for column in pair], dim=1)
-        totals = self.accelerator.gather_for_metrics(table).double().sum(dim=0).tolist()
+        # In training, `gather_for_metrics` would cut every micro-batch of the last step to the remainder of the epoch,
+        # since the Trainer fetches all of them before it computes the first
+        gather = self.accelerator.gather if mode == "train" else self.accelerator.gather_for_metrics
+        totals = gather(table).double().sum(dim=0).tolist()
         for name, total, count in zip(columns, totals[::2], totals[1::2], strict=True):
             if name == "num_tokens":
                 # as the parent, a running total of training
