@@ -1,0 +1,7 @@
+"""The examples import each other as siblings: their directory is on the path, as it is when one of them is run."""
+
+import sys
+from pathlib import Path
+
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
