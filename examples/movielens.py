@@ -12,12 +12,9 @@ SmolLM2-135M-Instruct with LoRA, in the setting of the S-DPO paper (https://hugg
 import dataclasses
 import logging
 import os
-import platform
 import sys
 import time
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 
 
@@ -201,20 +198,6 @@ class MovieLensArguments:
         return self.lines and self.sft_on == "all" and self.sft_records is None
 
 
-class Clock:
-    """Seconds by phase."""
-
-    def __init__(self):
-        self.seconds = {}
-
-    @contextmanager
-    def phase(self, name: str):
-        logger.info("── %s", name)
-        start = time.perf_counter()
-        yield
-        self.seconds[name] = round(time.perf_counter() - start, 1)
-
-
 @dataclass
 class Run:
     """What the stages of a run have in common."""
@@ -374,35 +357,11 @@ def rank(run: Run, popularity: np.ndarray) -> dict:
     return scores
 
 
-def save_results(run: Run, scores: dict, done: dict, counts: dict, seconds: dict) -> dict:
-    """Write results.json, and return the metrics of the stages."""
-    args = run.args
-    results = report.metrics_of_stages(scores, args.num_candidates, args.seed)
-    baselines = [name for name in ("popularity", "sft", "more sft") if name in scores]
-    libraries = {name: version(name) for name in ("trl-sdpo", "trl", "transformers", "peft", "torch", "datasets")}
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
-    content = {
-        "stages": results,
-        "differences": {
-            f"{stage} - {baseline}": report.difference(scores, stage, baseline, args.seed)
-            for stage in ("s-dpo", "s-dpo (implicit reward)")
-            for baseline in baselines
-        },
-        "settings": {**dataclasses.asdict(args), "device": device, "python": platform.python_version(), **libraries},
-        "records": {name: len(records) for name, records in run.records.items()},
-        "data": counts,
-        "seconds": seconds,
-        "training_seconds": {name: stage["seconds"] for name, stage in done.items()},
-    }
-    stages.write_json(run.directory / "results.json", content)
-    return results
-
-
 def main(args: MovieLensArguments) -> None:
     """Run the example."""
     directory = Path(args.output_dir).resolve()
     directory.mkdir(parents=True, exist_ok=True)
-    clock, start = Clock(), time.perf_counter()
+    clock, start = stages.Clock(), time.perf_counter()
     with clock.phase("data"):
         records, items, facts = load_records(args)
     with clock.phase("model"):
@@ -425,13 +384,21 @@ def main(args: MovieLensArguments) -> None:
         scores = rank(run, facts["popularity"])
     clock.seconds["total"] = round(time.perf_counter() - start, 1)
 
-    results = save_results(run, scores, done, facts["counts"], clock.seconds)
+    results = report.compare(scores, args.num_candidates, args.seed)
+    facts_of_run = {
+        "settings": dataclasses.asdict(args) | stages.environment(),
+        "records": {name: len(value) for name, value in records.items()},
+        "data": facts["counts"],
+        "seconds": clock.seconds,
+        "training_seconds": {name: stage["seconds"] for name, stage in done.items()},
+    }
+    stages.write_json(directory / "results.json", results | facts_of_run)
     title = f"MovieLens-100k, {args.model}, K = {args.num_negatives}, seed {args.seed}"
-    report.plot_run(results, done["sft"]["log"], done["s-dpo"]["log"], directory / "results.png", title)
+    report.plot_run(results["stages"], done["sft"]["log"], done["s-dpo"]["log"], directory / "results.png", title)
     print(f"\n{title}: ranking {args.num_candidates} sampled candidates, the target among them\n")
-    print(report.format_table(results), end="\n\n")
-    for baseline in (name for name in ("popularity", "sft", "more sft") if name in scores):
-        print(report.verdict(scores, "s-dpo", baseline, args.seed))
+    print(report.format_table(results["stages"]), end="\n\n")
+    for baseline in report.baselines(scores):
+        print(report.verdict(results["differences"], "s-dpo", baseline))
     print(f"\n{directory}: results.json, results.png, the adapter in s-dpo/. {clock.seconds['total']:.0f} s in all.")
 
 

@@ -55,9 +55,34 @@ def difference(scores: dict, better: str, baseline: str, seed: int) -> dict:
     return {"hr@1": float(paired.mean()), "hr@1_ci": list(bootstrap_interval(paired, seed=seed))}
 
 
-def verdict(scores: dict, better: str, baseline: str, seed: int) -> str:
+def baselines(scores: dict) -> list[str]:
+    """The stages that S-DPO is compared with."""
+    return [name for name in ("popularity", "sft", "more sft") if name in scores]
+
+
+def compare(scores: dict, num_candidates: int, seed: int) -> dict:
+    """
+    What results.json says of the scores of a run.
+
+    Args:
+        scores (`dict`), num_candidates (`int`), seed (`int`):
+            See [`metrics_of_stages`].
+
+    Returns:
+        `dict`: `stages`, see [`metrics_of_stages`], and `differences`, see [`difference`], by `"stage - baseline"`.
+    """
+    differences = {
+        f"{stage} - {baseline}": difference(scores, stage, baseline, seed)
+        for stage in scores
+        if stage.startswith("s-dpo")
+        for baseline in baselines(scores)
+    }
+    return {"stages": metrics_of_stages(scores, num_candidates, seed), "differences": differences}
+
+
+def verdict(differences: dict, better: str, baseline: str) -> str:
     """Say in one sentence whether one stage beats another."""
-    gain = difference(scores, better, baseline, seed)
+    gain = differences[f"{better} - {baseline}"]
     low, high = gain["hr@1_ci"]
     says = "beats" if low > 0 else "loses to" if high < 0 else "does not differ measurably from"
     return f"{better} {says} {baseline}: {gain['hr@1']:+.3f} hr@1, 95% interval {low:+.3f} to {high:+.3f}."

@@ -9,6 +9,8 @@ import platform
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 
 import language_models
@@ -39,6 +41,27 @@ def write_json(path: Path, content: dict) -> None:
 
 def _read_json(path: Path) -> dict | None:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+class Clock:
+    """Seconds by phase."""
+
+    def __init__(self):
+        self.seconds = {}
+
+    @contextmanager
+    def phase(self, name: str):
+        logger.info("── %s", name)
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = round(time.perf_counter() - start, 1)
+
+
+def environment() -> dict[str, str]:
+    """The machine and the versions that a result was measured with."""
+    libraries = ("trl-sdpo", "trl", "transformers", "peft", "torch", "datasets")
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
+    return {"device": device, "python": platform.python_version()} | {name: version(name) for name in libraries}
 
 
 class _Stopwatch(TrainerCallback):

@@ -229,12 +229,20 @@ class TestReport:
         gain = report.difference(scores, "b", "a", seed=0)
         assert gain["hr@1"] == 0.5
         assert gain["hr@1_ci"] == [0.0, 1.0]
-        assert report.verdict(scores, "b", "a", seed=0).startswith("b does not differ measurably from a: +0.500")
 
-    @pytest.mark.parametrize(("first", "second", "says"), [("good", "bad", "beats"), ("bad", "good", "loses to")])
-    def test_verdict(self, first, second, says):
-        scores = {"good": np.tile([1.0, 0.0], (50, 1)), "bad": np.tile([0.0, 1.0], (50, 1))}
-        assert f"{first} {says} {second}" in report.verdict(scores, first, second, seed=0)
+    @pytest.mark.parametrize(
+        ("better", "baseline", "says"),
+        [([1.0, 0.0], [0.0, 1.0], "beats sft: +1.000"), ([0.0, 1.0], [1.0, 0.0], "loses to sft: -1.000")],
+    )
+    def test_verdict(self, better, baseline, says):
+        scores = {"sft": np.tile(baseline, (50, 1)), "s-dpo": np.tile(better, (50, 1))}
+        differences = report.compare(scores, num_candidates=2, seed=0)["differences"]
+        assert list(differences) == ["s-dpo - sft"]
+        assert f"s-dpo {says}" in report.verdict(differences, "s-dpo", "sft")
+
+    def test_verdict_of_a_difference_within_its_interval(self):
+        differences = {"s-dpo - sft": {"hr@1": 0.01, "hr@1_ci": [-0.01, 0.03]}}
+        assert "does not differ measurably from" in report.verdict(differences, "s-dpo", "sft")
 
     def test_table(self):
         scores = {"a": np.tile([1.0, 0.0], (50, 1))}
