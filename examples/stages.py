@@ -114,7 +114,8 @@ def run_stage(directory: Path, settings: dict, resume: bool, make_trainer: Calla
             changed = sorted(key for key in settings.keys() | started.keys() if settings.get(key) != started.get(key))
             logger.warning("%s: other settings than before (%s), so it begins anew.", directory, ", ".join(changed))
         if checkpoint is None:
-            logger.warning("%s: what an earlier run left there is removed (--resume would keep it).", directory)
+            hint = "" if resume else " (--resume would keep it)"
+            logger.warning("%s: what an earlier run left there is removed%s.", directory, hint)
             shutil.rmtree(directory)
     directory.mkdir(parents=True, exist_ok=True)
     write_json(directory / SETTINGS, settings)
