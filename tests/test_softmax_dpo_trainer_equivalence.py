@@ -258,6 +258,20 @@ class TestPrecomputedReference:
             trainers[-1].train()
         assert_same_training(*trainers, METRICS, atol=3e-5)
 
+    def test_a_model_that_ignores_the_mask_is_found_out(self, llama, mask_ignoring_llama, records, make_trainer):
+        """The reference is computed before the first training batch: what it caches must come from padded rows."""
+        datasets = []
+        for prefix_sharing in ("auto", "false"):
+            models = [mask_ignoring_llama(llama().config) for _ in range(2)]
+            for model in models:
+                model.load_state_dict(llama().state_dict())
+            args = {"precompute_ref_log_probs": True, "prefix_sharing": prefix_sharing}
+            # other data for each, since TRL caches by data and weights
+            rows = [{**row, "source": prefix_sharing} for row in records(4)]
+            datasets.append(make_trainer(models[0], rows, args=args, ref_model=models[1]).train_dataset)
+        for name in ("ref_chosen_logps", "ref_rejected_logps"):
+            np.testing.assert_allclose(datasets[0][name][:], datasets[1][name][:], atol=1e-4)
+
     def test_evaluation_with_a_larger_pool(self, llama, records, make_trainer):
         """The evaluation data have larger pools than the training data, or smaller ones."""
         eval_dataset = {"large": Dataset.from_list(records(5, 4, 5)), "small": Dataset.from_list(records(3, 1, 2))}

@@ -322,8 +322,10 @@ class SoftmaxDPOTrainer(DPOTrainer):
         """
         if "segment_ids" not in inputs:
             return super().compute_ref_log_probs(model, inputs)
-        with self._reference(), self.accelerator.autocast():
-            ref_logps = self._score(model, inputs).log_probs
+        with self.accelerator.autocast():
+            inputs = self._lay_out(model, inputs)
+            with self._reference():
+                ref_logps = self._score(model, inputs).log_probs
         ref_logps = ref_logps.masked_fill(~completion_exists(inputs["num_completions"]), torch.nan)
         missing = 1 + self._largest_pool - ref_logps.size(1)
         ref_logps = torch.nn.functional.pad(ref_logps, (0, max(missing, 0)), value=torch.nan)
