@@ -7,13 +7,16 @@ What a training step costs, against what TRL's layout costs: time, memory, and t
 
 A step is the forward of the reference, and the forward and backward of the policy: SmolLM2-135M with LoRA (r = 16, all
 linear layers), prompts of MovieLens-100k that list 20 candidates, no gradient checkpointing. It takes as many records as
-make 16 padded rows, four at K = 3 and one from K = 15 on; seconds and tokens are given per record. The systems, each in
+make 8 padded rows, two at K = 3 and one from K = 7 on; seconds and tokens are given per record. The systems, each in
 a process of its own, take turns on the same records:
 
 - `ours`: `SoftmaxDPOTrainer`, its collator and its loss;
 - `padded`: 1 + K padded rows in the layout of TRL (prompt and completion, right-padded) through TRL's own fused LM head,
   and the same loss: built here, of nothing but TRL;
-- `pairs`: `trl.DPOTrainer` over the K pairs of each record, eight pairs at a time, which is what TRL offers today.
+- `pairs`: `trl.DPOTrainer` over the K pairs of each record, four pairs at a time, which is what TRL offers today.
+
+- `ours-upper`: `ours` with LoRA in the upper half of the layers alone, of which the lower half then runs once for policy
+  and reference; `ours-upper-separate`: the same with the lower half run for both.
 
 The token bound is tokens of `padded` over tokens of `ours`: how much faster a step would be if it cost the same per
 token. Ranking is one forward without gradients for the 20 candidates of a record.
@@ -35,7 +38,7 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "examples")]
 
 ANSWER = "step_speed:"
-PADDED_ROWS = 16
+PADDED_ROWS = 8
 SPARE_NEGATIVES = 8
 YEAR = re.compile(r" \(\d{4}\)")
 
@@ -43,7 +46,11 @@ YEAR = re.compile(r" \(\d{4}\)")
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--negatives", default="3,15,63", help="K, several with commas (default: %(default)s)")
-    parser.add_argument("--systems", default="ours,padded,pairs", help="of ours, ours-flex, padded, pairs")
+    parser.add_argument(
+        "--systems",
+        default="ours,padded,pairs,ours-upper,ours-upper-separate,ranking",
+        help=f"of ranking, {', '.join(SYSTEMS)}",
+    )
     parser.add_argument("--limit", type=int, default=15, help="largest K of padded and pairs (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=5, help="steps measured (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="seed of records and LoRA (default: %(default)s)")
@@ -114,10 +121,10 @@ def trainer_arguments(args: argparse.Namespace, folder: str) -> dict:
     }
 
 
-def lora_config():
+def lora_config(**more):
     from peft import LoraConfig
 
-    return LoraConfig(task_type="CAUSAL_LM", r=16, target_modules="all-linear")
+    return LoraConfig(task_type="CAUSAL_LM", r=16, **{"target_modules": "all-linear", **more})
 
 
 def our_steps(args, groups, folder, system):
@@ -125,15 +132,23 @@ def our_steps(args, groups, folder, system):
     from datasets import Dataset
 
     from trl_sdpo import SoftmaxDPOConfig, SoftmaxDPOTrainer
+    from trl_sdpo.frozen_layers import FrozenTrunk
 
     model, tokenizer = load_model(args, "flex_attention" if system == "ours-flex" else "sdpa")
+    lora = lora_config()
+    if "upper" in system:
+        layers = model.config.num_hidden_layers
+        projections = [f"{name}_proj" for name in ("q", "k", "v", "o", "gate", "up", "down")]
+        lora = lora_config(target_modules=projections, layers_to_transform=list(range(layers // 2, layers)))
     trainer = SoftmaxDPOTrainer(
         model=model,
         args=SoftmaxDPOConfig(**trainer_arguments(args, folder)),
         train_dataset=Dataset.from_list([record for group in groups for record in group]),
         processing_class=tokenizer,
-        peft_config=lora_config(),
+        peft_config=lora,
     )
+    if "separate" in system:
+        trainer._trunk = FrozenTrunk([])  # frozen layers run for policy and reference
     return _steps_of_trainer(trainer, len(groups), len(groups[0]))
 
 
@@ -268,6 +283,8 @@ def padded_ranking(args, groups, folder, system):
 SYSTEMS = {
     "ours": our_steps,
     "ours-flex": our_steps,
+    "ours-upper": our_steps,
+    "ours-upper-separate": our_steps,
     "padded": padded_steps,
     "pairs": pair_steps,
     "ours-ranking": our_ranking,
@@ -408,11 +425,16 @@ def main() -> None:
     from step_speed_report import write_report
     from tqdm import tqdm
 
+    systems = args.systems.split(",")
     groups = [
-        ([name for name in args.systems.split(",") if name.startswith("ours") or negatives <= args.limit], negatives)
+        (
+            [name for name in systems if name in SYSTEMS and (name.startswith("ours") or negatives <= args.limit)],
+            negatives,
+        )
         for negatives in map(int, args.negatives.split(","))
     ]
-    groups.append((["ours-ranking", "padded-ranking"], 19))
+    if "ranking" in systems:
+        groups.append((["ours-ranking", "padded-ranking"], 19))
     results = []
     with tqdm(total=args.steps * sum(len(systems) for systems, _ in groups), unit=" steps") as progress:
         for systems, negatives in groups:

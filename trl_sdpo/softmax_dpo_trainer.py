@@ -42,6 +42,7 @@ from trl.trainer.utils import get_config_model_id, global_then_local_main_first,
 
 from .collators import DataCollatorForMultiPreference, EpochCallback
 from .data_utils import drop_too_long, is_multi_preference, tokenize_multi_preference
+from .frozen_layers import FrozenTrunk, frozen_layers
 from .losses import check_finite, pairwise_sigmoid_loss, softmax_dpo_loss
 from .prefix_masks import why_prefix_sharing_is_unsound
 from .prefix_sharing import (
@@ -160,6 +161,7 @@ class SoftmaxDPOTrainer(DPOTrainer):
         self._largest_pool = 0  # most rejected completions of a record, in any dataset
         self._metric_sums = {"train": defaultdict(lambda: [0.0, 0.0]), "eval": defaultdict(lambda: [0.0, 0.0])}
         self._share_prefix = None  # decided on first use
+        self._trunk = None  # decided on first use
 
         # On one rejected completion, softmax is the sigmoid loss: the parent checks and keeps it under its own name
         loss_types = args.loss_type
@@ -349,6 +351,14 @@ class SoftmaxDPOTrainer(DPOTrainer):
         ref_logps = torch.nn.functional.pad(ref_logps, (0, max(missing, 0)), value=torch.nan)
         return ref_logps[:, 0], ref_logps[:, 1:]
 
+    def _frozen_trunk(self) -> FrozenTrunk:
+        """The layers that policy and reference have in common, if they are this process's own and without dropout."""
+        if self._trunk is None:
+            own = not (self.is_fsdp_enabled or self.is_deepspeed_enabled or self.args.torch_compile)
+            shared = own and self.args.disable_dropout and self.ref_model is None and not self.precompute_ref_logps
+            self._trunk = FrozenTrunk(frozen_layers(self.model) if shared else [])
+        return self._trunk
+
     def _check_sharing(self, model, inputs) -> bool:
         """Whether sharing gives the results of padded rows on the first batch; all processes come to the same answer."""
         dtype = torch.bfloat16 if self.args.bf16 or self.args.fp16 else self.model.dtype
@@ -395,14 +405,16 @@ class SoftmaxDPOTrainer(DPOTrainer):
         inputs = self._lay_out(model, inputs)
         exists = completion_exists(inputs["num_completions"])  # (B, C)
         model_kwargs = {"output_router_logits": True} if self.aux_loss_enabled else {}
-        scores = self._score(model, inputs, **model_kwargs)
+        trunk = self._frozen_trunk()
+        with trunk.record():
+            scores = self._score(model, inputs, **model_kwargs)
 
         if self.precompute_ref_logps:
             ref_logps = torch.cat([inputs["ref_chosen_logps"].unsqueeze(1), inputs["ref_rejected_logps"]], dim=1)
             ref_logps = ref_logps.masked_fill(~exists, 0.0)
         else:
             with self._reference():
-                ref_logps = self._score(self.ref_model or self.model, inputs).log_probs
+                ref_logps = trunk.run(partial(self._score, self.ref_model or self.model, inputs)).log_probs
 
         logratios = scores.log_probs - ref_logps  # (B, C), column 0 the chosen
         losses = self._losses(logratios, scores, exists)  # (B,)
