@@ -1,4 +1,5 @@
 import copy
+import gc
 import os
 import random
 
@@ -23,6 +24,10 @@ from trl_sdpo import SoftmaxDPOConfig, SoftmaxDPOTrainer
 
 # Models of a few thousand weights: handing their work to threads takes longer than doing it
 torch.set_num_threads(1)
+# accelerate collects garbage before each training run, which takes several times as long as a run of these models while
+# it goes through all that the libraries have made on import
+gc.collect()
+gc.freeze()
 
 TITLES = [
     "Red River (1948)",
