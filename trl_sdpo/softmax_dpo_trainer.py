@@ -42,7 +42,8 @@ from trl.trainer.utils import get_config_model_id, global_then_local_main_first,
 
 from .collators import DataCollatorForMultiPreference, EpochCallback
 from .data_utils import drop_too_long, is_multi_preference, tokenize_multi_preference
-from .losses import check_finite, pairwise_sigmoid_loss, softmax_dpo_loss
+from .loss_types import LOSS_TYPES_OF_ONE_PAIR, record_losses
+from .losses import check_finite
 from .prefix_sharing import (
     CompletionScores,
     completion_exists,
@@ -54,7 +55,12 @@ from .prefix_sharing import (
     why_prefix_sharing_is_unsound,
 )
 from .reward_metrics import preference_metrics
-from .softmax_dpo_config import SoftmaxDPOConfig, check_multi_preference_options, to_softmax_dpo_config
+from .softmax_dpo_config import (
+    SoftmaxDPOConfig,
+    check_multi_preference_options,
+    check_preference_options,
+    to_softmax_dpo_config,
+)
 
 
 logger = get_logger(__name__)
@@ -161,8 +167,8 @@ class SoftmaxDPOTrainer(DPOTrainer):
         self._share_prefix = None  # decided on first use
 
         # On one rejected completion, softmax is the sigmoid loss: the parent checks and keeps it under its own name
-        loss_types = args.loss_type
-        args.loss_type = ["sigmoid" if loss_type == "softmax" else loss_type for loss_type in loss_types]
+        self._loss_types = loss_types = args.loss_type
+        args.loss_type = [LOSS_TYPES_OF_ONE_PAIR.get(loss_type, loss_type) for loss_type in loss_types]
         try:
             super().__init__(
                 model=model,
@@ -250,8 +256,9 @@ class SoftmaxDPOTrainer(DPOTrainer):
         if first_example is None:
             raise ValueError(f"The {dataset_name} dataset is empty.")
         if not is_multi_preference(first_example, getattr(dataset, "features", None)):
+            check_preference_options(self._loss_types)
             return super()._prepare_dataset(dataset, processing_class, args, dataset_name)
-        check_multi_preference_options(args)
+        check_multi_preference_options(args, self._loss_types)
         if self._is_vlm:
             raise ValueError("Several rejected completions are supported for text models only. Pass a tokenizer.")
 
@@ -381,32 +388,19 @@ class SoftmaxDPOTrainer(DPOTrainer):
 
         if self.precompute_ref_logps:
             ref_logps = torch.cat([inputs["ref_chosen_logps"].unsqueeze(1), inputs["ref_rejected_logps"]], dim=1)
-            ref_logps = ref_logps.masked_fill(~exists, 0.0)
+            ref_scores = CompletionScores(ref_logps.masked_fill(~exists, 0.0), scores.num_tokens, token_sums={})
         else:
             with self._reference():
-                ref_logps = self._score(self.ref_model or self.model, inputs).log_probs
+                ref_scores = self._score(self.ref_model or self.model, inputs)
 
-        logratios = scores.log_probs - ref_logps  # (B, C), column 0 the chosen
-        losses = self._losses(logratios, scores, exists)  # (B,)
+        logratios = scores.log_probs - ref_scores.log_probs  # (B, C), column 0 the chosen
+        losses = record_losses(self.args, self.loss_weights, scores, ref_scores, exists)  # (B,)
         check_finite(losses, inputs.get("record_id"), self.state.global_step)
         loss = losses.mean()
         if self.aux_loss_enabled:
             loss = loss + self.router_aux_loss_coef * scores.aux_loss
         self._add_metrics(mode, inputs, scores, self.beta * logratios.detach(), exists)
         return loss
-
-    def _losses(self, logratios: torch.Tensor, scores: CompletionScores, exists: torch.Tensor) -> torch.Tensor:
-        losses = 0.0
-        for loss_type, loss_weight in zip(self.args.loss_type, self.loss_weights, strict=True):
-            if loss_type == "softmax":
-                per_record = softmax_dpo_loss(logratios[:, 0], logratios[:, 1:], self.beta, exists[:, 1:])
-            elif loss_type == "sigmoid":
-                per_record = pairwise_sigmoid_loss(logratios[:, 0], logratios[:, 1:], self.beta, exists[:, 1:])
-            else:  # "sft": as TRL, the mean over the tokens of the batch
-                batch_loss = -scores.log_probs[:, 0].sum() / scores.num_tokens[:, 0].sum()
-                per_record = batch_loss.expand(logratios.size(0))
-            losses = losses + loss_weight * per_record
-        return losses
 
     def _add_metrics(self, mode, inputs, scores, rewards, exists) -> None:
         tokens_of_row = inputs["attention_mask"].sum(dim=1)
