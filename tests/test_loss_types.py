@@ -1,12 +1,14 @@
 """Every loss type and loss option through the trainers: against `DPOTrainer` on the same pairs, and by arithmetic."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
 from datasets import Dataset
 from trl import DPOConfig, DPOTrainer
 
-from trl_sdpo import to_preference_pairs
+from trl_sdpo import SoftmaxDPOConfig, to_preference_pairs
 from trl_sdpo.data_utils import tokenize_multi_preference
 from trl_sdpo.loss_types import (
     LOSS_TYPES_OF_ONE_PAIR,
@@ -14,7 +16,9 @@ from trl_sdpo.loss_types import (
     MULTI_PREFERENCE_LOSS_TYPES,
     PAIRWISE_LOSSES,
     REFERENCE_FREE_LOSSES,
+    record_losses,
 )
+from trl_sdpo.prefix_sharing import CompletionScores
 
 
 # All that TRL 1.16 documents for `loss_type`
@@ -210,6 +214,21 @@ class TestFamily:
         trainer = train(records(8), args={"loss_type": [loss_type], "max_steps": 30, "learning_rate": 3e-3})
         assert logged(trainer)[-1] < 0.8 * logged(trainer)[0]
         assert logged(trainer, "rewards/accuracies")[-1] == 1
+
+
+class TestRecordLosses:
+    def test_what_does_not_exist_does_not_overflow(self, tmp_path):
+        """DiscoPOP has exp(-margin): against a missing completion at 0, a chosen one of -200 would give infinity."""
+        args = SoftmaxDPOConfig(str(tmp_path), loss_type=["discopop"], beta=1.0, use_cpu=True, bf16=False)
+        log_probs = torch.tensor([[-200.0, -201.0, 0.0]], requires_grad=True)
+        lengths, exists = torch.tensor([[1.0, 1.0, 0.0]]), torch.tensor([[True, True, False]])
+        reference = CompletionScores(torch.zeros(1, 3), lengths, token_sums={})
+        losses = record_losses(args, [1.0], CompletionScores(log_probs, lengths, token_sums={}), reference, exists)
+        losses.sum().backward()
+        # a margin of 1: the modulation is sigma(20), nearly 1, and so the loss nearly exp(-1)
+        assert losses.item() == pytest.approx(math.exp(-1), abs=1e-6)
+        assert torch.isfinite(log_probs.grad).all()
+        assert log_probs.grad[0, 2] == 0
 
 
 class TestErrors:

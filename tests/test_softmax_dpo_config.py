@@ -8,8 +8,6 @@ from transformers import HfArgumentParser
 from trl import DPOConfig, TrlParser
 
 from trl_sdpo import SoftmaxDPOConfig, to_softmax_dpo_config
-from trl_sdpo.loss_types import MULTI_PREFERENCE_LOSS_TYPES
-from trl_sdpo.softmax_dpo_config import check_multi_preference_options, check_preference_options
 
 
 @pytest.fixture
@@ -181,77 +179,6 @@ class TestFromDPOConfig:
         args = config(loss_type=["sigmoid"])
         assert to_softmax_dpo_config(args) is args
         assert args.loss_type == ["sigmoid"]
-
-
-class TestMultiPreferenceOptions:
-    @pytest.mark.parametrize(
-        "options",
-        [
-            *({"loss_type": [name]} for name in MULTI_PREFERENCE_LOSS_TYPES),
-            {"loss_type": ["softmax", "mppo", "hinge", "sft"]},
-            {"loss_type": ["sigmoid", "ipo", "sft"], "f_divergence_type": "js_divergence"},
-            {"loss_type": ["nca_pair", "sft"], "ld_alpha": 0.0},
-            {"loss_type": ["apo_zero", "hinge"], "use_weighting": True},
-            {"loss_type": ["softmax", "robust"], "label_smoothing": 0.4},
-        ],
-    )
-    def test_what_is_defined(self, config, options):
-        assert check_multi_preference_options(config(**options)) is None
-
-    @pytest.mark.parametrize(
-        ("options", "message"),
-        [
-            (
-                {"loss_type": ["softmax", "aot", "aot_unpaired"]},
-                r"`loss_type=\['aot', 'aot_unpaired'\]` is not defined .* sorts .* Use `to_preference_pairs`",
-            ),
-            ({"loss_type": ["softmax", "kto"]}, r"`loss_type=\['kto'\]` is not defined .*, only \['softmax', "),
-            (
-                {"f_divergence_type": "js_divergence", "loss_type": ["sigmoid", "softmax"]},
-                r"`f_divergence_type='js_divergence'` is not defined for `loss_type=\['softmax'\]`.*use \['sigmoid'",
-            ),
-            (
-                {"f_divergence_type": "forward_kl", "loss_type": ["apo_zero"]},
-                r"`f_divergence_type='forward_kl'` is not defined for `loss_type=\['apo_zero'\]`.* reverse KL",
-            ),
-            ({"ld_alpha": 0.0}, r"`ld_alpha=0.0` is not defined for `loss_type=\['softmax'\]`.*use \['sigmoid'"),
-            ({"ld_alpha": 1.5, "loss_type": ["ipo"]}, r"`ld_alpha` must be in \[0.0, 1.0\], got 1.5"),
-            (
-                {"ld_alpha": 0.5, "loss_type": ["ipo"], "precompute_ref_log_probs": True},
-                "`ld_alpha=0.5` cannot be used with .* Set `precompute_ref_log_probs=False`",
-            ),
-            (
-                {"use_weighting": True, "loss_type": ["dmpo", "sigmoid", "sft"]},
-                r"`use_weighting=True` is not defined for `loss_type=\['dmpo', 'sft'\]`.*use \['sigmoid'",
-            ),
-            (
-                {"label_smoothing": 0.1, "loss_type": ["sigmoid"]},
-                r"`label_smoothing=0.1` changes nothing in `loss_type=\['sigmoid'\]`.* or use 'robust'",
-            ),
-            (
-                {"label_smoothing": 0.5, "loss_type": ["robust"]},
-                r"`label_smoothing` must be in \[0.0, 0.5\) for the 'robust' loss, got 0.5",
-            ),
-            (
-                {"label_smoothing": 1.0, "loss_type": ["exo_pair"]},
-                r"`label_smoothing` must be in \(0.0, 1.0\) for the 'exo_pair' loss, got 1.0",
-            ),
-        ],
-    )
-    def test_what_is_not(self, config, options, message):
-        with pytest.raises(ValueError, match=message):
-            check_multi_preference_options(config(**options))
-
-    def test_losses_are_checked_by_the_names_that_are_given(self, config):
-        args = config(loss_type=["sigmoid"], f_divergence_type="js_divergence")
-        with pytest.raises(ValueError, match=r"is not defined for `loss_type=\['softmax'\]`"):
-            check_multi_preference_options(args, ["softmax"])
-
-
-def test_preference_data_take_every_loss_but_those_that_trl_has_not():
-    assert check_preference_options(["softmax", "infonca", "nca", "dmpo", "aot", "sigmoid"]) is None
-    with pytest.raises(ValueError, match=r"`loss_type=\['mppo'\]` is not a loss of TRL"):
-        check_preference_options(["sigmoid", "mppo"])
 
 
 def test_a_subclass_with_fields_of_its_own_is_refused_by_name(tmp_path):

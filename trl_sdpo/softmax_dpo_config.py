@@ -3,14 +3,8 @@ from dataclasses import dataclass, field, fields
 from transformers.utils import logging
 from trl import DPOConfig
 
-from .loss_types import MULTI_PREFERENCE_LOSS_TYPES, PAIRWISE_LOSSES, REFERENCE_FREE_LOSSES
-
 
 logger = logging.get_logger(__name__)
-
-# Losses of the difference of two rewards, in which the constant that a divergence adds to both cancels: as in TRL
-F_DIVERGENCE_LOSS_TYPES = ("sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "robust", "discopop", "sft")
-LABEL_SMOOTHING_LOSS_TYPES = ("exo_pair", "robust")
 
 
 @dataclass
@@ -134,96 +128,3 @@ def to_softmax_dpo_config(args: DPOConfig) -> SoftmaxDPOConfig:
             "`SoftmaxDPOConfig`."
         )
     return SoftmaxDPOConfig(**dict_args)
-
-
-def check_preference_options(loss_types: list[str]) -> None:
-    """
-    Refuse the losses that are not defined for the preference data of TRL, one rejected completion per record.
-
-    Args:
-        loss_types (`list[str]`):
-            Loss types of a run on preference data.
-
-    Raises:
-        `ValueError`: If TRL has no such loss. The message names it and the remedy.
-    """
-    if unknown := [name for name in loss_types if name in REFERENCE_FREE_LOSSES]:
-        raise ValueError(
-            f"`loss_type={unknown}` is not a loss of TRL, by which records with a single rejected completion are "
-            "trained. Make `rejected` a list of one completion to use it."
-        )
-
-
-def check_multi_preference_options(args: SoftmaxDPOConfig, loss_types: list[str] | None = None) -> None:
-    """
-    Refuse the options of [`~trl.DPOConfig`] that are not defined for several rejected completions.
-
-    Args:
-        args ([`SoftmaxDPOConfig`]):
-            Configuration of a run on multi-preference data.
-        loss_types (`list[str]`, *optional*):
-            Loss types of the run, `args.loss_type` by default.
-
-    Raises:
-        `ValueError`: If an option is set that has no meaning there. The message names it, its value and the remedy.
-    """
-    loss_types = args.loss_type if loss_types is None else loss_types
-    _check_loss_types(loss_types)
-    pairwise = list(PAIRWISE_LOSSES)
-
-    def check_every(option, allowed, reason):
-        if others := [name for name in loss_types if name not in allowed]:
-            raise ValueError(
-                f"`{option}={getattr(args, option)!r}` is not defined for `loss_type={others}` over several rejected "
-                f"completions: {reason}. Leave it out, or use {list(allowed)}."
-            )
-
-    if args.f_divergence_type != "reverse_kl":
-        reason = "they are derived for the reverse KL divergence"
-        check_every("f_divergence_type", F_DIVERGENCE_LOSS_TYPES, reason)
-    if args.ld_alpha is not None:  # 0.0 is a value
-        reason = "LD-DPO cuts at the shorter completion of a pair, so the chosen one has no single log-probability"
-        check_every("ld_alpha", (*pairwise, "sft"), reason)
-        _check_ld_alpha(args)
-    if args.use_weighting:
-        check_every("use_weighting", pairwise, "the weights of WPO are those of pairs")
-    if args.label_smoothing != 0.0:
-        _check_label_smoothing(args.label_smoothing, loss_types)
-
-
-def _check_loss_types(loss_types: list[str]) -> None:
-    if sorting := [name for name in loss_types if name in ("aot", "aot_unpaired")]:
-        raise ValueError(
-            f"`loss_type={sorting}` is not defined for several rejected completions: it sorts the log-ratios of a batch, "
-            "so that its terms belong to ranks in the batch, not to pairs of a record. Use `to_preference_pairs` to get "
-            "one record per pair, or another of the pairwise losses, such as 'sigmoid'."
-        )
-    if unknown := [name for name in loss_types if name not in MULTI_PREFERENCE_LOSS_TYPES]:
-        raise ValueError(
-            f"`loss_type={unknown}` is not defined for several rejected completions, only "
-            f"{list(MULTI_PREFERENCE_LOSS_TYPES)}."
-        )
-
-
-def _check_ld_alpha(args: SoftmaxDPOConfig) -> None:
-    if not 0.0 <= args.ld_alpha <= 1.0:
-        raise ValueError(f"`ld_alpha` must be in [0.0, 1.0], got {args.ld_alpha}.")
-    if args.precompute_ref_log_probs:
-        raise ValueError(
-            f"`ld_alpha={args.ld_alpha}` cannot be used with `precompute_ref_log_probs=True` over several rejected "
-            "completions: it cuts the chosen completion for each pair anew, and one log-probability per completion is "
-            "precomputed. Set `precompute_ref_log_probs=False`."
-        )
-
-
-def _check_label_smoothing(label_smoothing: float, loss_types: list[str]) -> None:
-    if not set(loss_types) & set(LABEL_SMOOTHING_LOSS_TYPES):
-        raise ValueError(
-            f"`label_smoothing={label_smoothing}` changes nothing in `loss_type={loss_types}`: only "
-            f"{list(LABEL_SMOOTHING_LOSS_TYPES)} smooth labels. Leave it out, or use 'robust', which is DPO with smoothed "
-            "labels."
-        )
-    if "robust" in loss_types and not 0.0 <= label_smoothing < 0.5:
-        raise ValueError(f"`label_smoothing` must be in [0.0, 0.5) for the 'robust' loss, got {label_smoothing}.")
-    if "exo_pair" in loss_types and not 0.0 < label_smoothing < 1.0:
-        raise ValueError(f"`label_smoothing` must be in (0.0, 1.0) for the 'exo_pair' loss, got {label_smoothing}.")

@@ -40,6 +40,7 @@ from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 from trl.trainer.utils import get_config_model_id, global_then_local_main_first, use_adapter
 
+from .checks import check_multi_preference_options, check_preference_options, check_supported
 from .collators import DataCollatorForMultiPreference, EpochCallback
 from .data_utils import drop_too_long, is_multi_preference, tokenize_multi_preference
 from .loss_types import LOSS_TYPES_OF_ONE_PAIR, record_losses
@@ -55,12 +56,7 @@ from .prefix_sharing import (
     why_prefix_sharing_is_unsound,
 )
 from .reward_metrics import preference_metrics
-from .softmax_dpo_config import (
-    SoftmaxDPOConfig,
-    check_multi_preference_options,
-    check_preference_options,
-    to_softmax_dpo_config,
-)
+from .softmax_dpo_config import SoftmaxDPOConfig, to_softmax_dpo_config
 
 
 logger = get_logger(__name__)
@@ -162,6 +158,7 @@ class SoftmaxDPOTrainer(DPOTrainer):
             model_name = model_name.split("/")[-1]
             args = SoftmaxDPOConfig(f"{model_name}-S-DPO")
         args = to_softmax_dpo_config(args)
+        check_supported(model, args, train_dataset, eval_dataset)
         self._largest_pool = 0  # most rejected completions of a record, in any dataset
         self._metric_sums = {"train": defaultdict(lambda: [0.0, 0.0]), "eval": defaultdict(lambda: [0.0, 0.0])}
         self._share_prefix = None  # decided on first use
