@@ -17,7 +17,7 @@ import torch
 from datasets import Dataset
 from peft import PeftModel
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM, LlamaModel, PreTrainedTokenizerFast
 
 from trl_sdpo import SoftmaxDPOConfig, SoftmaxDPOTrainer
 
@@ -199,16 +199,17 @@ def logged():
     return values
 
 
+class MaskIgnoringBackbone(LlamaModel):
+    def forward(self, input_ids=None, attention_mask=None, position_ids=None, **kwargs):
+        return super().forward(input_ids, None, position_ids, **kwargs)
+
+
 class MaskIgnoringLlama(LlamaForCausalLM):
     """Takes any mask and attends causally all the same, as some remote code does."""
 
     def __init__(self, config):
         super().__init__(config)
-        self.model.register_forward_pre_hook(self._drop_mask, with_kwargs=True)
-
-    @staticmethod
-    def _drop_mask(module, args, kwargs):
-        return args, {**kwargs, "attention_mask": None}
+        self.model = MaskIgnoringBackbone(config)
 
 
 @pytest.fixture
@@ -232,3 +233,29 @@ def to_conversational():
         ]
 
     return convert
+
+
+class Recorder(SoftmaxDPOTrainer):
+    """Notes the records of each training step, and the negatives that it got of each."""
+
+    def training_step(self, model, inputs, *args, **kwargs):
+        rows = zip(
+            inputs["record_id"].tolist(), inputs["input_ids"].tolist(), inputs["segment_ids"].tolist(), strict=True
+        )
+        self.steps = getattr(self, "steps", [])
+        self.steps.append({record: tokens_of_segments(ids, segments) for record, ids, segments in rows})
+        return super().training_step(model, inputs, *args, **kwargs)
+
+
+def tokens_of_segments(input_ids, segment_ids):
+    """The completions of a shared-prefix row, each without the repeated prompt token before it."""
+    segments = {number: [] for number in segment_ids if number > 0}
+    for token, number in zip(input_ids, segment_ids, strict=True):
+        if number > 0:
+            segments[number].append(token)
+    return [tuple(tokens[1:]) for tokens in segments.values()]
+
+
+@pytest.fixture
+def record_steps():
+    return Recorder

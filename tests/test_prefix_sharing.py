@@ -1,3 +1,4 @@
+import copy
 import random
 
 import pytest
@@ -8,14 +9,13 @@ from trl.trainer.utils import add_fused_lm_head
 
 from trl_sdpo import DataCollatorForMultiPreference, softmax_dpo_loss
 from trl_sdpo.data_utils import tokenize_multi_preference
+from trl_sdpo.prefix_masks import base_model
 from trl_sdpo.prefix_sharing import (
-    base_model,
     completion_exists,
     expand_shared_rows,
     is_shared,
     record_of_row,
     score_completions,
-    shared_prefix_mask,
     shared_prefix_row,
     sharing_excess,
 )
@@ -53,37 +53,6 @@ class TestRow:
         prompt, completions = [1, 2, 3], [[4, 5], [6]]
         shared_prefix_row(prompt, completions)
         assert (prompt, completions) == ([1, 2, 3], [[4, 5], [6]])
-
-
-class TestMask:
-    EXPECTED = torch.tensor(
-        [  # keys: p1 p2 | p3 c1 | p3 r1 | padding
-            [1, 0, 0, 0, 0, 0, 0],
-            [1, 1, 0, 0, 0, 0, 0],
-            [1, 1, 1, 0, 0, 0, 0],
-            [1, 1, 1, 1, 0, 0, 0],
-            [1, 1, 0, 0, 1, 0, 0],
-            [1, 1, 0, 0, 1, 1, 0],
-            [1, 1, 0, 0, 0, 0, 1],
-        ]
-    ).bool()
-
-    def test_by_hand(self):
-        mask = shared_prefix_mask(torch.tensor([[0, 0, 1, 1, 2, 2, -1]]), "sdpa", torch.float32)
-        assert mask.dtype == torch.bool
-        assert mask.shape == (1, 1, 7, 7)
-        assert torch.equal(mask[0, 0], self.EXPECTED)
-
-    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-    def test_eager_is_additive(self, dtype):
-        mask = shared_prefix_mask(torch.tensor([[0, 0, 1, 1, 2, 2, -1]]), "eager", dtype)
-        assert mask.dtype == dtype
-        assert (mask[0, 0][self.EXPECTED] == 0).all()
-        assert (mask[0, 0][~self.EXPECTED] == torch.finfo(dtype).min).all()
-
-    def test_no_row_is_empty(self):
-        """A query without a key gives NaN in softmax, in padding too."""
-        assert shared_prefix_mask(torch.full((2, 5), -1), "sdpa", torch.float32).any(dim=-1).all()
 
 
 def expand_in_python(records, pad_token_id, multiple):
@@ -177,11 +146,53 @@ def random_llama(attn_implementation="sdpa", seed=0, cls=LlamaForCausalLM, **con
 
 @pytest.mark.parametrize("attn_implementation", ["sdpa", "eager"])
 @pytest.mark.parametrize(
-    ("batch_size", "pools"), [(1, [1]), (1, [19]), (8, [3]), (8, [1, 7, 4])], ids=["1x1", "1x19", "8x3", "ragged"]
+    ("batch_size", "pools"),
+    [(1, [1]), (1, [3]), (1, [19]), (1, [127]), (8, [1]), (8, [3]), (8, [19]), (8, [1, 7, 4])],
+    ids=["1x1", "1x3", "1x19", "1x127", "8x1", "8x3", "8x19", "ragged"],
 )
 def test_layouts_agree(token_records, plain_log_probs, attn_implementation, batch_size, pools):
     records = token_records(batch_size, pools)
     assert_layouts_agree(random_llama(attn_implementation), records, plain_log_probs)
+
+
+@pytest.mark.parametrize("attn_implementation", ["sdpa", "eager"])
+def test_layouts_agree_in_bfloat16(token_records, attn_implementation):
+    """
+    Shared rows are as near to padded rows as these are to each other when each record is padded by itself, and nearer
+    than both are to the same weights in float32.
+    """
+    records = token_records(8, (3, 7, 5))
+    exact = random_llama(attn_implementation, num_hidden_layers=4)
+    exact.load_state_dict({name: weight.bfloat16().float() for name, weight in exact.state_dict().items()})
+    half = copy.deepcopy(exact).bfloat16()
+    for model in (exact, half):
+        add_fused_lm_head(model)
+
+    def outcome(model, groups, layout):
+        """Log-probs of all completions, and the gradient of the mean loss, over batches of these records."""
+        log_probs, gradients = [], 0.0
+        for group in groups:
+            rows = scored(model, layout(DataCollatorForMultiPreference(pad_token_id=0)(group)))
+            _, by_name = loss_and_gradients(model, rows)
+            log_probs += rows
+            flat = torch.cat([gradient.flatten() for gradient in by_name.values()]).float()
+            gradients = gradients + flat * len(group) / len(records)
+        return torch.cat(log_probs).float(), gradients
+
+    def padded(batch):
+        return expand_shared_rows(batch, 0)
+
+    truth = outcome(exact, [records], padded)
+    together, alone = outcome(half, [records], padded), outcome(half, [[record] for record in records], padded)
+    shared = outcome(half, [records], lambda batch: batch)
+    for index in range(2):
+        scale = truth[index].norm()
+        between_paddings = (together[index] - alone[index]).norm() / scale
+        between_layouts = (together[index] - shared[index]).norm() / scale
+        rounding = (together[index] - truth[index]).norm() / scale
+        assert between_layouts <= 3 * between_paddings + 1e-4
+        assert between_layouts <= 0.5 * rounding
+        assert (shared[index] - truth[index]).norm() / scale <= 1.1 * rounding
 
 
 @pytest.mark.parametrize("attn_implementation", ["sdpa", "eager"])

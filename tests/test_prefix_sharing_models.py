@@ -9,17 +9,12 @@ from peft import PromptTuningConfig, get_peft_model
 from trl.trainer.utils import add_fused_lm_head
 
 from trl_sdpo import DataCollatorForMultiPreference, softmax_dpo_loss
-from trl_sdpo.prefix_sharing import (
-    base_model,
-    completion_exists,
-    expand_shared_rows,
-    score_completions,
-    why_prefix_sharing_is_unsound,
-)
+from trl_sdpo.prefix_masks import base_model, why_prefix_sharing_is_unsound
+from trl_sdpo.prefix_sharing import completion_exists, expand_shared_rows, score_completions
 
 
-# The longest prompt with a completion of these tests has 20 tokens
-MAX_LENGTH = 20
+# A prompt with a completion has 10 to 20 tokens here: one window is shorter, one is longer than all of them
+SHORT_WINDOW, WIDE_WINDOW = 6, 20
 SIZES = {
     "vocab_size": 61,
     "hidden_size": 32,
@@ -62,19 +57,32 @@ def assert_equal_to_plain(model, batch, records, plain_log_probs, with_gradients
         assert (gradient - expected_gradient).norm() <= 1e-4 * torch.maximum(expected_gradient.norm(), floor), name
 
 
+SLIDING_THEN_FULL = ["sliding_attention", "full_attention"]
+MOE = {"num_experts_per_tok": 2, "moe_intermediate_size": 16}
 SOUND = {
     "Llama": {},
     "Llama-grouped-queries": {"num_key_value_heads": 2},
     "Mistral": {"sliding_window": None},
-    "Mistral-wide-window": {"sliding_window": MAX_LENGTH},
+    "Mistral-wide-window": {"sliding_window": WIDE_WINDOW},
+    "Mistral-short-window": {"sliding_window": SHORT_WINDOW},
     "Qwen2": {},
+    "Qwen2-short-window": {"use_sliding_window": True, "sliding_window": SHORT_WINDOW, "max_window_layers": 1},
     "Qwen3": {"num_key_value_heads": 2, "head_dim": 8},
     "GPT2": {},
     "Olmo": {},
     "Olmo2": {},
+    "Olmo3-short-window": {"layer_types": SLIDING_THEN_FULL, "sliding_window": SHORT_WINDOW},
     "Phi3": {},
+    "Phi3-short-window": {"sliding_window": SHORT_WINDOW},
     "Gemma": {"head_dim": 8},
+    "Gemma3-wide-window": {"head_dim": 8, "sliding_window": WIDE_WINDOW, "layer_types": SLIDING_THEN_FULL},
+    "Gemma3-short-window": {"head_dim": 8, "sliding_window": SHORT_WINDOW, "layer_types": SLIDING_THEN_FULL},
     "GPTNeoX": {},
+    "Starcoder2-short-window": {"sliding_window": SHORT_WINDOW},
+    "Mixtral": {"num_local_experts": 4},
+    "Mixtral-short-window": {"num_local_experts": 4, "sliding_window": SHORT_WINDOW},
+    "Qwen3Moe": {"num_experts": 4, "head_dim": 8, **MOE},
+    "Olmoe": {"num_experts": 4, "num_experts_per_tok": 2},
 }
 
 
@@ -83,25 +91,78 @@ SOUND = {
 def test_sound_models(token_records, plain_log_probs, name, attn_implementation):
     model = random_model(name.split("-")[0], attn_implementation, **SOUND[name])
     add_fused_lm_head(model)
-    assert why_prefix_sharing_is_unsound(model, MAX_LENGTH) is None
+    assert why_prefix_sharing_is_unsound(model) is None
     records = token_records()
     batch = DataCollatorForMultiPreference(pad_token_id=0)(records)
     assert_equal_to_plain(model, batch, records, plain_log_probs, with_gradients=True)
 
 
-def test_gemma_2_with_a_wide_window(token_records, plain_log_probs):
-    """Its attention has a soft cap, which only the eager implementation knows."""
-    model = random_model("Gemma2", "eager", head_dim=8, sliding_window=MAX_LENGTH)
+EAGER_ONLY = {
+    "Gemma2-wide-window": {"head_dim": 8, "sliding_window": WIDE_WINDOW, "attn_logit_softcapping": 5.0},
+    "Gemma2-short-window": {"head_dim": 8, "sliding_window": SHORT_WINDOW, "attn_logit_softcapping": 5.0},
+    "GptOss": {"head_dim": 8, "sliding_window": SHORT_WINDOW, "num_local_experts": 4, "num_experts_per_tok": 2},
+}
+
+
+@pytest.mark.parametrize("name", EAGER_ONLY)
+def test_sound_models_whose_attention_is_eager(token_records, plain_log_probs, name):
+    """A soft cap on the scores, and sinks beside them: neither is known to sdpa."""
+    model = random_model(name.split("-")[0], "eager", **EAGER_ONLY[name])
     add_fused_lm_head(model)
-    assert why_prefix_sharing_is_unsound(model, MAX_LENGTH) is None
+    assert why_prefix_sharing_is_unsound(model) is None
     records = token_records()
     batch = DataCollatorForMultiPreference(pad_token_id=0)(records)
     assert_equal_to_plain(model, batch, records, plain_log_probs, with_gradients=True)
+
+
+@pytest.mark.parametrize("name", ["Mistral", "Gemma3"])
+def test_a_short_window_hides_something(token_records, name):
+    """Else the tests of short windows would show nothing."""
+    config = {"head_dim": 8, "layer_types": SLIDING_THEN_FULL} if name == "Gemma3" else {}
+    batch = DataCollatorForMultiPreference(pad_token_id=0)(token_records())
+    log_probs = []
+    for window in (SHORT_WINDOW, WIDE_WINDOW, 2 * WIDE_WINDOW):
+        model = random_model(name, **config, sliding_window=window)
+        add_fused_lm_head(model)
+        log_probs.append(score_completions(model, batch).log_probs)
+    assert (log_probs[0] - log_probs[1]).abs().max() > 0.1
+    torch.testing.assert_close(log_probs[1], log_probs[2])
+
+
+@pytest.mark.parametrize("name", [name for name in SOUND if "oe" in name or "Mixtral" in name])
+def test_load_balancing_loss(token_records, name):
+    """That of padded rows, in which a prompt counts once per completion, with its gradients."""
+    model = random_model(name.split("-")[0], **SOUND[name])
+    add_fused_lm_head(model)
+    batch = DataCollatorForMultiPreference(pad_token_id=0)(token_records(pools=(3, 1, 5)))
+    routers = {name: param for name, param in model.named_parameters() if "gate.weight" in name}
+    assert len(routers) == 2
+    results = []
+    for layout in (batch, expand_shared_rows(batch, 0)):
+        aux_loss = score_completions(model, layout, output_router_logits=True).aux_loss
+        results.append((aux_loss, *torch.autograd.grad(aux_loss, list(routers.values()))))
+    for shared, padded in zip(*results, strict=True):
+        assert padded.abs().max() > 0
+        torch.testing.assert_close(shared, padded, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["Llama", "Gemma3-short-window"])
+def test_flex_attention(token_records, plain_log_probs, name):
+    """Its forward; there is no backward of flex attention on a CPU."""
+    records = token_records()
+    batch = DataCollatorForMultiPreference(pad_token_id=0)(records)
+    reference, model = (
+        random_model(name.split("-")[0], attention, **SOUND[name]) for attention in ("sdpa", "flex_attention")
+    )
+    add_fused_lm_head(model)
+    assert why_prefix_sharing_is_unsound(model) is None
+    with torch.no_grad():
+        log_probs = score_completions(model, batch).log_probs
+        expected = torch.nn.utils.rnn.pad_sequence(plain_log_probs(reference, records), batch_first=True)
+    torch.testing.assert_close(log_probs, expected, rtol=0, atol=1e-4)
 
 
 UNSOUND = {
-    "Mistral": ({"sliding_window": 8}, "sliding window of 8 tokens .*`max_length` is 20"),
-    "Gemma2": ({"sliding_window": 8, "head_dim": 8}, "sliding window of 8 tokens"),
     "GPTNeo": (
         {"num_layers": 2, "num_heads": 4, "attention_types": [[["global", "local"], 1]], "window_size": 8},
         "attention interface",
@@ -111,10 +172,9 @@ UNSOUND = {
     "Bloom": ({"n_layer": 2, "n_head": 4}, "no position ids"),
     "Mpt": ({"d_model": 32, "n_heads": 4, "n_layers": 2}, "no position ids"),
     "Falcon": ({"alibi": True}, "no position ids"),
-    "Mixtral": ({"num_local_experts": 4}, "load-balancing loss"),
-    "Qwen3Moe": ({"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}, "load-balancing loss"),
     "Lfm2": ({"layer_types": ["conv", "full_attention"], "block_multiple_of": 8}, "another kind.*: conv"),
     "MiniMax": ({"num_local_experts": 2, "head_dim": 8}, "another kind.*: linear_attention"),
+    "Gemma3": ({"head_dim": 8, "use_bidirectional_attention": True}, "not causal"),
     "Jamba": ({"num_experts": 2, "attn_layer_period": 2, "attn_layer_offset": 1}, "recurrent"),
 }
 
@@ -125,7 +185,7 @@ def test_unsound_models(token_records, plain_log_probs, name):
     config, reason = UNSOUND[name]
     model = random_model(name, "eager", **config)
     add_fused_lm_head(model)
-    answer = why_prefix_sharing_is_unsound(model, MAX_LENGTH)
+    answer = why_prefix_sharing_is_unsound(model)
     assert answer is not None
     assert re.search(reason, answer)
     records = token_records()
@@ -137,30 +197,16 @@ def test_prompt_tuning(token_records, plain_log_probs):
     config = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
     model = get_peft_model(random_model("Llama"), config)
     add_fused_lm_head(base_model(model))
-    assert "prompt-learning" in why_prefix_sharing_is_unsound(model, MAX_LENGTH)
+    assert "prompt-learning" in why_prefix_sharing_is_unsound(model)
     records = token_records()
     batch = expand_shared_rows(DataCollatorForMultiPreference(pad_token_id=0)(records), 0)
     assert_equal_to_plain(model, batch, records, plain_log_probs)
 
 
-def test_flex_attention():
-    model = random_model("Llama", "flex_attention")
-    assert "'flex_attention' takes no mask" in why_prefix_sharing_is_unsound(model, MAX_LENGTH)
-
-
-class TestSlidingWindow:
-    def test_any_window_is_too_short_without_max_length(self):
-        assert "no `max_length` is set" in why_prefix_sharing_is_unsound(random_model("Mistral", sliding_window=4096))
-
-    def test_one_token_too_short(self):
-        model = random_model("Mistral", sliding_window=MAX_LENGTH)
-        assert why_prefix_sharing_is_unsound(model, MAX_LENGTH) is None
-        assert "window of 20" in why_prefix_sharing_is_unsound(model, MAX_LENGTH + 1)
-
-    def test_window_that_is_switched_off(self):
-        model = random_model("Qwen2", use_sliding_window=False, sliding_window=8)
-        assert why_prefix_sharing_is_unsound(model, MAX_LENGTH) is None
-
-    def test_window_that_is_switched_on(self):
-        model = random_model("Qwen2", use_sliding_window=True, sliding_window=8, max_window_layers=1)
-        assert "window of 8" in why_prefix_sharing_is_unsound(model, MAX_LENGTH)
+@pytest.mark.parametrize("attn_implementation", ["flash_attention_2", "flash_attention_3", "paged|sdpa"])
+def test_attention_without_masks(attn_implementation):
+    model = random_model("Llama")
+    model.config._attn_implementation = attn_implementation  # as a machine with the kernels would set it
+    answer = why_prefix_sharing_is_unsound(model)
+    assert f"{attn_implementation!r} takes no mask" in answer
+    assert "attn_implementation='sdpa'" in answer

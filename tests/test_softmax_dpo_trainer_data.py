@@ -9,29 +9,8 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig
 
-from trl_sdpo import SoftmaxDPOTrainer, draw_negatives
+from trl_sdpo import draw_negatives
 from trl_sdpo.data_utils import tokenize_multi_preference
-
-
-class Recorder(SoftmaxDPOTrainer):
-    """Notes the records of each training step, and the negatives that it got of each."""
-
-    def training_step(self, model, inputs, *args, **kwargs):
-        rows = zip(
-            inputs["record_id"].tolist(), inputs["input_ids"].tolist(), inputs["segment_ids"].tolist(), strict=True
-        )
-        self.steps = getattr(self, "steps", [])
-        self.steps.append({record: tokens_of_segments(ids, segments) for record, ids, segments in rows})
-        return super().training_step(model, inputs, *args, **kwargs)
-
-
-def tokens_of_segments(input_ids, segment_ids):
-    """The completions of a shared-prefix row, each without the repeated prompt token before it."""
-    segments = {number: [] for number in segment_ids if number > 0}
-    for token, number in zip(input_ids, segment_ids, strict=True):
-        if number > 0:
-            segments[number].append(token)
-    return [tuple(tokens[1:]) for tokens in segments.values()]
 
 
 def tokenized(rows, tokenizer):
@@ -68,9 +47,9 @@ class TestFormats:
         assert len(losses[1]) == 4
         assert losses[1] == pytest.approx(losses[0], abs=1e-6)
 
-    def test_stream_with_drawn_negatives(self, llama, records, make_trainer):
+    def test_stream_with_drawn_negatives(self, llama, records, make_trainer, record_steps):
         stream = Dataset.from_list(records(8, 5, 5)).to_iterable_dataset()
-        trainer = make_trainer(llama(), stream, Recorder, args={"num_negatives": 2, "max_steps": 4})
+        trainer = make_trainer(llama(), stream, record_steps, args={"num_negatives": 2, "max_steps": 4})
         trainer.train()
         drawn = [{record: set(completions[1:]) for record, completions in step.items()} for step in trainer.steps]
         # two epochs of two batches
@@ -92,13 +71,13 @@ class TestDrawnNegatives:
         return [{**steps[i], **steps[i + 1]} for i in range(0, len(steps), 2)]
 
     @pytest.mark.parametrize("workers", [0, 1])
-    def test_new_ones_each_epoch(self, llama, records, make_trainer, tokenizer, workers):
+    def test_new_ones_each_epoch(self, llama, records, make_trainer, record_steps, tokenizer, workers):
         """As draw_negatives says for the record and the epoch, in workers that outlive an epoch, too."""
         rows = records(8, 5, 5)
         args = {"num_negatives": 2, "max_steps": 6, "seed": 7}
         args |= {"dataloader_num_workers": workers, "dataloader_persistent_workers": workers > 0}
         args |= {"dataloader_prefetch_factor": 1} if workers else {}
-        trainer = make_trainer(llama(), rows, Recorder, args=args)
+        trainer = make_trainer(llama(), rows, record_steps, args=args)
         trainer.train()
         pools = [row["rejected_ids"] for row in tokenized(rows, tokenizer)]
         epochs = self.epochs(trainer)
@@ -109,11 +88,11 @@ class TestDrawnNegatives:
                 expected = draw_negatives(5, 2, 7, epoch, record)
                 assert completions == [tuple(pools[record][i]) for i in expected], (epoch, record)
 
-    def test_data_seed_draws_other_ones(self, llama, records, make_trainer):
+    def test_data_seed_draws_other_ones(self, llama, records, make_trainer, record_steps):
         draws = []
         for data_seed in (None, 1):
             args = {"num_negatives": 2, "data_seed": data_seed, "max_steps": 2}
-            trainer = make_trainer(llama(), records(8, 5, 5), Recorder, args=args)
+            trainer = make_trainer(llama(), records(8, 5, 5), record_steps, args=args)
             trainer.train()
             draws.append(self.epochs(trainer)[0])
         assert draws[0] != draws[1]
@@ -143,12 +122,12 @@ class TestDrawnNegatives:
 class TestResume:
     @pytest.mark.parametrize("with_lora", [False, True])
     @pytest.mark.parametrize("checkpoint", [2, 3])  # the end of the first epoch, and the middle of the second
-    def test_continues_bit_by_bit(self, llama, records, make_trainer, with_lora, checkpoint):
+    def test_continues_bit_by_bit(self, llama, records, make_trainer, record_steps, with_lora, checkpoint):
         def trainer():
             lora = LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear", r=4)
             kwargs = {"peft_config": lora} if with_lora else {"ref_model": llama(seed=1)}
             args = {"num_negatives": 2, "max_steps": 6, "save_strategy": "steps", "save_steps": 1}
-            return make_trainer(llama(), records(8, 5, 5), Recorder, args=args, **kwargs)
+            return make_trainer(llama(), records(8, 5, 5), record_steps, args=args, **kwargs)
 
         whole, resumed = trainer(), trainer()
         whole.train()

@@ -8,7 +8,7 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig
-from transformers import MistralConfig, MistralForCausalLM
+from transformers import BloomConfig, BloomForCausalLM
 from trl import DPOConfig, DPOTrainer
 
 from trl_sdpo import to_preference_pairs
@@ -204,16 +204,20 @@ class TestLayouts:
         with pytest.raises(ValueError, match=r"does not heed the mask. Use `prefix_sharing='false'`"):
             trainer.train()
 
-    def test_model_that_cannot_share(self, llama, records, make_trainer, tokenizer, caplog, logged):
-        config = llama().config.to_dict() | {"sliding_window": 8, "model_type": "mistral"}
-        model = MistralForCausalLM(MistralConfig(**config))
+    def test_model_that_cannot_share(self, tokenizer, records, make_trainer, caplog, logged):
+        def model():
+            torch.manual_seed(0)
+            return BloomForCausalLM(BloomConfig(vocab_size=len(tokenizer), hidden_size=32, n_layer=2, n_head=4))
+
         with caplog.at_level(logging.WARNING):
-            trainer = make_trainer(model, records(8))
-        assert caplog.text.count("because the sliding window of 8 tokens") == 1
+            trainer = make_trainer(model(), records(8))
+        assert caplog.text.count("because BloomForCausalLM takes no position ids") == 1
         trainer.train()
         assert logged(trainer)[0] == pytest.approx(math.log(4), abs=1e-4)
-        with pytest.raises(ValueError, match="`prefix_sharing='true'` is not possible here: the sliding window"):
-            make_trainer(model, records(8), args={"prefix_sharing": "true"})
+        with pytest.raises(
+            ValueError, match="`prefix_sharing='true'` is not possible here: BloomForCausalLM takes no"
+        ):
+            make_trainer(model(), records(8), args={"prefix_sharing": "true"})
 
     def test_dropout_does_not_trip_the_check(self, llama, records, make_trainer, caplog, logged):
         args = {"disable_dropout": False}

@@ -8,18 +8,18 @@ Each segment starts with a repeat of the last prompt token, so that the position
 one that predicts it, as in a row of its own. Padding has segment -1.
 """
 
-import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
-from accelerate.utils import is_peft_model
 from transformers import PreTrainedModel
+from transformers.utils import logging
+
+from .prefix_masks import PADDING_SEGMENT, PROMPT_SEGMENT, base_model, shared_prefix_masks
 
 
-PADDING_SEGMENT = -1
-PROMPT_SEGMENT = 0
+logger = logging.get_logger(__name__)
 
 
 def shared_prefix_row(prompt_ids: list[int], completions: list[list[int]]) -> dict[str, list[int]]:
@@ -51,30 +51,6 @@ def shared_prefix_row(prompt_ids: list[int], completions: list[list[int]]) -> di
         row["segment_ids"] += [number] * len(segment)
         row["completion_mask"] += [0] + [1] * (len(segment) - 1)
     return row
-
-
-def shared_prefix_mask(segment_ids: torch.Tensor, attn_implementation: str, dtype: torch.dtype) -> torch.Tensor:
-    """
-    Attention mask of shared-prefix rows: causal, and within the own segment or to the prompt.
-
-    Args:
-        segment_ids (`torch.Tensor` of shape `(B, L)`):
-            Segment of each position, -1 for padding. Padding attends to padding, so that no row of the mask is empty.
-        attn_implementation (`str`):
-            `"sdpa"` takes a boolean mask (True where attention is allowed), `"eager"` an additive one.
-        dtype (`torch.dtype`):
-            Type of the additive mask.
-
-    Returns:
-        `torch.Tensor` of shape `(B, 1, L, L)`: The mask, which transformers passes on to the attention as it is.
-    """
-    length = segment_ids.size(1)
-    query, key = segment_ids.unsqueeze(2), segment_ids.unsqueeze(1)
-    causal = torch.ones(length, length, dtype=torch.bool, device=segment_ids.device).tril()
-    allowed = (causal & ((key == query) | (key == PROMPT_SEGMENT))).unsqueeze(1)
-    if attn_implementation == "sdpa":
-        return allowed
-    return torch.zeros_like(allowed, dtype=dtype).masked_fill(~allowed, torch.finfo(dtype).min)
 
 
 def is_shared(batch: dict[str, torch.Tensor]) -> bool:
@@ -169,29 +145,46 @@ class CompletionScores(NamedTuple):
         return padded.view(*self.num_tokens.shape, -1)
 
 
-def base_model(model: torch.nn.Module) -> PreTrainedModel:
-    """The transformers model below the wrappers of PEFT."""
-    return model.get_base_model() if is_peft_model(model) else model
-
-
 @contextmanager
-def _keep_positions(causal_lm: PreTrainedModel, mask: torch.Tensor) -> Iterator[None]:
+def _hooked_backbone(
+    causal_lm: PreTrainedModel, batch: dict[str, torch.Tensor], scored: torch.Tensor
+) -> Iterator[None]:
     """
-    Let the backbone hand only the positions of `mask`, of shape `(rows, L)`, to the LM head, flattened to one row.
-    TRL's fused LM head scores every position outside of Triton devices; a vocabulary is wide, so this matters.
+    Between the LM head and the backbone, let the backbone attend under the masks of shared-prefix rows, and hand only
+    the positions of `scored`, of shape `(rows, L)`, to the head, flattened to one row.
+
+    The head scores every position outside of Triton devices, and a vocabulary is wide. It takes the load-balancing loss
+    of a mixture of experts over the 2D mask that it is called with, and so does not see ours. Wrappers (DDP, FSDP,
+    PEFT) see a forward with 2D inputs.
     """
 
-    def hook(module, args, output):
+    def set_masks(module, args, kwargs):
+        masks = shared_prefix_masks(causal_lm.config.get_text_config(), batch, causal_lm.dtype)
+        return args, {**kwargs, "attention_mask": masks}
+
+    def keep_scored(module, args, output):
         # Prompt-learning PEFT prepends virtual tokens to the outputs; keep the positions of the real tokens
-        hidden_states = output.last_hidden_state[:, -mask.size(1) :]
-        output.last_hidden_state = hidden_states[mask.to(hidden_states.device)].unsqueeze(0)
+        hidden_states = output.last_hidden_state[:, -scored.size(1) :]
+        output.last_hidden_state = hidden_states[scored.to(hidden_states.device)].unsqueeze(0)
         return output
 
-    handle = causal_lm.base_model.register_forward_hook(hook)
+    backbone = causal_lm.base_model
+    handles = [backbone.register_forward_hook(keep_scored)]
+    if is_shared(batch):
+        handles.append(backbone.register_forward_pre_hook(set_masks, with_kwargs=True))
     try:
         yield
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
+
+
+def _tokens_of_padded_rows(batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """How often each position stands in padded rows, of shape `(rows, L)`: a shared prompt in 1 + K of them."""
+    if not is_shared(batch):
+        return batch["attention_mask"]
+    repeats = batch["num_completions"].unsqueeze(1) - 1
+    return batch["attention_mask"] + repeats * (batch["segment_ids"] == PROMPT_SEGMENT)
 
 
 def score_completions(
@@ -218,16 +211,17 @@ def score_completions(
         [`CompletionScores`]: One column per completion, the chosen one first.
     """
     causal_lm = base_model(model if unwrapped_model is None else unwrapped_model)
-    attention_mask = batch["attention_mask"]
     if is_shared(batch):
         model_kwargs["position_ids"] = batch["position_ids"]
-        attn_implementation = causal_lm.config.get_text_config()._attn_implementation
-        attention_mask = shared_prefix_mask(batch["segment_ids"], attn_implementation, causal_lm.dtype)
+    attention_mask = batch["attention_mask"]
+    if model_kwargs.get("output_router_logits"):
+        # the load-balancing loss is a mean over tokens, and takes the mask for their weights
+        attention_mask = _tokens_of_padded_rows(batch)
 
     # the position before a completion token predicts it
     predicts = batch["completion_mask"][:, 1:].bool()
     labels = batch["input_ids"][:, 1:][predicts].unsqueeze(0)
-    with _keep_positions(causal_lm, torch.nn.functional.pad(predicts, (0, 1))):
+    with _hooked_backbone(causal_lm, batch, torch.nn.functional.pad(predicts, (0, 1))):
         outputs = model(
             input_ids=batch["input_ids"],
             attention_mask=attention_mask,
@@ -270,8 +264,8 @@ def sharing_excess(
     dtype: torch.dtype,
 ) -> torch.Tensor:
     """
-    Score the first two records of a batch in shared-prefix and in padded rows, to find out a model whose attention does
-    something else with the mask.
+    Score the first two records of a batch in shared-prefix rows, and the first four completions of each in padded rows
+    too, to find out a model whose attention does something else with the mask.
 
     Args:
         score (`Callable`):
@@ -284,67 +278,23 @@ def sharing_excess(
             Type that the model computes in, for the tolerance.
 
     Returns:
-        `torch.Tensor`: Scalar, the largest difference beyond the tolerance, in nats: not above 0 if they agree.
+        `torch.Tensor`: Scalar, the largest difference beyond the tolerance, in nats: not above 0 if they agree,
+        infinite if the model raises an error on shared-prefix rows, which is logged.
     """
     sample = {name: tensor[:2] for name, tensor in batch.items()}
-    atol, rtol = sharing_tolerance(dtype)
+    # a wrong mask shows in the second completion already; 1 + K padded rows could need more memory than the training
+    few = {**sample, "num_completions": sample["num_completions"].clamp(max=4)}
     with torch.no_grad():
-        shared = score(sample).log_probs
-        padded = score(expand_shared_rows(sample, pad_token_id)).log_probs
+        padded = score(expand_shared_rows(few, pad_token_id)).log_probs
+        try:
+            shared = score(sample).log_probs[:, : padded.size(1)]
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # code of any kind, which may have never met a mask of four dimensions
+            logger.warning(f"The model raises {type(error).__name__} on shared-prefix rows: {error}")
+            return padded.new_tensor(torch.inf)
+    atol, rtol = sharing_tolerance(dtype)
     excess = (shared - padded).abs() - rtol * padded.abs() - atol
     excess = excess.masked_fill(excess.isnan(), torch.inf)
     # weights of NaN say nothing about the mask
-    return excess.masked_fill(~padded.isfinite(), 0).max()
-
-
-def why_prefix_sharing_is_unsound(model: torch.nn.Module, max_length: int | None = None) -> str | None:
-    """
-    Say why a model cannot take shared-prefix rows.
-
-    Sharing is sound where every layer is softmax attention under a mask that we choose, and positions enter through
-    `position_ids`: then a completion sees its prompt and itself, at the positions of a row of its own.
-
-    Args:
-        model (`torch.nn.Module`):
-            Model, with or without PEFT.
-        max_length (`int`, *optional*):
-            Most tokens that a prompt with one completion can have. A sliding window at least as wide hides nothing.
-
-    Returns:
-        `str` or `None`: The reason, or `None` if the model can take shared-prefix rows.
-    """
-    if is_peft_model(model) and any(config.is_prompt_learning for config in model.peft_config.values()):
-        return "a prompt-learning adapter adds positions of its own"
-    causal_lm = base_model(model)
-    config = causal_lm.config.get_text_config()
-    name = type(causal_lm).__name__
-    if config._attn_implementation not in ("sdpa", "eager"):
-        return (
-            f"the attention implementation {config._attn_implementation!r} takes no mask of this form (load the model "
-            "with attn_implementation='sdpa')"
-        )
-    if getattr(causal_lm, "_is_stateful", False):
-        return f"{name} is recurrent: its state would carry one completion into the next"
-    layer_types = set(getattr(config, "layer_types", None) or [])
-    other_layers = sorted(layer_types - {"full_attention", "sliding_attention"})
-    if other_layers:
-        return f"{name} has layers of another kind than softmax attention: {', '.join(other_layers)}"
-    if (
-        getattr(config, "alibi", False)
-        or "position_ids" not in inspect.signature(causal_lm.base_model.forward).parameters
-    ):
-        return f"{name} takes no position ids (its positions are those of the row)"
-    if hasattr(config, "output_router_logits"):
-        return f"the load-balancing loss of {name} takes no mask of this form"
-    if not (causal_lm._supports_sdpa or causal_lm._supports_attention_backend):
-        return f"{name} does not use the attention interface of transformers, whose masks may have this form"
-    return _why_sliding_window_is_too_short(config, layer_types, max_length)
-
-
-def _why_sliding_window_is_too_short(config, layer_types: set[str], max_length: int | None) -> str | None:
-    window = getattr(config, "sliding_window", None)
-    slides = "sliding_attention" in layer_types or (not layer_types and getattr(config, "use_sliding_window", True))
-    if window is None or not slides or (max_length is not None and window >= max_length):
-        return None
-    longest = "no `max_length` is set" if max_length is None else f"`max_length` is {max_length}"
-    return f"the sliding window of {window} tokens may be shorter than a prompt with its completion ({longest})"
+    return excess.masked_fill(~padded.isfinite() | ~completion_exists(few["num_completions"]), 0).max()

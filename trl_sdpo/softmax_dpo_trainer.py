@@ -45,6 +45,7 @@ from .collators import DataCollatorForMultiPreference, EpochCallback
 from .data_utils import drop_too_long, is_multi_preference, tokenize_multi_preference
 from .loss_types import LOSS_TYPES_OF_ONE_PAIR, record_losses
 from .losses import check_finite
+from .prefix_masks import why_prefix_sharing_is_unsound
 from .prefix_sharing import (
     CompletionScores,
     completion_exists,
@@ -53,9 +54,9 @@ from .prefix_sharing import (
     record_of_row,
     score_completions,
     sharing_excess,
-    why_prefix_sharing_is_unsound,
 )
 from .reward_metrics import preference_metrics
+from .samplers import LengthGroupedSampler
 from .softmax_dpo_config import SoftmaxDPOConfig, to_softmax_dpo_config
 
 
@@ -192,13 +193,17 @@ class SoftmaxDPOTrainer(DPOTrainer):
         if isinstance(self.data_collator, DataCollatorForMultiPreference):
             self.add_callback(EpochCallback(self.data_collator.epoch))
 
+    @property
+    def _data_seed(self) -> int:
+        return self.args.seed if self.args.data_seed is None else self.args.data_seed
+
     def _set_collators(self) -> None:
         """Put our collator in the place of the parent's; evaluation and precomputation take the whole pool."""
         if isinstance(self.data_collator, DataCollatorForPreference):
             self.data_collator = DataCollatorForMultiPreference(
                 **vars(self.data_collator),
                 num_negatives=self.args.num_negatives,
-                seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
+                seed=self._data_seed,
             )
         self._eval_data_collator = self.data_collator
         if isinstance(self.data_collator, DataCollatorForMultiPreference):
@@ -220,6 +225,19 @@ class SoftmaxDPOTrainer(DPOTrainer):
         with nullcontext() if is_training else self._whole_pool():
             return super()._get_dataloader(dataset, description, batch_size, sampler_fn, is_training, **kwargs)
 
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> torch.utils.data.Sampler | None:
+        train_dataset = self.train_dataset if train_dataset is None else train_dataset
+        grouped = self.args.train_sampling_strategy == "group_by_length" and isinstance(train_dataset, Dataset)
+        length = self.args.length_column_name
+        # Preference data of TRL have no such column, and follow the parent
+        if not grouped or length not in train_dataset.column_names:
+            return super()._get_train_sampler(train_dataset)
+        return LengthGroupedSampler(
+            train_dataset[length],
+            self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size,
+            self._data_seed,
+        )
+
     def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
         with self._whole_pool():
             return super()._precompute_ref_logps(dataset, name, batch_size)
@@ -228,7 +246,7 @@ class SoftmaxDPOTrainer(DPOTrainer):
         if self.args.prefix_sharing == "false":
             return False
         models = [self.model] if self.ref_model is None else [self.model, self.ref_model]
-        reasons = [why_prefix_sharing_is_unsound(model, self.args.max_length) for model in models]
+        reasons = [why_prefix_sharing_is_unsound(model) for model in models]
         reason = next((reason for reason in reasons if reason is not None), None)
         if reason is not None and self.args.prefix_sharing == "true":
             raise ValueError(

@@ -14,13 +14,12 @@ from trl.trainer.utils import add_fused_lm_head
 
 from ..collators import DataCollatorForMultiPreference
 from ..data_utils import tokenize_multi_preference
+from ..prefix_masks import base_model, why_prefix_sharing_is_unsound
 from ..prefix_sharing import (
-    base_model,
     completion_exists,
     expand_shared_rows,
     score_completions,
     sharing_excess,
-    why_prefix_sharing_is_unsound,
 )
 
 
@@ -89,8 +88,7 @@ def completion_log_probs(
         desc=f"{desc}: tokenizing",
     ).select_columns(["prompt_ids", "chosen_ids", "rejected_ids", "length"])
     if prefix_sharing is None:
-        # records are never cut, so the longest of them is what a sliding window must hold
-        prefix_sharing = why_prefix_sharing_is_unsound(model, max(tokenized["length"])) is None
+        prefix_sharing = why_prefix_sharing_is_unsound(model) is None
     collator = DataCollatorForMultiPreference(processing_class.pad_token_id, prefix_sharing=prefix_sharing)
     # rows of like length together, the longest first, so that memory runs out at the start or not at all
     order = np.argsort(-np.asarray(tokenized["length"]), kind="stable")
