@@ -114,8 +114,11 @@ class TestMultiPreferenceOptions:
                 {"label_smoothing": 1.0, "loss_type": ["exo_pair"]},
                 r"`label_smoothing` must be in \(0.0, 1.0\) for the 'exo_pair' loss, got 1.0",
             ),
+            ({"truncation_mode": "keep_end"}, "`truncation_mode='keep_end'` does not apply .* shorten the prompts"),
+            ({"label_smoothing_factor": 0.1}, "`label_smoothing_factor=0.1` smooths .* `loss_type='robust'`"),
         ],
     )
+    @pytest.mark.filterwarnings("ignore:The `'keep_end'` truncation mode is deprecated:FutureWarning")
     def test_what_is_not(self, config, options, message):
         with pytest.raises(ValueError, match=message):
             check_multi_preference_options(config(**options))

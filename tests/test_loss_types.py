@@ -26,12 +26,17 @@ TRL_LOSS_TYPES = [
     *("sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired"),
     *("apo_zero", "apo_down", "discopop", "sft", "sigmoid_norm"),
 ]
-NEEDED = {"exo_pair": {"label_smoothing": 0.05}, "robust": {"label_smoothing": 0.1}}
+NEEDED = {
+    "exo_pair": {"label_smoothing": 0.05},
+    "robust": {"label_smoothing": 0.1},
+    "discopop": {"discopop_tau": 0.5},
+}
 OPTIONS = {
     "mixture": {"loss_type": ["sigmoid", "bco_pair", "sft"], "loss_weights": [0.8, 0.2, 0.5]},
     "forward_kl": {"loss_type": ["sigmoid"], "f_divergence_type": "forward_kl"},
     "js_divergence": {"loss_type": ["ipo", "sft"], "f_divergence_type": "js_divergence"},
-    "alpha_divergence": {"loss_type": ["hinge"], "f_divergence_type": "alpha_divergence"},
+    "alpha_divergence": {"loss_type": ["hinge"], "f_divergence_type": "alpha_divergence"}
+    | {"f_alpha_divergence_coef": 0.8},
     "ld_alpha": {"loss_type": ["sigmoid", "sft"], "ld_alpha": 0.3},
     "ld_alpha_zero": {"loss_type": ["ipo"], "ld_alpha": 0.0},
     "use_weighting": {"loss_type": ["sigmoid", "nca_pair"], "use_weighting": True},

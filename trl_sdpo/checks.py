@@ -126,6 +126,20 @@ def check_multi_preference_options(args: DPOConfig, loss_types: list[str] | None
         check_every("use_weighting", pairwise, "the weights of WPO are those of pairs")
     if args.label_smoothing != 0.0:
         _check_label_smoothing(args.label_smoothing, loss_types)
+    _check_without_effect(args)
+
+
+def _check_without_effect(args: DPOConfig) -> None:
+    if args.truncation_mode != "keep_start" and args.max_length is not None:
+        raise ValueError(
+            f"`truncation_mode={args.truncation_mode!r}` does not apply to several rejected completions: records are not "
+            "cut, and those longer than `max_length` are dropped. Leave it out, and shorten the prompts in the data."
+        )
+    if args.label_smoothing_factor != 0.0:
+        raise ValueError(
+            f"`label_smoothing_factor={args.label_smoothing_factor}` smooths the labels of a cross-entropy over tokens, "
+            "which these losses are not. Leave it out, or use `label_smoothing` with `loss_type='robust'`."
+        )
 
 
 def _check_loss_types(loss_types: list[str]) -> None:
