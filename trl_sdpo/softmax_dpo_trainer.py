@@ -40,6 +40,7 @@ from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 from trl.trainer.utils import get_config_model_id, global_then_local_main_first, use_adapter
 
+from .checkpoints import invalidate_checkpoint, resolve_checkpoint, without_adapter
 from .collators import DataCollatorForMultiPreference, EpochCallback
 from .data_utils import drop_too_long, is_multi_preference, tokenize_multi_preference
 from .losses import check_finite, pairwise_sigmoid_loss, softmax_dpo_loss
@@ -159,6 +160,7 @@ class SoftmaxDPOTrainer(DPOTrainer):
         self._largest_pool = 0  # most rejected completions of a record, in any dataset
         self._metric_sums = {"train": defaultdict(lambda: [0.0, 0.0]), "eval": defaultdict(lambda: [0.0, 0.0])}
         self._share_prefix = None  # decided on first use
+        self._saving_checkpoint = False
 
         # On one rejected completion, softmax is the sigmoid loss: the parent checks and keeps it under its own name
         loss_types = args.loss_type
@@ -393,6 +395,8 @@ class SoftmaxDPOTrainer(DPOTrainer):
         if self.aux_loss_enabled:
             loss = loss + self.router_aux_loss_coef * scores.aux_loss
         self._add_metrics(mode, inputs, scores, self.beta * logratios.detach(), exists)
+        if mode == "eval":
+            self._add_eval_loss(losses + (loss - losses.mean()))
         return loss
 
     def _losses(self, logratios: torch.Tensor, scores: CompletionScores, exists: torch.Tensor) -> torch.Tensor:
@@ -430,6 +434,12 @@ class SoftmaxDPOTrainer(DPOTrainer):
             self._metric_sums[mode][name][0] += total
             self._metric_sums[mode][name][1] += count
 
+    def _add_eval_loss(self, losses: torch.Tensor) -> None:
+        # The mean of the `Trainer` is over batches, in which the records that pad the last one count again
+        losses = self.accelerator.gather_for_metrics(losses.detach()).double()
+        self._metric_sums["eval"]["loss"][0] += losses.sum().item()
+        self._metric_sums["eval"]["loss"][1] += losses.numel()
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         mode = "train" if self.model.training else "eval"
         sums = self._metric_sums[mode]
@@ -441,3 +451,31 @@ class SoftmaxDPOTrainer(DPOTrainer):
             logs[f"{prefix}num_tokens"] = self._total_train_tokens
             sums.clear()
         super().log(logs, start_time)
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
+        resume_from_checkpoint = resolve_checkpoint(
+            resume_from_checkpoint, self.args.output_dir, self.args.save_only_model
+        )
+        return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def _save_checkpoint(self, model, trial):
+        if self.args.should_save:
+            invalidate_checkpoint(self._get_output_dir(trial=trial), self.state.global_step)
+        self._saving_checkpoint = True
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self._saving_checkpoint = False
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        # The state of the trainer is written next, and says that what every process writes is there
+        self.accelerator.wait_for_everyone()
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        # A checkpoint needs the reference adapter to resume from; elsewhere a model is the policy alone
+        model = self.accelerator.unwrap_model(self.model)
+        has_ref_adapter = is_peft_model(model) and self.ref_model is None and "ref" in model.peft_config
+        hidden = has_ref_adapter and not self._saving_checkpoint
+        with without_adapter(model, "ref") if hidden else nullcontext():
+            super()._save(output_dir, state_dict)
