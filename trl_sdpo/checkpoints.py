@@ -1,5 +1,5 @@
 """
-Checkpoints of a run that may have been killed: which of them are whole, and which adapters they hold.
+Checkpoints of a run that may have been killed: which of them are whole.
 
 `Trainer` writes `trainer_state.json` last, so its presence says that the other files were written before it. The files
 are looked at all the same: a full disk or an interrupted copy or deletion leaves parts of a checkpoint, too.
@@ -8,13 +8,10 @@ are looked at all the same: a full disk or an interrupted copy or deletion leave
 import json
 import os
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from accelerate.logging import get_logger
 from accelerate.utils import broadcast_object_list
-from peft import PeftModel
 from safetensors import SafetensorError, safe_open
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
@@ -160,13 +157,3 @@ def resolve_checkpoint(
 def invalidate_checkpoint(output_dir: str, step: int) -> None:
     """Before a checkpoint is written anew over one of the same step: it must not pass for whole half-way."""
     (Path(output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{step}" / TRAINER_STATE_NAME).unlink(missing_ok=True)
-
-
-@contextmanager
-def without_adapter(model: PeftModel, adapter_name: str) -> Iterator[None]:
-    """Hide an adapter of a model while it is saved: `save_pretrained` of PEFT writes all that `peft_config` lists."""
-    config = model.peft_config.pop(adapter_name)
-    try:
-        yield
-    finally:
-        model.peft_config[adapter_name] = config

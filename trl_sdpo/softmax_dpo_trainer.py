@@ -40,7 +40,8 @@ from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 from trl.trainer.utils import get_config_model_id, global_then_local_main_first, use_adapter
 
-from .checkpoints import invalidate_checkpoint, resolve_checkpoint, without_adapter
+from .adapters import complete_reference_adapter, keep_4bit_layers_differentiable, without_adapter
+from .checkpoints import invalidate_checkpoint, resolve_checkpoint
 from .collators import DataCollatorForMultiPreference, EpochCallback
 from .data_utils import drop_too_long, is_multi_preference, tokenize_multi_preference
 from .losses import check_finite, pairwise_sigmoid_loss, softmax_dpo_loss
@@ -161,6 +162,7 @@ class SoftmaxDPOTrainer(DPOTrainer):
         self._metric_sums = {"train": defaultdict(lambda: [0.0, 0.0]), "eval": defaultdict(lambda: [0.0, 0.0])}
         self._share_prefix = None  # decided on first use
         self._saving_checkpoint = False
+        self._models_are_ready = False
 
         # On one rejected completion, softmax is the sigmoid loss: the parent checks and keeps it under its own name
         loss_types = args.loss_type
@@ -187,9 +189,20 @@ class SoftmaxDPOTrainer(DPOTrainer):
                 "The model has no trainable parameter, so training would change nothing. An adapter is loaded for "
                 "training with `PeftModel.from_pretrained(..., is_trainable=True)`."
             )
+        self._prepare_models()
         self._set_collators()
         if isinstance(self.data_collator, DataCollatorForMultiPreference):
             self.add_callback(EpochCallback(self.data_collator.epoch))
+
+    def _prepare_models(self) -> None:
+        if self._models_are_ready:
+            return
+        for model in (self.model, self.ref_model):
+            if model is not None:
+                keep_4bit_layers_differentiable(model)
+        if is_peft_model(self.model) and self.ref_model is None:
+            complete_reference_adapter(self.model)
+        self._models_are_ready = True
 
     def _set_collators(self) -> None:
         """Put our collator in the place of the parent's; evaluation and precomputation take the whole pool."""
@@ -220,6 +233,7 @@ class SoftmaxDPOTrainer(DPOTrainer):
             return super()._get_dataloader(dataset, description, batch_size, sampler_fn, is_training, **kwargs)
 
     def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
+        self._prepare_models()  # the parent precomputes within its __init__
         with self._whole_pool():
             return super()._precompute_ref_logps(dataset, name, batch_size)
 
