@@ -217,6 +217,10 @@ class TestAdapters:
         trainer.save_model(str(tmp_path / "saved"))
         assert [path.name for path in (tmp_path / "saved").rglob("adapter_model*")] == ["adapter_model.safetensors"]
         assert not (tmp_path / "saved" / "ref").exists()
+        saved = load_file(tmp_path / "saved" / "adapter_model.safetensors")
+        assert saved.keys() == {
+            name.replace(".default", "") for name in dict(model.named_parameters()) if ".default" in name
+        }
         # the trainer itself goes on with both
         assert list(model.peft_config) == ["default", "ref"]
         trainer.evaluate(trainer.train_dataset)

@@ -1,20 +1,19 @@
 """Adapters and quantised bases: what TRL, PEFT and bitsandbytes leave open for a policy beside its reference."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import os
+from pathlib import Path
 
 import torch
 from peft import PeftModel
 
 
-@contextmanager
-def without_adapter(model: PeftModel, adapter_name: str) -> Iterator[None]:
-    """Hide an adapter of a model while it is saved: `save_pretrained` of PEFT writes all that `peft_config` lists."""
-    config = model.peft_config.pop(adapter_name)
-    try:
-        yield
-    finally:
-        model.peft_config[adapter_name] = config
+def remove_saved_adapter(folder: str | os.PathLike, adapter_name: str) -> None:
+    """Remove the files of an adapter beside those of "default": `save_pretrained` of PEFT writes all of a model."""
+    subfolder = Path(folder) / adapter_name
+    for path in subfolder.glob("adapter_*"):
+        path.unlink()
+    if subfolder.is_dir() and not any(subfolder.iterdir()):
+        subfolder.rmdir()
 
 
 def complete_reference_adapter(model: PeftModel) -> None:

@@ -40,7 +40,7 @@ from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 from trl.trainer.utils import get_config_model_id, global_then_local_main_first, use_adapter
 
-from .adapters import complete_reference_adapter, keep_4bit_layers_differentiable, without_adapter
+from .adapters import complete_reference_adapter, keep_4bit_layers_differentiable, remove_saved_adapter
 from .checkpoints import invalidate_checkpoint, resolve_checkpoint
 from .collators import DataCollatorForMultiPreference, EpochCallback
 from .data_utils import drop_too_long, is_multi_preference, tokenize_multi_preference
@@ -158,6 +158,11 @@ class SoftmaxDPOTrainer(DPOTrainer):
             model_name = model_name.split("/")[-1]
             args = SoftmaxDPOConfig(f"{model_name}-S-DPO")
         args = to_softmax_dpo_config(args)
+        if args.activation_offloading and not torch.accelerator.is_available():
+            raise ValueError(
+                "`activation_offloading=True` moves activations from an accelerator to the CPU, and this machine has "
+                "no accelerator. Use `gradient_checkpointing=True` to save memory here."
+            )
         self._largest_pool = 0  # most rejected completions of a record, in any dataset
         self._metric_sums = {"train": defaultdict(lambda: [0.0, 0.0]), "eval": defaultdict(lambda: [0.0, 0.0])}
         self._share_prefix = None  # decided on first use
@@ -487,9 +492,9 @@ class SoftmaxDPOTrainer(DPOTrainer):
         self.accelerator.wait_for_everyone()
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        super()._save(output_dir, state_dict)
         # A checkpoint needs the reference adapter to resume from; elsewhere a model is the policy alone
         model = self.accelerator.unwrap_model(self.model)
         has_ref_adapter = is_peft_model(model) and self.ref_model is None and "ref" in model.peft_config
-        hidden = has_ref_adapter and not self._saving_checkpoint
-        with without_adapter(model, "ref") if hidden else nullcontext():
-            super()._save(output_dir, state_dict)
+        if has_ref_adapter and not self._saving_checkpoint and self.args.should_save:
+            remove_saved_adapter(output_dir or self.args.output_dir, "ref")
