@@ -2,6 +2,8 @@ import copy
 import gc
 import os
 import random
+import sys
+from pathlib import Path
 
 
 # Nothing in the tests may ask the network: tiny models and tokenizers are built here. Set before transformers is
@@ -11,6 +13,8 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 # The checks that compare floating-point numbers are about arithmetic, not about devices
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+# Tests import the scripts that they run in processes of their own, and those import this file
+sys.path.insert(0, str(Path(__file__).parent))
 
 import pytest
 import torch

@@ -1,5 +1,6 @@
 """What a run refuses before it starts: models, data and options that are not defined for what the trainer does."""
 
+import torch
 from datasets import Dataset, IterableDataset
 from transformers import AutoConfig, PreTrainedModel
 from trl import DPOConfig
@@ -19,20 +20,26 @@ def check_supported(
     eval_dataset: Dataset | IterableDataset | dict[str, Dataset | IterableDataset] | None,
 ) -> None:
     """
-    Refuse models and data that are out of scope.
+    Refuse models, data and machines that are out of scope.
 
     Args:
         model (`str` or [`~transformers.PreTrainedModel`]):
             Model to be trained.
         args ([`~trl.DPOConfig`]):
-            Configuration, of which `trust_remote_code` and `model_init_kwargs` are read.
+            Configuration, of which `trust_remote_code`, `model_init_kwargs` and `activation_offloading` are read.
         train_dataset, eval_dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`], *optional*):
             Data of the run; `eval_dataset` may be a `dict` of them.
 
     Raises:
-        `ValueError`: If the model is an encoder-decoder or has no LM head, or if the data have images. The message
-            says why, and what to use instead.
+        `ValueError`: If the model is an encoder-decoder or has no LM head, if the data have images, or if activations
+            are to be offloaded and there is nothing to offload them from. The message says why, and what to use
+            instead.
     """
+    if args.activation_offloading and not torch.accelerator.is_available():
+        raise ValueError(
+            "`activation_offloading=True` moves activations from an accelerator to the CPU, and this machine has no "
+            "accelerator. Use `gradient_checkpointing=True` to save memory here."
+        )
     _check_model(model, args)
     datasets = {"train": train_dataset}
     datasets |= eval_dataset if isinstance(eval_dataset, dict) else {"eval": eval_dataset}

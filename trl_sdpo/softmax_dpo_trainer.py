@@ -40,6 +40,8 @@ from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 from trl.trainer.utils import get_config_model_id, global_then_local_main_first, use_adapter
 
+from .adapters import complete_reference_adapter, keep_4bit_layers_differentiable, remove_saved_adapter
+from .checkpoints import invalidate_checkpoint, resolve_checkpoint
 from .checks import check_multi_preference_options, check_preference_options, check_supported
 from .collators import DataCollatorForMultiPreference, EpochCallback
 from .data_utils import drop_too_long, is_multi_preference, tokenize_multi_preference
@@ -163,6 +165,8 @@ class SoftmaxDPOTrainer(DPOTrainer):
         self._largest_pool = 0  # most rejected completions of a record, in any dataset
         self._metric_sums = {"train": defaultdict(lambda: [0.0, 0.0]), "eval": defaultdict(lambda: [0.0, 0.0])}
         self._share_prefix = None  # decided on first use
+        self._saving_checkpoint = False
+        self._models_are_ready = False
 
         # On one rejected completion, softmax is the sigmoid loss: the parent checks and keeps it under its own name
         self._loss_types = loss_types = args.loss_type
@@ -189,6 +193,7 @@ class SoftmaxDPOTrainer(DPOTrainer):
                 "The model has no trainable parameter, so training would change nothing. An adapter is loaded for "
                 "training with `PeftModel.from_pretrained(..., is_trainable=True)`."
             )
+        self._prepare_models()
         self._set_collators()
         if isinstance(self.data_collator, DataCollatorForMultiPreference):
             self.add_callback(EpochCallback(self.data_collator.epoch))
@@ -196,6 +201,16 @@ class SoftmaxDPOTrainer(DPOTrainer):
     @property
     def _data_seed(self) -> int:
         return self.args.seed if self.args.data_seed is None else self.args.data_seed
+
+    def _prepare_models(self) -> None:
+        if self._models_are_ready:
+            return
+        for model in (self.model, self.ref_model):
+            if model is not None:
+                keep_4bit_layers_differentiable(model)
+        if is_peft_model(self.model) and self.ref_model is None:
+            complete_reference_adapter(self.model)
+        self._models_are_ready = True
 
     def _set_collators(self) -> None:
         """Put our collator in the place of the parent's; evaluation and precomputation take the whole pool."""
@@ -239,6 +254,7 @@ class SoftmaxDPOTrainer(DPOTrainer):
         )
 
     def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
+        self._prepare_models()  # the parent precomputes within its __init__
         with self._whole_pool():
             return super()._precompute_ref_logps(dataset, name, batch_size)
 
@@ -415,6 +431,8 @@ class SoftmaxDPOTrainer(DPOTrainer):
         if self.aux_loss_enabled:
             loss = loss + self.router_aux_loss_coef * scores.aux_loss
         self._add_metrics(mode, inputs, scores, self.beta * logratios.detach(), exists)
+        if mode == "eval":
+            self._add_eval_loss(losses + (loss - losses.mean()))
         return loss
 
     def _add_metrics(self, mode, inputs, scores, rewards, exists) -> None:
@@ -439,6 +457,12 @@ class SoftmaxDPOTrainer(DPOTrainer):
             self._metric_sums[mode][name][0] += total
             self._metric_sums[mode][name][1] += count
 
+    def _add_eval_loss(self, losses: torch.Tensor) -> None:
+        # The mean of the `Trainer` is over batches, in which the records that pad the last one count again
+        losses = self.accelerator.gather_for_metrics(losses.detach()).double()
+        self._metric_sums["eval"]["loss"][0] += losses.sum().item()
+        self._metric_sums["eval"]["loss"][1] += losses.numel()
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         mode = "train" if self.model.training else "eval"
         sums = self._metric_sums[mode]
@@ -450,3 +474,31 @@ class SoftmaxDPOTrainer(DPOTrainer):
             logs[f"{prefix}num_tokens"] = self._total_train_tokens
             sums.clear()
         super().log(logs, start_time)
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
+        resume_from_checkpoint = resolve_checkpoint(
+            resume_from_checkpoint, self.args.output_dir, self.args.save_only_model
+        )
+        return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def _save_checkpoint(self, model, trial):
+        if self.args.should_save:
+            invalidate_checkpoint(self._get_output_dir(trial=trial), self.state.global_step)
+        self._saving_checkpoint = True
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self._saving_checkpoint = False
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        # The state of the trainer is written next, and says that what every process writes is there
+        self.accelerator.wait_for_everyone()
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        # A checkpoint needs the reference adapter to resume from; elsewhere a model is the policy alone
+        model = self.accelerator.unwrap_model(self.model)
+        has_ref_adapter = is_peft_model(model) and self.ref_model is None and "ref" in model.peft_config
+        if has_ref_adapter and not self._saving_checkpoint and self.args.should_save:
+            remove_saved_adapter(output_dir or self.args.output_dir, "ref")
