@@ -1,6 +1,10 @@
 """Every loss type and loss option through the trainers: against `DPOTrainer` on the same pairs, and by arithmetic."""
 
+import ast
+import inspect
 import math
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +13,7 @@ from datasets import Dataset
 from trl import DPOConfig, DPOTrainer
 
 from trl_sdpo import SoftmaxDPOConfig, to_preference_pairs
+from trl_sdpo.checks import F_DIVERGENCE_LOSS_TYPES
 from trl_sdpo.data_utils import tokenize_multi_preference
 from trl_sdpo.loss_types import (
     LOSS_TYPES_OF_ONE_PAIR,
@@ -97,10 +102,27 @@ def train(llama, reference, make_trainer):
     return run
 
 
-class TestAgainstDPOTrainer:
-    def test_every_loss_type_of_trl_is_decided_on(self):
+class TestContract:
+    def test_loss_types_of_trl(self):
+        source = inspect.getsource(DPOTrainer._compute_loss)
+        assert re.findall(r'loss_type == "(\w+)"', source) == TRL_LOSS_TYPES, (
+            "DPOTrainer has other loss types now. Decide on the new ones in trl_sdpo/loss_types.py and "
+            "trl_sdpo/pairwise_losses.py, and list them in docs/losses.md."
+        )
         assert set(TRL_LOSS_TYPES) - set(MULTI_PREFERENCE_LOSS_TYPES) == {"aot", "aot_unpaired"}
 
+    def test_losses_that_take_a_divergence(self):
+        (names,) = re.findall(r"f_divergence_loss_types = (\{.*\})", inspect.getsource(DPOTrainer.__init__))
+        assert ast.literal_eval(names) == set(F_DIVERGENCE_LOSS_TYPES), (
+            f"DPOTrainer allows f-divergences for {names} now. See F_DIVERGENCE_LOSS_TYPES in trl_sdpo/checks.py."
+        )
+
+    def test_every_loss_is_in_the_docs(self):
+        text = (Path(__file__).parents[1] / "docs" / "losses.md").read_text()
+        assert [name for name in (*MULTI_PREFERENCE_LOSS_TYPES, *TRL_LOSS_TYPES) if f"`{name}`" not in text] == []
+
+
+class TestAgainstDPOTrainer:
     @pytest.mark.parametrize("args", cases(TRL_LOSS_TYPES))
     def test_preference_data_of_trl(self, records, train, args):
         """A single rejected completion is the parent's business: every metric is, the number of tokens included."""

@@ -157,7 +157,7 @@ def test_fields_of_trl_collator():
 
 def test_fields_of_fused_output():
     fields = {field.name for field in dataclasses.fields(FusedCausalLMOutput)}
-    needed = {"log_probs", "entropy", "mean_logits", "is_top1", "aux_loss"}
+    needed = {"log_probs", "entropy", "log_sum_sq_probs", "mean_logits", "is_top1", "aux_loss"}
     assert needed <= fields, (
         f"FusedCausalLMOutput has no {sorted(needed - fields)} any more, only {sorted(fields)}. "
         "trl_sdpo/prefix_sharing.py: score_completions reads them."
