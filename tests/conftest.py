@@ -186,8 +186,7 @@ def make_trainer(tmp_path, tokenizer):
             model=model,
             args=config_cls(**{**defaults, **(args or {})}),
             train_dataset=Dataset.from_list(rows) if isinstance(rows, list) else rows,
-            processing_class=tokenizer,
-            **kwargs,
+            **{"processing_class": tokenizer, **kwargs},
         )
 
     return make

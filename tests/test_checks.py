@@ -1,7 +1,7 @@
 import pytest
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
-from transformers import LlamaForSequenceClassification, T5Config, T5ForConditionalGeneration
+from transformers import LlamaForSequenceClassification, ProcessorMixin, T5Config, T5ForConditionalGeneration
 
 from trl_sdpo import SoftmaxDPOConfig
 from trl_sdpo.checks import check_multi_preference_options, check_preference_options
@@ -133,3 +133,12 @@ def test_preference_data_take_every_loss_but_those_that_trl_has_not():
     assert check_preference_options(["softmax", "infonca", "nca", "dmpo", "aot", "sigmoid"]) is None
     with pytest.raises(ValueError, match=r"`loss_type=\['mppo'\]` is not a loss of TRL"):
         check_preference_options(["sigmoid", "mppo"])
+
+
+def test_processor(llama, records, make_trainer, tokenizer):
+    class TextProcessor(ProcessorMixin):
+        def __init__(self, tokenizer, chat_template=None):
+            super().__init__(tokenizer, chat_template=chat_template)
+
+    with pytest.raises(ValueError, match=r"are supported for text models only. Pass a tokenizer"):
+        make_trainer(llama(), records(4), processing_class=TextProcessor(tokenizer))
