@@ -21,7 +21,7 @@ from trl_sdpo.loss_types import (
     MULTI_PREFERENCE_LOSS_TYPES,
     PAIRWISE_LOSSES,
     REFERENCE_FREE_LOSSES,
-    record_losses,
+    multi_preference_losses,
 )
 from trl_sdpo.prefix_sharing import CompletionScores
 
@@ -250,7 +250,9 @@ class TestRecordLosses:
         log_probs = torch.tensor([[-200.0, -201.0, 0.0]], requires_grad=True)
         lengths, exists = torch.tensor([[1.0, 1.0, 0.0]]), torch.tensor([[True, True, False]])
         reference = CompletionScores(torch.zeros(1, 3), lengths, token_sums={})
-        losses = record_losses(args, [1.0], CompletionScores(log_probs, lengths, token_sums={}), reference, exists)
+        losses = multi_preference_losses(
+            args, [1.0], CompletionScores(log_probs, lengths, token_sums={}), reference, exists
+        )
         losses.sum().backward()
         # a margin of 1: the modulation is sigma(20), nearly 1, and so the loss nearly exp(-1)
         assert losses.item() == pytest.approx(math.exp(-1), abs=1e-6)

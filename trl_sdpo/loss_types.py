@@ -134,7 +134,7 @@ def preference_pairs(
     )
 
 
-def record_losses(
+def multi_preference_losses(
     args: DPOConfig,
     loss_weights: list[float],
     scores: CompletionScores,

@@ -45,7 +45,7 @@ from .checkpoints import invalidate_checkpoint, resolve_checkpoint
 from .checks import check_multi_preference_options, check_preference_options, check_supported
 from .collators import DataCollatorForMultiPreference, EpochCallback
 from .data_utils import drop_too_long, is_multi_preference, tokenize_multi_preference
-from .loss_types import LOSS_TYPES_OF_ONE_PAIR, record_losses
+from .loss_types import LOSS_TYPES_OF_ONE_PAIR, multi_preference_losses
 from .losses import check_finite
 from .prefix_masks import why_prefix_sharing_is_unsound
 from .prefix_sharing import (
@@ -425,7 +425,7 @@ class SoftmaxDPOTrainer(DPOTrainer):
                 ref_scores = self._score(self.ref_model or self.model, inputs)
 
         logratios = scores.log_probs - ref_scores.log_probs  # (B, C), column 0 the chosen
-        losses = record_losses(self.args, self.loss_weights, scores, ref_scores, exists)  # (B,)
+        losses = multi_preference_losses(self.args, self.loss_weights, scores, ref_scores, exists)  # (B,)
         check_finite(losses, inputs.get("record_id"), self.state.global_step)
         loss = losses.mean()
         if self.aux_loss_enabled:
