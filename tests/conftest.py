@@ -1,6 +1,9 @@
 import copy
+import gc
 import os
 import random
+import sys
+from pathlib import Path
 
 
 # Nothing in the tests may ask the network: tiny models and tokenizers are built here. Set before transformers is
@@ -10,6 +13,8 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 # The checks that compare floating-point numbers are about arithmetic, not about devices
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+# Tests import the scripts that they run in processes of their own, and those import this file
+sys.path.insert(0, str(Path(__file__).parent))
 
 import pytest
 import torch
@@ -23,6 +28,10 @@ from trl_sdpo import SoftmaxDPOConfig, SoftmaxDPOTrainer
 
 # Models of a few thousand weights: handing their work to threads takes longer than doing it
 torch.set_num_threads(1)
+# accelerate collects garbage before each training run, which takes several times as long as a run of these models while
+# it goes through all that the libraries have made on import
+gc.collect()
+gc.freeze()
 
 TITLES = [
     "Red River (1948)",
@@ -177,8 +186,7 @@ def make_trainer(tmp_path, tokenizer):
             model=model,
             args=config_cls(**{**defaults, **(args or {})}),
             train_dataset=Dataset.from_list(rows) if isinstance(rows, list) else rows,
-            processing_class=tokenizer,
-            **kwargs,
+            **{"processing_class": tokenizer, **kwargs},
         )
 
     return make

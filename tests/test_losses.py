@@ -5,7 +5,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from trl_sdpo import pairwise_sigmoid_loss, softmax_dpo_loss
+from trl_sdpo import dmpo_loss, mppo_loss, nca_loss, softmax_dpo_loss
+from trl_sdpo.losses import check_finite
 
 
 def random_logratios(seed, num_records=6, num_rejected=5, scale=3.0, dtype=torch.float64):
@@ -136,11 +137,16 @@ class TestSoftmaxDPOLoss:
             torch.testing.assert_close(losses, expected, rtol=0, atol=0)
 
 
-LOSSES = [softmax_dpo_loss, pairwise_sigmoid_loss]
+def mppo(chosen, rejected, beta, mask=None):
+    """MPPO takes log-probabilities and no beta."""
+    return mppo_loss(-chosen.abs(), -rejected.abs(), mask)
+
+
+LOSSES = [softmax_dpo_loss, nca_loss, dmpo_loss, mppo]
 
 
 @pytest.mark.parametrize("loss_fn", LOSSES)
-class TestBothLosses:
+class TestAllLosses:
     @pytest.mark.parametrize("hidden", [0.0, 1e4, float("nan"), float("inf"), -float("inf")])
     def test_mask_gives_the_loss_of_the_shorter_record(self, loss_fn, hidden):
         """Whatever stands in a masked column, loss and gradient are those of the record without the column."""
@@ -195,52 +201,124 @@ class TestBothLosses:
             loss_fn(torch.zeros(chosen), torch.zeros(rejected), 1.0, mask)
 
 
-class TestPairwiseSigmoidLoss:
+@pytest.mark.parametrize("loss_fn", LOSSES)
+def test_gradcheck_in_float64(loss_fn):
+    chosen, rejected = random_logratios(9, num_records=3, scale=1.0)
+    mask = torch.tensor([[True] * 5, [True, True, False, True, False], [True] + [False] * 4])
+    inputs = (chosen.requires_grad_(), rejected.requires_grad_())
+    assert loss_fn(*inputs, 1.0).dtype == torch.float64
+    assert torch.autograd.gradcheck(lambda c, r: loss_fn(c, r, 0.5, mask), inputs)
+
+
+@pytest.mark.parametrize("loss_fn", LOSSES)
+def test_half_precision_is_computed_in_float32(loss_fn):
+    """All inputs are bfloat16 numbers; sums and means of them are not, nor are their products with 0.1."""
+    chosen, rejected = torch.tensor([-0.125, 2.0]), torch.tensor([[-1.0, -0.0625, 3.0], [0.5, 1.0, -2.0]])
+    losses = loss_fn(chosen.bfloat16(), rejected.bfloat16(), beta=0.1)
+    assert losses.dtype == torch.float32
+    torch.testing.assert_close(losses, loss_fn(chosen, rejected, beta=0.1), rtol=0, atol=0)
+
+
+class TestNCALoss:
     def test_by_hand(self):
         """
-        Log-ratios ln 3 (chosen), 0 and ln 9 at beta = 1: sigma(ln 3) = 3/4 and sigma(-ln 3) = 1/4, so the loss is
-        -(ln 3/4 + ln 1/4) / 2 = ln(16/3) / 2 = 0.836988.
+        Rewards ln 3 (chosen), 0 and ln 3 at beta = 1: sigma is 3/4, 1/2 and 3/4, sigma of the negative 1/4, 1/2, 1/4.
+        The loss is -ln 3/4 - (ln 1/4 + ln 1/2 + ln 1/4) / 3 = 0.287682 + 3.465736 / 3 = 1.442927.
         """
-        losses = pairwise_sigmoid_loss(torch.tensor([3.0]).log(), torch.tensor([[1.0, 9.0]]).log(), beta=1.0)
-        assert losses.item() == pytest.approx(math.log(16 / 3) / 2, abs=1e-6)
+        losses = nca_loss(torch.tensor([3.0]).log(), torch.tensor([[1.0, 3.0]]).log(), beta=1.0)
+        assert losses.item() == pytest.approx(1.442927, abs=1e-6)
 
-    def test_starts_at_log_two_whatever_k(self):
-        for num_rejected in (1, 3, 19):
-            losses = pairwise_sigmoid_loss(torch.zeros(2), torch.zeros(2, num_rejected), beta=0.3)
-            torch.testing.assert_close(losses, torch.full((2,), math.log(2)))
+    def test_beta_scales_the_rewards(self):
+        """Log-ratios 2 ln 3, 0 and 2 ln 3 at beta = 0.5 are the rewards above."""
+        losses = nca_loss(2 * torch.tensor([3.0]).log(), 2 * torch.tensor([[1.0, 3.0]]).log(), beta=0.5)
+        assert losses.item() == pytest.approx(1.442927, abs=1e-6)
 
-    def test_is_the_mean_over_pairs(self):
-        chosen, rejected = random_logratios(7)
-        pairs = [-F.logsigmoid(0.4 * (chosen - rejected[:, i])) for i in range(5)]
-        torch.testing.assert_close(pairwise_sigmoid_loss(chosen, rejected, 0.4), sum(pairs) / 5)
+    @pytest.mark.parametrize("num_rejected", [1, 3, 19])
+    def test_starts_at_two_log_two_whatever_k(self, num_rejected):
+        losses = nca_loss(torch.zeros(2), torch.zeros(2, num_rejected), beta=0.3)
+        torch.testing.assert_close(losses, torch.full((2,), 2 * math.log(2)))
 
-    def test_one_negative_is_softmax(self):
-        chosen, rejected = random_logratios(8, num_rejected=1)
-        torch.testing.assert_close(
-            pairwise_sigmoid_loss(chosen, rejected, 0.9), softmax_dpo_loss(chosen, rejected, 0.9)
-        )
+    def test_is_the_limit_of_explicit_rewards(self):
+        """The paper's loss for explicit rewards (1, 0, 0, 0, 0, 0) at alpha = 0.01, in numpy."""
+        chosen, rejected = random_logratios(10)
+        rewards = 0.7 * torch.cat([chosen[:, None], rejected], dim=1).numpy()
+        explicit = np.exp(np.array([1.0, 0, 0, 0, 0, 0]) / 0.01)
+        weights = explicit / explicit.sum()
+        expected = (weights * np.log1p(np.exp(-rewards))).sum(axis=1) + np.log1p(np.exp(rewards)).mean(axis=1)
+        np.testing.assert_allclose(nca_loss(chosen, rejected, 0.7).numpy(), expected, rtol=1e-10)
 
-    @pytest.mark.parametrize("margin", [1e4, -1e4])
-    def test_extreme_margins_are_finite(self, margin):
-        """-log sigma(m) is 0 for a large m, and -m for a small one: half for one of two pairs, plus half ln 2."""
-        chosen = torch.tensor([margin], requires_grad=True)
-        rejected = torch.tensor([[0.0, margin]], requires_grad=True)
-        loss = pairwise_sigmoid_loss(chosen, rejected, beta=1.0)
-        loss.sum().backward()
-        assert loss.item() == pytest.approx((max(-margin, 0.0) + math.log(2)) / 2, rel=1e-6)
-        assert torch.isfinite(chosen.grad).all()
-        assert torch.isfinite(rejected.grad).all()
+    def test_chosen_alone_is_pulled_up(self):
+        """At the start the chosen gets -1/2 + 1/2 / (1 + K), each rejected one 1/2 / (1 + K), times beta."""
+        chosen, rejected = torch.zeros(1, requires_grad=True), torch.zeros(1, 3, requires_grad=True)
+        nca_loss(chosen, rejected, beta=2.0).sum().backward()
+        torch.testing.assert_close(chosen.grad, torch.tensor([2 * (-1 / 2 + 1 / 8)]))
+        torch.testing.assert_close(rejected.grad, torch.full((1, 3), 2 / 8))
 
-    def test_gradcheck_in_float64(self):
-        chosen, rejected = random_logratios(9, num_records=2)
-        mask = torch.tensor([[True] * 5, [True, True, False, True, False]])
-        inputs = (chosen.requires_grad_(), rejected.requires_grad_())
-        assert torch.autograd.gradcheck(lambda c, r: pairwise_sigmoid_loss(c, r, 0.5, mask), inputs)
 
-    def test_half_precision_is_computed_in_float32(self):
-        """256 - 1.5 is no bfloat16 number (steps of 2 there), so a difference in bfloat16 would be 254 or 256."""
-        chosen, rejected = torch.tensor([256.0, 1.0]), torch.tensor([[1.5], [255.0]])
-        expected = -F.logsigmoid(0.01 * (chosen - rejected[:, 0]))
-        losses = pairwise_sigmoid_loss(chosen.bfloat16(), rejected.bfloat16(), beta=0.01)
-        assert losses.dtype == torch.float32
-        torch.testing.assert_close(losses, expected)
+class TestDMPOLoss:
+    def test_by_hand(self):
+        """Rewards ln 3, and 0 and ln 9, whose mean is ln 3: -ln sigma(0) = ln 2. Alone, 0 gives -ln 3/4 = ln(4/3)."""
+        chosen, rejected = torch.tensor([3.0]).log(), torch.tensor([[1.0, 9.0]]).log()
+        assert dmpo_loss(chosen, rejected, beta=1.0).item() == pytest.approx(math.log(2), abs=1e-6)
+        mask = torch.tensor([[True, False]])
+        assert dmpo_loss(chosen, rejected, 1.0, mask).item() == pytest.approx(math.log(4 / 3), abs=1e-6)
+        # at beta = 2 the margin of ln 3 is ln 9, of which sigma is 9/10
+        assert dmpo_loss(chosen, rejected, 2.0, mask).item() == pytest.approx(math.log(10 / 9), abs=1e-6)
+
+    @pytest.mark.parametrize("num_rejected", [1, 3, 19])
+    def test_starts_at_log_two_whatever_k(self, num_rejected):
+        losses = dmpo_loss(torch.zeros(2), torch.zeros(2, num_rejected), beta=0.3)
+        torch.testing.assert_close(losses, torch.full((2,), math.log(2)))
+
+    def test_all_negatives_weigh_the_same(self):
+        chosen, rejected = torch.zeros(1), torch.tensor([[-3.0, 0.0, 3.0]], requires_grad=True)
+        dmpo_loss(chosen, rejected, beta=0.6).sum().backward()
+        torch.testing.assert_close(rejected.grad, torch.full((1, 3), 0.6 / 2 / 3))
+
+    def test_is_at_most_dpo_over_the_pairs(self):
+        chosen, rejected = random_logratios(11)
+        pairs = -F.logsigmoid(chosen[:, None] - rejected)
+        assert (dmpo_loss(chosen, rejected, 1.0) < pairs.mean(dim=1)).all()
+
+    def test_one_negative_is_dpo(self):
+        chosen, rejected = random_logratios(12, num_rejected=1)
+        torch.testing.assert_close(dmpo_loss(chosen, rejected, 0.7), softmax_dpo_loss(chosen, rejected, 0.7))
+
+
+class TestMPPOLoss:
+    def test_by_hand(self):
+        """
+        Average likelihoods 1/2 (chosen), 1/4 and 3/8: the margin is 2/2 - 1/4 - 3/8 = 3/8, and
+        -ln sigma(0.375) = ln(1 + exp(-0.375)) = ln 1.687289 = 0.523123.
+        """
+        losses = mppo_loss(torch.tensor([1 / 2]).log(), torch.tensor([[1 / 4, 3 / 8]]).log())
+        assert losses.item() == pytest.approx(0.523123, abs=1e-6)
+
+    def test_mask_lowers_k(self):
+        """Without the second: 1/2 - 1/4 = 1/4, and ln(1 + exp(-0.25)) = 0.575939."""
+        logps = torch.tensor([1 / 2]).log(), torch.tensor([[1 / 4, 3 / 8]]).log()
+        assert mppo_loss(*logps, torch.tensor([[True, False]])).item() == pytest.approx(0.575939, abs=1e-6)
+
+    def test_gradient_by_hand(self):
+        """d/dlog p of -ln sigma(m) is -sigma(-m) dm/dp p, with dm/dp K for the chosen and -1 for a rejected one."""
+        chosen = torch.tensor([1 / 2]).log().requires_grad_()
+        rejected = torch.tensor([[1 / 4, 3 / 8]]).log().requires_grad_()
+        mppo_loss(chosen, rejected).sum().backward()
+        strength = 1 / (1 + math.exp(0.375))
+        torch.testing.assert_close(chosen.grad, torch.tensor([-strength * 2 / 2]))
+        torch.testing.assert_close(rejected.grad, torch.tensor([[strength / 4, strength * 3 / 8]]))
+
+    def test_bounds(self):
+        """Likelihoods of 1 and 0 are the best there is: a margin of K."""
+        losses = mppo_loss(torch.zeros(1), torch.full((1, 4), -1e4))
+        assert losses.item() == pytest.approx(math.log(1 + math.exp(-4)), abs=1e-6)
+
+
+class TestCheckFinite:
+    def test_names_the_records(self):
+        losses = torch.tensor([1.0, math.inf, 2.0, math.nan])
+        with pytest.raises(
+            ValueError, match=r"loss is \[inf, nan\] for the records with `record_id` \[11, 13\] at step 7"
+        ):
+            check_finite(losses, torch.tensor([10, 11, 12, 13]), step=7)
+        assert check_finite(losses[[0, 2]], None, step=7) is None

@@ -8,7 +8,6 @@ from transformers import HfArgumentParser
 from trl import DPOConfig, TrlParser
 
 from trl_sdpo import SoftmaxDPOConfig, to_softmax_dpo_config
-from trl_sdpo.softmax_dpo_config import check_multi_preference_options
 
 
 @pytest.fixture
@@ -180,27 +179,6 @@ class TestFromDPOConfig:
         args = config(loss_type=["sigmoid"])
         assert to_softmax_dpo_config(args) is args
         assert args.loss_type == ["sigmoid"]
-
-
-class TestMultiPreferenceOptions:
-    @pytest.mark.parametrize("loss_type", [["softmax"], ["sigmoid"], ["sft"], ["softmax", "sigmoid", "sft"]])
-    def test_what_is_defined(self, config, loss_type):
-        assert check_multi_preference_options(config(loss_type=loss_type)) is None
-
-    @pytest.mark.parametrize(
-        ("options", "message"),
-        [
-            ({"loss_type": ["softmax", "ipo", "hinge"]}, r"`loss_type=\['ipo', 'hinge'\]` is not defined"),
-            ({"f_divergence_type": "js_divergence"}, "`f_divergence_type='js_divergence'` is not supported"),
-            ({"ld_alpha": 0.0}, "`ld_alpha=0.0` is not supported"),
-            ({"ld_alpha": 0.5}, "`ld_alpha=0.5` is not supported"),
-            ({"use_weighting": True}, "`use_weighting=True` is not supported"),
-            ({"label_smoothing": 0.1}, "`label_smoothing=0.1` is not supported"),
-        ],
-    )
-    def test_what_is_not(self, config, options, message):
-        with pytest.raises(ValueError, match=f"{message}.* Use TRL's preference format"):
-            check_multi_preference_options(config(**options))
 
 
 def test_a_subclass_with_fields_of_its_own_is_refused_by_name(tmp_path):

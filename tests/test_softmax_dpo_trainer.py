@@ -204,9 +204,9 @@ class TestErrors:
         with pytest.raises(ValueError, match="The eval dataset is empty"):
             make_trainer(llama(), records(4), eval_dataset=Dataset.from_list(records(1)).select([]))
 
-    def test_loss_type_that_needs_pairs(self, llama, records, make_trainer):
-        with pytest.raises(ValueError, match=r"'ipo'.*several rejected completions"):
-            make_trainer(llama(), records(4), args={"loss_type": ["ipo"]})
+    def test_loss_type_that_sorts_pairs(self, llama, records, make_trainer):
+        with pytest.raises(ValueError, match=r"'aot'.*several rejected completions"):
+            make_trainer(llama(), records(4), args={"loss_type": ["aot"]})
 
     def test_compute_metrics(self, llama, records, make_trainer):
         trainer = make_trainer(

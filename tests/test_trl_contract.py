@@ -5,11 +5,14 @@ says what to look at, before it fails anywhere else.
 
 import dataclasses
 import inspect
+from pathlib import Path
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
-from transformers import Trainer
+from peft import IA3Config, LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, Trainer
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_callback import TrainerState
 from trl import DPOConfig, DPOTrainer
 from trl.data_utils import _tokenize, common_prefix_length, is_conversational
 from trl.models.utils import disable_gradient_checkpointing
@@ -57,6 +60,26 @@ SIGNATURES = [
         Trainer._get_dataloader,
         "self dataset description batch_size sampler_fn is_training dataloader_key",
         f"{TRAINER}: SoftmaxDPOTrainer._get_dataloader swaps the collator for evaluation",
+    ),
+    (
+        Trainer.train,
+        "self resume_from_checkpoint trial ignore_keys_for_eval",
+        f"{TRAINER}: SoftmaxDPOTrainer.train looks the checkpoint up before it",
+    ),
+    (
+        DPOTrainer._save_checkpoint,
+        "self model trial",
+        f"{TRAINER}: SoftmaxDPOTrainer._save_checkpoint invalidates the folder before it",
+    ),
+    (
+        Trainer._save_rng_state,
+        "self output_dir",
+        f"{TRAINER}: SoftmaxDPOTrainer._save_rng_state waits for all processes after it",
+    ),
+    (
+        Trainer._save,
+        "self output_dir state_dict",
+        f"{TRAINER}: SoftmaxDPOTrainer._save removes the reference adapter after it",
     ),
     (
         add_fused_lm_head,
@@ -109,13 +132,17 @@ def test_signature(function, expected, where):
         "_precompute_ref_logps",
         "_get_dataloader",
         "log",
+        "train",
+        "_save_checkpoint",
+        "_save_rng_state",
+        "_save",
     ],
 )
 def test_what_we_override_takes_what_the_parent_takes(name):
     ours = list(inspect.signature(getattr(SoftmaxDPOTrainer, name)).parameters)
     theirs = list(inspect.signature(getattr(DPOTrainer, name)).parameters)
     if "kwargs" in ours:
-        ours = ours[: ours.index("kwargs")]
+        ours = [name for name in ours if name not in ("args", "kwargs")]
         theirs = theirs[: len(ours)]
     assert ours == theirs, f"DPOTrainer.{name} takes {theirs} now. See {TRAINER}: SoftmaxDPOTrainer.{name}."
 
@@ -130,7 +157,7 @@ def test_fields_of_trl_collator():
 
 def test_fields_of_fused_output():
     fields = {field.name for field in dataclasses.fields(FusedCausalLMOutput)}
-    needed = {"log_probs", "entropy", "mean_logits", "is_top1", "aux_loss"}
+    needed = {"log_probs", "entropy", "log_sum_sq_probs", "mean_logits", "is_top1", "aux_loss"}
     assert needed <= fields, (
         f"FusedCausalLMOutput has no {sorted(needed - fields)} any more, only {sorted(fields)}. "
         "trl_sdpo/prefix_sharing.py: score_completions reads them."
@@ -192,3 +219,70 @@ def test_reference_adapter_is_called_ref(llama, records, make_trainer):
         "DPOTrainer does not keep the adapter of a PEFT model as 'ref' any more, only "
         f"{set(trainer.model.peft_config)}. See {TRAINER}: _reference."
     )
+
+
+def test_trainer_state_is_written_last(llama, records, make_trainer, monkeypatch):
+    """What makes a checkpoint whole, and the random state of each process just before it."""
+    written = []
+    for name in ("_save", "_save_optimizer_and_scheduler", "_save_rng_state"):
+        original = getattr(Trainer, name)
+
+        def note(self, *args, name=name, original=original, **kwargs):
+            written.append(name)
+            return original(self, *args, **kwargs)
+
+        monkeypatch.setattr(Trainer, name, note)
+    save_to_json = TrainerState.save_to_json
+    monkeypatch.setattr(
+        TrainerState, "save_to_json", lambda self, path: (written.append(Path(path).name), save_to_json(self, path))
+    )
+    monkeypatch.setattr("transformers.trainer.rotate_checkpoints", lambda **kwargs: written.append("rotate"))
+    rows = [{**row, "rejected": row["rejected"][0]} for row in records(2)]
+    args = {"max_steps": 1, "save_strategy": "steps", "save_steps": 1}
+    make_trainer(llama(), rows, DPOTrainer, DPOConfig, args).train()
+    expected = ["_save", "_save_optimizer_and_scheduler", "_save_rng_state", TRAINER_STATE_NAME, "rotate"]
+    assert written == expected, (
+        f"Trainer writes a checkpoint in the order {written} now, not {expected}. trl_sdpo/checkpoints.py: a checkpoint "
+        "is whole if its trainer_state.json is, and older ones are deleted only after that."
+    )
+
+
+def test_adapters_are_saved_in_subfolders(llama, tmp_path):
+    lora = LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear", r=2)
+    model = get_peft_model(llama(), lora)
+    model.add_adapter("ref", lora)
+    model.save_pretrained(tmp_path)
+    files = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("adapter_*")}
+    expected = {"adapter_config.json", "adapter_model.safetensors"}
+    assert files == expected | {f"ref/{name}" for name in expected}, (
+        f"PEFT saves two adapters as {sorted(files)} now. See trl_sdpo/adapters.py: remove_saved_adapter."
+    )
+
+
+def test_reference_adapter_is_an_incomplete_copy(llama, records, make_trainer):
+    modules = ["k_proj", "down_proj"]
+    ia3 = IA3Config(task_type="CAUSAL_LM", target_modules=modules, feedforward_modules=["down_proj"])
+    model = get_peft_model(llama(), ia3)
+    for name, param in model.named_parameters():
+        if name.endswith(".default"):
+            param.data.fill_(2.0)
+    rows = [{**row, "rejected": row["rejected"][0]} for row in records(2)]
+    make_trainer(model, rows, DPOTrainer, DPOConfig)
+    copies = [param for name, param in model.named_parameters() if name.endswith(".ref")]
+    assert copies
+    assert all((param == 1).all() for param in copies), (
+        "DPOTrainer copies all parameters of an adapter to its reference now. trl_sdpo/adapters.py: "
+        "complete_reference_adapter can go."
+    )
+
+
+def test_attributes_of_4bit_layers(llama, tmp_path):
+    llama(hidden_size=64, intermediate_size=64).save_pretrained(tmp_path)
+    config = BitsAndBytesConfig(load_in_4bit=True)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path, quantization_config=config)
+    layer = model.model.layers[0].self_attn.q_proj
+    assert hasattr(layer, "support_avx512bf16_for_cpu"), (
+        f"{type(layer).__name__} of bitsandbytes has no `support_avx512bf16_for_cpu` any more. See trl_sdpo/adapters.py: "
+        "keep_4bit_layers_differentiable, and whether an evaluation on the CPU still takes the gradients away."
+    )
+    assert hasattr(layer.weight, "quant_state"), "bitsandbytes keeps no `quant_state` on 4-bit weights any more."

@@ -6,7 +6,7 @@ from .data_utils import (
     to_preference_pairs,
     to_prompt_completion,
 )
-from .losses import pairwise_sigmoid_loss, softmax_dpo_loss
+from .losses import dmpo_loss, mppo_loss, nca_loss, softmax_dpo_loss
 from .softmax_dpo_config import SoftmaxDPOConfig, to_softmax_dpo_config
 from .softmax_dpo_trainer import SoftmaxDPOTrainer
 
@@ -18,10 +18,12 @@ __all__ = [
     "SoftmaxDPOConfig",
     "SoftmaxDPOTrainer",
     "check_multi_preference",
+    "dmpo_loss",
     "draw_negatives",
     "from_flat_columns",
     "is_multi_preference",
-    "pairwise_sigmoid_loss",
+    "mppo_loss",
+    "nca_loss",
     "softmax_dpo_loss",
     "to_preference_pairs",
     "to_prompt_completion",

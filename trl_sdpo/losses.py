@@ -1,8 +1,10 @@
 """
-Losses over one chosen and several rejected completions, as pure functions: tensors in, one loss per record out.
+Losses over one chosen and several rejected completions, as pure functions: tensors in, one loss per record out. Losses
+of pairs are in `pairwise_losses.py`, and `loss_types.py` gives them their names.
 
-All of them take log-ratios, `log π(y|x) − log π_ref(y|x)`, of shape `(B,)` for the chosen and `(B, K)` for the
-rejected completions. `mask` marks the rejected completions that exist, for records with fewer than K of them.
+They take a value of each completion, of shape `(B,)` for the chosen and `(B, K)` for the rejected ones: log-ratios,
+`log π(y|x) − log π_ref(y|x)`, but for `mppo_loss`, which has no reference. `mask` marks the rejected completions that
+exist, for records with fewer than K of them.
 """
 
 import torch
@@ -29,6 +31,18 @@ def _check_shapes(
             f"`mask` must have the shape of `rejected_logratios`, {tuple(rejected_logratios.shape)}, got "
             f"{tuple(mask.shape)}."
         )
+
+
+def _in_float32(
+    chosen: torch.Tensor, rejected: torch.Tensor, mask: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Checked inputs in float32 at least, 0 in place of what does not exist, and the mask, which is never `None`."""
+    _check_shapes(chosen, rejected, mask)
+    exists = torch.ones_like(rejected, dtype=torch.bool) if mask is None else mask.bool()
+    # half precision would round away the differences that the losses are made of
+    dtype = torch.promote_types(chosen.dtype, torch.float32)
+    # before any function: a masked entry may hold inf or NaN, which a gradient of 0 does not undo
+    return chosen.to(dtype), rejected.to(dtype).masked_fill(~exists, 0.0), exists
 
 
 def softmax_dpo_loss(
@@ -87,16 +101,29 @@ def softmax_dpo_loss(
     return F.cross_entropy(rewards, target, reduction="none")
 
 
-def pairwise_sigmoid_loss(
+def nca_loss(
     chosen_logratios: torch.Tensor,
     rejected_logratios: torch.Tensor,
     beta: float,
     mask: torch.Tensor | None = None,
 ) -> torch.Tensor:
     r"""
-    Sigmoid loss of [DPO](https://huggingface.co/papers/2305.18290) (Eq. 7) over each pair of the chosen with one
-    rejected completion, averaged over the pairs of a record: \\( -\frac{1}{K} \sum_d \log \sigma(r_0 - r_d) \\). It is
-    the baseline "DPO over K pairs" of the [S-DPO paper](https://huggingface.co/papers/2406.09215), Table 2.
+    NCA loss of each record, from [Noise Contrastive Alignment of Language Models with Explicit
+    Rewards](https://huggingface.co/papers/2402.05369), for a one-hot target on the chosen completion.
+
+    The paper weighs M completions of a prompt with explicit rewards \\( R_i \\) by \\( w = \text{softmax}(R/\alpha) \\),
+    and minimizes
+
+    $$ -\sum_{i} w_i \log \sigma(r_i) - \frac{1}{M} \sum_{i} \log \sigma(-r_i) $$
+
+    over the implicit rewards \\( r_i = \beta \log \frac{\pi(y_i|x)}{\pi_\text{ref}(y_i|x)} \\). Here \\( w \\) is 1 for the
+    chosen completion and 0 for the others, the limit of a small α, and M = 1 + K:
+
+    $$ -\log \sigma(r_0) - \frac{1}{1 + K} \sum_{i=0}^{K} \log \sigma(-r_i) $$
+
+    It trains the likelihood of each completion, not the differences between them, so that the chosen one does not
+    lose likelihood. It starts at 2 log 2 whatever K is, and is `nca_pair` of TRL for K = 1. (InfoNCA of the same paper
+    is [`softmax_dpo_loss`] for a one-hot target.)
 
     Args:
         chosen_logratios (`torch.Tensor` of shape `(B,)`):
@@ -106,7 +133,7 @@ def pairwise_sigmoid_loss(
         beta (`float`):
             Weight of the log-ratios, the β of DPO.
         mask (`torch.Tensor` of shape `(B, K)`, *optional*):
-            True where a rejected completion exists.
+            True where a rejected completion exists. A record without any has a loss of 0.
 
     Returns:
         `torch.Tensor` of shape `(B,)`: The loss of each record, in float32 (float64 for float64 inputs).
@@ -114,13 +141,84 @@ def pairwise_sigmoid_loss(
     Raises:
         `ValueError`: If the shapes do not fit.
     """
-    _check_shapes(chosen_logratios, rejected_logratios, mask)
-    dtype = torch.promote_types(chosen_logratios.dtype, torch.float32)
-    deltas = chosen_logratios.to(dtype).unsqueeze(1) - rejected_logratios.to(dtype)  # (B, K)
-    exists = torch.ones_like(deltas, dtype=torch.bool) if mask is None else mask.bool()
-    # before the sigmoid: a masked entry may hold inf or NaN, which a gradient of 0 does not undo
-    losses = -F.logsigmoid(beta * deltas.masked_fill(~exists, 0.0)).masked_fill(~exists, 0.0)
-    return losses.sum(dim=1) / exists.sum(dim=1).clamp(min=1)
+    chosen, rejected, exists = _in_float32(chosen_logratios, rejected_logratios, mask)
+    noise = -F.logsigmoid(-beta * chosen) - F.logsigmoid(-beta * rejected).masked_fill(~exists, 0.0).sum(dim=1)
+    losses = -F.logsigmoid(beta * chosen) + noise / (1 + exists.sum(dim=1))
+    return losses.masked_fill(~exists.any(dim=1), 0.0)
+
+
+def dmpo_loss(
+    chosen_logratios: torch.Tensor,
+    rejected_logratios: torch.Tensor,
+    beta: float,
+    mask: torch.Tensor | None = None,
+) -> torch.Tensor:
+    r"""
+    DMPO loss of each record, from [Finetuning Large Language Model for Personalized
+    Ranking](https://huggingface.co/papers/2405.16127): DPO of the chosen completion against the mean of the rejected
+    ones.
+
+    $$ -\log \sigma\Big(r_0 - \frac{1}{K} \sum_{d=1}^{K} r_d\Big), \qquad
+    r_i = \beta \log \frac{\pi(y_i|x)}{\pi_\text{ref}(y_i|x)} $$
+
+    By Jensen's inequality it is at most the mean of DPO's loss over the K pairs (`loss_type="sigmoid"`), and it is the
+    same for K = 1. All rejected completions have the same weight in its gradient, however hard they are.
+
+    Args:
+        chosen_logratios (`torch.Tensor` of shape `(B,)`):
+            Log-ratio of policy to reference of the chosen completions, in nats.
+        rejected_logratios (`torch.Tensor` of shape `(B, K)`):
+            Log-ratios of the rejected completions.
+        beta (`float`):
+            Weight of the log-ratios, the β of DPO.
+        mask (`torch.Tensor` of shape `(B, K)`, *optional*):
+            True where a rejected completion exists. A record without any has a loss of 0.
+
+    Returns:
+        `torch.Tensor` of shape `(B,)`: The loss of each record, in float32 (float64 for float64 inputs).
+
+    Raises:
+        `ValueError`: If the shapes do not fit.
+    """
+    chosen, rejected, exists = _in_float32(chosen_logratios, rejected_logratios, mask)
+    mean_rejected = rejected.sum(dim=1) / exists.sum(dim=1).clamp(min=1)
+    return -F.logsigmoid(beta * (chosen - mean_rejected)).masked_fill(~exists.any(dim=1), 0.0)
+
+
+def mppo_loss(
+    chosen_avg_logps: torch.Tensor,
+    rejected_avg_logps: torch.Tensor,
+    mask: torch.Tensor | None = None,
+) -> torch.Tensor:
+    r"""
+    MPPO loss of each record, from [MPPO: Multi Pair-wise Preference Optimization for LLMs with Arbitrary Negative
+    Samples](https://huggingface.co/papers/2412.15244), Eq. 10: the variant *Pair-MNM*, which the paper recommends.
+
+    The reward of a completion is the geometric mean of the probabilities of its tokens (Eq. 4), without a reference
+    model and without β:
+
+    $$ -\log \sigma\Big(K p_0 - \sum_{d=1}^{K} p_d\Big), \qquad
+    p_i = \pi(y_i|x)^{1/|y_i|} = \exp \frac{\log \pi(y_i|x)}{|y_i|} $$
+
+    Since each \\( p_i \\) is between 0 and 1, the margin is between -K and K, and more rejected completions weigh more.
+
+    Args:
+        chosen_avg_logps (`torch.Tensor` of shape `(B,)`):
+            Log-probability of the chosen completions under the policy, in nats per token.
+        rejected_avg_logps (`torch.Tensor` of shape `(B, K)`):
+            Log-probabilities of the rejected completions, in nats per token.
+        mask (`torch.Tensor` of shape `(B, K)`, *optional*):
+            True where a rejected completion exists. A record without any has a loss of 0.
+
+    Returns:
+        `torch.Tensor` of shape `(B,)`: The loss of each record, in float32 (float64 for float64 inputs).
+
+    Raises:
+        `ValueError`: If the shapes do not fit.
+    """
+    chosen, rejected, exists = _in_float32(chosen_avg_logps, rejected_avg_logps, mask)
+    margins = (chosen.exp().unsqueeze(1) - rejected.exp()).masked_fill(~exists, 0.0).sum(dim=1)
+    return -F.logsigmoid(margins).masked_fill(~exists.any(dim=1), 0.0)
 
 
 def check_finite(losses: torch.Tensor, record_ids: torch.Tensor | None, step: int) -> None:

@@ -128,12 +128,21 @@ class CompletionScores(NamedTuple):
             Sums over the same tokens of the other outputs of TRL's fused LM head, without gradient.
         aux_loss (`torch.Tensor`, *optional*):
             Load-balancing loss of a mixture-of-experts model.
+        token_log_probs (`torch.Tensor` of shape `(num_tokens.sum(),)`, *optional*):
+            Log-probability of each token, completion after completion, those of a record together.
     """
 
     log_probs: torch.Tensor
     num_tokens: torch.Tensor
     token_sums: dict[str, torch.Tensor]
     aux_loss: torch.Tensor | None = None
+    token_log_probs: torch.Tensor | None = None
+
+    def padded_token_log_probs(self) -> torch.Tensor:
+        """`token_log_probs` by completion, of shape `(B, C, T)` with T the longest, padded with 0 on the right."""
+        lengths = self.num_tokens.long().flatten().tolist()
+        padded = torch.nn.utils.rnn.pad_sequence(self.token_log_probs.split(lengths), batch_first=True)
+        return padded.view(*self.num_tokens.shape, -1)
 
 
 @contextmanager
@@ -230,12 +239,13 @@ def score_completions(
         # a model split over devices may end on another one than it began
         return sums.index_add(0, slots, values.to(slots.device, torch.float32)).view(num_records, width)
 
-    names = [name for name in ("entropy", "mean_logits", "is_top1") if name in outputs]
+    names = [name for name in ("entropy", "log_sum_sq_probs", "mean_logits", "is_top1") if name in outputs]
     return CompletionScores(
         log_probs=per_completion(outputs.log_probs.squeeze(0)),
         num_tokens=per_completion(torch.ones_like(slots, dtype=torch.float32)),
         token_sums={name: per_completion(outputs[name].squeeze(0).detach()) for name in names},
         aux_loss=outputs.aux_loss,
+        token_log_probs=outputs.log_probs.squeeze(0).to(slots.device, torch.float32),
     )
 
 

@@ -6,9 +6,6 @@ from trl import DPOConfig
 
 logger = logging.get_logger(__name__)
 
-# Losses that are defined over one chosen and K rejected completions; see `losses.py`.
-MULTI_PREFERENCE_LOSS_TYPES = ("softmax", "sigmoid", "sft")
-
 
 @dataclass
 class SoftmaxDPOConfig(DPOConfig):
@@ -33,10 +30,14 @@ class SoftmaxDPOConfig(DPOConfig):
     > [!NOTE]
     > These parameters have default values different from [`~trl.DPOConfig`]:
     > - `loss_type`: Defaults to `["softmax"]` instead of `["sigmoid"]`. `"softmax"` is the loss of the
-    >   [paper](https://huggingface.co/papers/2406.09215), `"sigmoid"` averages DPO's loss over the K pairs, and
-    >   `"sft"` is the negative log-likelihood of the chosen completion per token. Several are combined with
-    >   `loss_weights`. Plain preference data (one rejected completion) take every loss type of
-    >   [`~trl.DPOConfig`]; there `"softmax"` is `"sigmoid"`.
+    >   [paper](https://huggingface.co/papers/2406.09215). `"infonca"` (the same for one chosen completion), `"nca"`,
+    >   `"dmpo"` and `"mppo"` are its relatives over all K rejected completions; the loss types of
+    >   [`~trl.DPOConfig`] but `"aot"` and `"aot_unpaired"` are taken of the K pairs of a record and averaged over them,
+    >   so that `"sigmoid"` is DPO over K pairs; `"sft"` is the negative log-likelihood of the chosen completion per
+    >   token. Several are combined with `loss_weights`. `ld_alpha`, `f_divergence_type`, `use_weighting` and
+    >   `label_smoothing` go with the pairwise ones. Plain preference data (one rejected completion) take every loss
+    >   type of [`~trl.DPOConfig`]; there `"softmax"`, `"infonca"` and `"dmpo"` are `"sigmoid"`, and `"nca"` is
+    >   `"nca_pair"`.
     > - `beta`: Defaults to `1.0` instead of `0.1`, the value of the paper.
     > - `learning_rate`: Defaults to `1e-5` instead of `1e-6`, the value of the paper.
     """
@@ -49,9 +50,11 @@ class SoftmaxDPOConfig(DPOConfig):
     loss_type: list[str] = field(
         default_factory=lambda: ["softmax"],
         metadata={
-            "help": "Type of loss to use. For records with several rejected completions: `'softmax'`, `'sigmoid'` "
-            "(DPO over the K pairs, averaged), `'sft'`. Plain preference data take every loss type of `DPOConfig`. If "
-            "multiple loss types are provided, they will be combined using the weights specified in `loss_weights`.",
+            "help": "Type of loss to use. Over all rejected completions of a record: `'softmax'`, `'infonca'`, `'nca'`, "
+            "`'dmpo'`, `'mppo'`. Over its pairs, averaged: `'sigmoid'`, `'hinge'`, `'ipo'`, `'exo_pair'`, `'nca_pair'`, "
+            "`'robust'`, `'bco_pair'`, `'sppo_hard'`, `'apo_zero'`, `'apo_down'`, `'discopop'`, `'sigmoid_norm'`. Over "
+            "the chosen completion: `'sft'`. Plain preference data take every loss type of `DPOConfig`. If multiple "
+            "loss types are provided, they will be combined using the weights specified in `loss_weights`.",
         },
     )
     beta: float = field(
@@ -125,33 +128,3 @@ def to_softmax_dpo_config(args: DPOConfig) -> SoftmaxDPOConfig:
             "`SoftmaxDPOConfig`."
         )
     return SoftmaxDPOConfig(**dict_args)
-
-
-def check_multi_preference_options(args: SoftmaxDPOConfig) -> None:
-    """
-    Refuse the options of [`~trl.DPOConfig`] that are not defined for several rejected completions.
-
-    Args:
-        args ([`SoftmaxDPOConfig`]):
-            Configuration of a run on multi-preference data.
-
-    Raises:
-        `ValueError`: If an option is set that has no meaning there. The message names it, its value and the remedy.
-    """
-    remedy = "Use TRL's preference format (one rejected completion per record) with it, or leave it out."
-    if unknown := [name for name in args.loss_type if name not in MULTI_PREFERENCE_LOSS_TYPES]:
-        raise ValueError(
-            f"`loss_type={unknown}` is not defined for several rejected completions, only "
-            f"{list(MULTI_PREFERENCE_LOSS_TYPES)}. {remedy}"
-        )
-    if args.f_divergence_type != "reverse_kl":
-        raise ValueError(
-            f"`f_divergence_type={args.f_divergence_type!r}` is not supported with several rejected completions: "
-            f"Softmax-DPO is derived for the reverse KL divergence. {remedy}"
-        )
-    # 0.0 is a value of `ld_alpha`
-    for name, unset in (("ld_alpha", None), ("use_weighting", False), ("label_smoothing", 0.0)):
-        if getattr(args, name) != unset:
-            raise ValueError(
-                f"`{name}={getattr(args, name)}` is not supported with several rejected completions. {remedy}"
-            )

@@ -40,10 +40,14 @@ from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 from trl.trainer.utils import get_config_model_id, global_then_local_main_first, use_adapter
 
+from .adapters import complete_reference_adapter, keep_4bit_layers_differentiable, remove_saved_adapter
+from .checkpoints import invalidate_checkpoint, resolve_checkpoint
+from .checks import check_multi_preference_options, check_preference_options, check_supported
 from .collators import DataCollatorForMultiPreference, EpochCallback
 from .data_utils import drop_too_long, is_multi_preference, tokenize_multi_preference
 from .frozen_layers import FrozenTrunk, frozen_layers
-from .losses import check_finite, pairwise_sigmoid_loss, softmax_dpo_loss
+from .loss_types import LOSS_TYPES_OF_ONE_PAIR, multi_preference_losses
+from .losses import check_finite
 from .prefix_masks import why_prefix_sharing_is_unsound
 from .prefix_sharing import (
     CompletionScores,
@@ -56,7 +60,7 @@ from .prefix_sharing import (
 )
 from .reward_metrics import preference_metrics
 from .samplers import LengthGroupedSampler
-from .softmax_dpo_config import SoftmaxDPOConfig, check_multi_preference_options, to_softmax_dpo_config
+from .softmax_dpo_config import SoftmaxDPOConfig, to_softmax_dpo_config
 
 
 logger = get_logger(__name__)
@@ -158,14 +162,17 @@ class SoftmaxDPOTrainer(DPOTrainer):
             model_name = model_name.split("/")[-1]
             args = SoftmaxDPOConfig(f"{model_name}-S-DPO")
         args = to_softmax_dpo_config(args)
+        check_supported(model, args, train_dataset, eval_dataset)
         self._largest_pool = 0  # most rejected completions of a record, in any dataset
         self._metric_sums = {"train": defaultdict(lambda: [0.0, 0.0]), "eval": defaultdict(lambda: [0.0, 0.0])}
         self._share_prefix = None  # decided on first use
         self._trunk = None  # decided on first use
+        self._saving_checkpoint = False
+        self._models_are_ready = False
 
         # On one rejected completion, softmax is the sigmoid loss: the parent checks and keeps it under its own name
-        loss_types = args.loss_type
-        args.loss_type = ["sigmoid" if loss_type == "softmax" else loss_type for loss_type in loss_types]
+        self._loss_types = loss_types = args.loss_type
+        args.loss_type = [LOSS_TYPES_OF_ONE_PAIR.get(loss_type, loss_type) for loss_type in loss_types]
         try:
             super().__init__(
                 model=model,
@@ -188,6 +195,7 @@ class SoftmaxDPOTrainer(DPOTrainer):
                 "The model has no trainable parameter, so training would change nothing. An adapter is loaded for "
                 "training with `PeftModel.from_pretrained(..., is_trainable=True)`."
             )
+        self._prepare_models()
         self._set_collators()
         if isinstance(self.data_collator, DataCollatorForMultiPreference):
             self.add_callback(EpochCallback(self.data_collator.epoch))
@@ -195,6 +203,16 @@ class SoftmaxDPOTrainer(DPOTrainer):
     @property
     def _data_seed(self) -> int:
         return self.args.seed if self.args.data_seed is None else self.args.data_seed
+
+    def _prepare_models(self) -> None:
+        if self._models_are_ready:
+            return
+        for model in (self.model, self.ref_model):
+            if model is not None:
+                keep_4bit_layers_differentiable(model)
+        if is_peft_model(self.model) and self.ref_model is None:
+            complete_reference_adapter(self.model)
+        self._models_are_ready = True
 
     def _set_collators(self) -> None:
         """Put our collator in the place of the parent's; evaluation and precomputation take the whole pool."""
@@ -238,6 +256,7 @@ class SoftmaxDPOTrainer(DPOTrainer):
         )
 
     def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
+        self._prepare_models()  # the parent precomputes within its __init__
         with self._whole_pool():
             return super()._precompute_ref_logps(dataset, name, batch_size)
 
@@ -270,8 +289,9 @@ class SoftmaxDPOTrainer(DPOTrainer):
         if first_example is None:
             raise ValueError(f"The {dataset_name} dataset is empty.")
         if not is_multi_preference(first_example, getattr(dataset, "features", None)):
+            check_preference_options(self._loss_types)
             return super()._prepare_dataset(dataset, processing_class, args, dataset_name)
-        check_multi_preference_options(args)
+        check_multi_preference_options(args, self._loss_types)
         if self._is_vlm:
             raise ValueError("Several rejected completions are supported for text models only. Pass a tokenizer.")
 
@@ -411,32 +431,21 @@ class SoftmaxDPOTrainer(DPOTrainer):
 
         if self.precompute_ref_logps:
             ref_logps = torch.cat([inputs["ref_chosen_logps"].unsqueeze(1), inputs["ref_rejected_logps"]], dim=1)
-            ref_logps = ref_logps.masked_fill(~exists, 0.0)
+            ref_scores = CompletionScores(ref_logps.masked_fill(~exists, 0.0), scores.num_tokens, token_sums={})
         else:
             with self._reference():
-                ref_logps = trunk.run(partial(self._score, self.ref_model or self.model, inputs)).log_probs
+                ref_scores = trunk.run(partial(self._score, self.ref_model or self.model, inputs))
 
-        logratios = scores.log_probs - ref_logps  # (B, C), column 0 the chosen
-        losses = self._losses(logratios, scores, exists)  # (B,)
+        logratios = scores.log_probs - ref_scores.log_probs  # (B, C), column 0 the chosen
+        losses = multi_preference_losses(self.args, self.loss_weights, scores, ref_scores, exists)  # (B,)
         check_finite(losses, inputs.get("record_id"), self.state.global_step)
         loss = losses.mean()
         if self.aux_loss_enabled:
             loss = loss + self.router_aux_loss_coef * scores.aux_loss
         self._add_metrics(mode, inputs, scores, self.beta * logratios.detach(), exists)
+        if mode == "eval":
+            self._add_eval_loss(losses + (loss - losses.mean()))
         return loss
-
-    def _losses(self, logratios: torch.Tensor, scores: CompletionScores, exists: torch.Tensor) -> torch.Tensor:
-        losses = 0.0
-        for loss_type, loss_weight in zip(self.args.loss_type, self.loss_weights, strict=True):
-            if loss_type == "softmax":
-                per_record = softmax_dpo_loss(logratios[:, 0], logratios[:, 1:], self.beta, exists[:, 1:])
-            elif loss_type == "sigmoid":
-                per_record = pairwise_sigmoid_loss(logratios[:, 0], logratios[:, 1:], self.beta, exists[:, 1:])
-            else:  # "sft": as TRL, the mean over the tokens of the batch
-                batch_loss = -scores.log_probs[:, 0].sum() / scores.num_tokens[:, 0].sum()
-                per_record = batch_loss.expand(logratios.size(0))
-            losses = losses + loss_weight * per_record
-        return losses
 
     def _add_metrics(self, mode, inputs, scores, rewards, exists) -> None:
         tokens_of_row = inputs["attention_mask"].sum(dim=1)
@@ -460,6 +469,12 @@ class SoftmaxDPOTrainer(DPOTrainer):
             self._metric_sums[mode][name][0] += total
             self._metric_sums[mode][name][1] += count
 
+    def _add_eval_loss(self, losses: torch.Tensor) -> None:
+        # The mean of the `Trainer` is over batches, in which the records that pad the last one count again
+        losses = self.accelerator.gather_for_metrics(losses.detach()).double()
+        self._metric_sums["eval"]["loss"][0] += losses.sum().item()
+        self._metric_sums["eval"]["loss"][1] += losses.numel()
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         mode = "train" if self.model.training else "eval"
         sums = self._metric_sums[mode]
@@ -471,3 +486,31 @@ class SoftmaxDPOTrainer(DPOTrainer):
             logs[f"{prefix}num_tokens"] = self._total_train_tokens
             sums.clear()
         super().log(logs, start_time)
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
+        resume_from_checkpoint = resolve_checkpoint(
+            resume_from_checkpoint, self.args.output_dir, self.args.save_only_model
+        )
+        return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def _save_checkpoint(self, model, trial):
+        if self.args.should_save:
+            invalidate_checkpoint(self._get_output_dir(trial=trial), self.state.global_step)
+        self._saving_checkpoint = True
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self._saving_checkpoint = False
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        # The state of the trainer is written next, and says that what every process writes is there
+        self.accelerator.wait_for_everyone()
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        # A checkpoint needs the reference adapter to resume from; elsewhere a model is the policy alone
+        model = self.accelerator.unwrap_model(self.model)
+        has_ref_adapter = is_peft_model(model) and self.ref_model is None and "ref" in model.peft_config
+        if has_ref_adapter and not self._saving_checkpoint and self.args.should_save:
+            remove_saved_adapter(output_dir or self.args.output_dir, "ref")

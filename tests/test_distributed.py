@@ -1,0 +1,116 @@
+"""One process and two come to the same losses, metrics, weights and drawn negatives."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+import two_processes
+
+
+def run_two_processes(folder):
+    for name, num in (("train", 8), ("test", 7)):
+        rows = two_processes.make_records(num)
+        (folder / f"{name}.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    run = subprocess.run(
+        [*command, two_processes.__file__, str(folder)],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=500,
+    )
+    assert run.returncode == 0, run.stdout[-5000:]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("two")
+    run_two_processes(folder)
+    return folder
+
+
+@pytest.fixture
+def one_and_two(folder, tmp_path):
+    """What one process comes to, and what each of two does."""
+
+    def outcomes(scenario):
+        (tmp_path / "train.jsonl").write_text((folder / "train.jsonl").read_text())
+        (tmp_path / "test.jsonl").write_text((folder / "test.jsonl").read_text())
+        one = scenario(str(tmp_path / "one"))
+        two = [torch.load(folder / f"{scenario.__name__}-{rank}.pt", weights_only=True) for rank in (0, 1)]
+        return one, two
+
+    return outcomes
+
+
+def assert_same_trajectory(one, two):
+    for rank in (0, 1):
+        assert len(one["logs"]) == len(two[rank]["logs"]) > 0
+        for left, right in zip(one["logs"], two[rank]["logs"], strict=True):
+            assert left.keys() == right.keys()
+            for name, value in left.items():
+                assert right[name] == pytest.approx(value, rel=1e-4, abs=1e-4), (left["step"], name)
+        for name, weight in one["weights"].items():
+            torch.testing.assert_close(two[rank]["weights"][name], weight, rtol=0, atol=2e-5)
+        assert one["weights"].keys() == two[rank]["weights"].keys()
+
+
+def assert_same_records(one, two):
+    """Each step sees the same records with the same negatives, half of them on each process."""
+    assert len(one["seen"]) == len(two[0]["seen"]) == len(two[1]["seen"]) > 0
+    for whole, first, second in zip(one["seen"], two[0]["seen"], two[1]["seen"], strict=True):
+        assert len(first) == len(second) == len(whole) // 2
+        assert {**first, **second} == whole
+
+
+def test_full_fine_tuning_with_drawn_negatives(one_and_two):
+    one, two = one_and_two(two_processes.full)
+    assert_same_trajectory(one, two)
+    assert_same_records(one, two)
+
+
+def test_continued_adapter_with_accumulation(one_and_two):
+    one, two = one_and_two(two_processes.continued_adapter)
+    assert_same_trajectory(one, two)
+
+
+def test_evaluation_counts_each_record_once(one_and_two):
+    one, two = one_and_two(two_processes.uneven_evaluation)
+    names = {name for logs in one["logs"] for name in logs}
+    assert {"eval_seven_loss", "eval_seven_hr@1", "eval_five_reward_ndcg@10", "eval_five_rewards/margins"} <= names
+    assert_same_trajectory(one, two)
+
+
+def test_stream(one_and_two):
+    one, two = one_and_two(two_processes.stream)
+    assert_same_trajectory(one, two)
+    assert_same_records(one, two)
+
+
+def test_precomputed_reference(one_and_two):
+    one, two = one_and_two(two_processes.precomputed_reference)
+    assert_same_trajectory(one, two)
+    assert_same_records(one, two)
+
+
+def test_resuming_after_a_half_written_checkpoint(one_and_two):
+    one, two = one_and_two(two_processes.resumed)
+    assert one["same_as_whole"]
+    assert two[0]["same_as_whole"]
+    assert two[1]["same_as_whole"]
+    assert len(two[0]["seen"]) == 2
+    assert_same_trajectory(one, two)
+
+
+@pytest.mark.parametrize("layout", ["shared", "padded"])
+def test_fully_sharded_forward(one_and_two, layout):
+    one, two = one_and_two(two_processes.sharded_forward)
+    for rank in (0, 1):
+        assert one[layout].keys() == two[rank][layout].keys()
+        for name, expected in one[layout].items():
+            torch.testing.assert_close(two[rank][layout][name], expected, rtol=1e-4, atol=1e-4)

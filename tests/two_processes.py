@@ -1,0 +1,190 @@
+"""
+What test_distributed.py runs on one process, and on two with
+`ACCELERATE_USE_CPU=true torchrun --nproc_per_node 2 two_processes.py OUTPUT_DIR`.
+
+Each scenario returns what must not depend on the number of processes, and what each process saw.
+"""
+
+import copy
+import os
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed
+from conftest import TITLES, build_llama, build_tokenizer
+from datasets import Dataset, load_dataset
+from peft import LoraConfig, get_peft_model
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from trl.trainer.utils import add_fused_lm_head
+
+from trl_sdpo import DataCollatorForMultiPreference, SoftmaxDPOConfig, SoftmaxDPOTrainer
+from trl_sdpo.data_utils import tokenize_multi_preference
+from trl_sdpo.prefix_sharing import score_completions
+
+
+def make_records(num, smallest=2, largest=5):
+    """Ragged records, no two alike."""
+    rows = []
+    for i in range(num):
+        pool = smallest + i % (largest - smallest + 1)
+        titles = [TITLES[(i * 3 + step) % 8] for step in range(8)]
+        rows.append(
+            {
+                "prompt": f"User {i} watched: {titles[6]}, {titles[7]}. Next:",
+                "chosen": f" {titles[0]}",
+                "rejected": [f" {title}" for title in titles[1 : 1 + pool]],
+            }
+        )
+    return rows
+
+
+class Recorder(SoftmaxDPOTrainer):
+    """Notes the records of each training step with their tokens, and so with the negatives drawn."""
+
+    def training_step(self, model, inputs, *args, **kwargs):
+        lengths = inputs["attention_mask"].sum(dim=1).tolist()
+        rows = [tuple(ids[:length]) for ids, length in zip(inputs["input_ids"].tolist(), lengths, strict=True)]
+        self.seen = getattr(self, "seen", [])
+        self.seen.append(dict(zip(inputs["record_id"].tolist(), rows, strict=True)))
+        return super().training_step(model, inputs, *args, **kwargs)
+
+
+def make_trainer(output_dir, train_dataset, with_lora=False, args=None, **kwargs):
+    """Four records in a step, on however many processes."""
+    num_processes = int(os.environ.get("WORLD_SIZE", "1"))
+    tokenizer = build_tokenizer()
+    config = {
+        "output_dir": str(output_dir),
+        "per_device_train_batch_size": 4 // num_processes,
+        "per_device_eval_batch_size": 4 // num_processes,
+        "beta": 0.3,
+        "learning_rate": 1e-3,
+        "max_steps": 4,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "use_cpu": True,
+        "bf16": False,
+        "gradient_checkpointing": False,
+    }
+    model = build_llama(len(tokenizer))
+    if with_lora:
+        lora = LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear", r=4, init_lora_weights=False)
+        torch.manual_seed(0)
+        model = get_peft_model(model, lora)
+    else:
+        kwargs["ref_model"] = build_llama(len(tokenizer), seed=1)
+    return Recorder(
+        model,
+        args=SoftmaxDPOConfig(**{**config, **(args or {})}),
+        train_dataset=train_dataset,
+        processing_class=tokenizer,
+        **kwargs,
+    )
+
+
+def result(trainer):
+    history = [entry for entry in trainer.state.log_history if "train_loss" not in entry]
+    timings = ("runtime", "per_second", "preparation_time")
+    logs = [{name: value for name, value in entry.items() if not name.endswith(timings)} for entry in history]
+    weights = {name: param.detach().clone() for name, param in trainer.model.named_parameters()}
+    return {"logs": logs, "weights": weights, "seen": getattr(trainer, "seen", [])}
+
+
+def full(folder):
+    trainer = make_trainer(folder, Dataset.from_list(make_records(8)), args={"num_negatives": 2})
+    trainer.train()
+    return result(trainer)
+
+
+def continued_adapter(folder):
+    """With gradient checkpointing and accumulation, as large models need them."""
+    args = {"gradient_checkpointing": True, "gradient_accumulation_steps": 2}
+    trainer = make_trainer(folder, Dataset.from_list(make_records(16)), with_lora=True, args=args)
+    trainer.train()
+    return result(trainer)
+
+
+def uneven_evaluation(folder):
+    """Seven records do not divide by two processes: one of them is handed out twice."""
+    datasets = {"seven": Dataset.from_list(make_records(7)), "five": Dataset.from_list(make_records(5, 1, 4))}
+    args = {"eval_strategy": "steps", "eval_steps": 2}
+    trainer = make_trainer(folder, Dataset.from_list(make_records(8)), args=args, eval_dataset=datasets)
+    trainer.train()
+    return result(trainer)
+
+
+def stream(folder):
+    """Each process reads the whole stream and keeps its part of every batch."""
+    dataset = Dataset.from_list(make_records(8)).to_iterable_dataset()
+    trainer = make_trainer(folder, dataset, args={"num_negatives": 2})
+    trainer.train()
+    return result(trainer)
+
+
+def precomputed_reference(folder):
+    files = {"train": str(Path(folder).parent / "train.jsonl"), "test": str(Path(folder).parent / "test.jsonl")}
+    data = load_dataset("json", data_files=files, cache_dir=str(Path(folder).parent / "cache"))
+    args = {"precompute_ref_log_probs": True, "eval_strategy": "steps", "eval_steps": 4}
+    trainer = make_trainer(folder, data["train"], args=args, eval_dataset=data["test"])
+    trainer.train()
+    return result(trainer)
+
+
+def resumed(folder):
+    """The last checkpoint is only half there, and all processes must take the one before it."""
+    args = {"save_strategy": "steps", "save_steps": 2, "num_negatives": 2}
+    dataset = Dataset.from_list(make_records(8))
+    whole = make_trainer(folder, dataset, args=args)
+    whole.train()
+    whole.accelerator.wait_for_everyone()
+    if whole.is_world_process_zero():
+        (Path(folder) / "checkpoint-4" / "trainer_state.json").unlink()
+    whole.accelerator.wait_for_everyone()
+    trainer = make_trainer(folder, dataset, args=args)
+    trainer.train(resume_from_checkpoint=True)
+    same = all(torch.equal(a, b) for a, b in zip(whole.model.parameters(), trainer.model.parameters(), strict=True))
+    return {**result(trainer), "same_as_whole": same}
+
+
+def sharded_forward(folder):
+    """Log-probabilities and gradients through FSDP2 of torch itself, since accelerate shards nothing on a CPU."""
+    tokenizer = build_tokenizer()
+    model = build_llama(len(tokenizer))
+    add_fused_lm_head(model)
+    if torch.distributed.is_initialized():
+        mesh = init_device_mesh("cpu", (torch.distributed.get_world_size(),))
+        for layer in model.model.layers:
+            fully_shard(layer, mesh=mesh)
+        fully_shard(model, mesh=mesh)
+    rows = [tokenize_multi_preference(row, i, tokenizer, tokenizer.eos_token) for i, row in enumerate(make_records(4))]
+    output = {"logs": []}
+    for prefix_sharing in (True, False):
+        collator = DataCollatorForMultiPreference(tokenizer.pad_token_id, prefix_sharing=prefix_sharing)
+        model.zero_grad()
+        scores = score_completions(model, collator(copy.deepcopy(rows)))
+        scores.log_probs.sum().backward()
+        gradients = {name: param.grad for name, param in model.named_parameters()}
+        sharded = [name for name, gradient in gradients.items() if hasattr(gradient, "full_tensor")]
+        assert len(sharded) == (len(gradients) if torch.distributed.is_initialized() else 0)
+        gradients = {
+            name: (gradient.full_tensor() if name in sharded else gradient).clone()
+            for name, gradient in gradients.items()
+        }
+        output["shared" if prefix_sharing else "padded"] = {"log_probs": scores.log_probs.detach(), **gradients}
+    return output
+
+
+SCENARIOS = (full, continued_adapter, uneven_evaluation, stream, precomputed_reference, resumed, sharded_forward)
+
+
+if __name__ == "__main__":
+    rank = int(os.environ["RANK"])
+    for scenario in SCENARIOS:
+        folder = Path(sys.argv[1]) / scenario.__name__
+        outcome = scenario(str(folder))
+        torch.save(outcome, f"{folder}-{rank}.pt")
+    torch.distributed.destroy_process_group()
