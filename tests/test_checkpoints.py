@@ -157,6 +157,13 @@ class TestKilledRun:
         assert f"checkpoint-4, which is not whole: {Path(name).name} is cut short" in caplog.text
         assert_same_run(resumed, undisturbed)
 
+    def test_asked_for_as_text(self, killed, tmp_path, caplog):
+        """As `--resume_from_checkpoint True` on a command line."""
+        shutil.copytree(killed["state"], tmp_path / "output")
+        with caplog.at_level(logging.INFO):
+            killed_run.make_trainer(tmp_path / "output").train(resume_from_checkpoint="True")
+        assert f"Resuming from {tmp_path / 'output' / 'checkpoint-2'}" in caplog.text
+
     def test_half_written_one_that_is_asked_for(self, killed, tmp_path):
         trainer = killed_run.make_trainer(tmp_path / "output")
         checkpoint = killed["optimizer"] / "checkpoint-4"

@@ -9,6 +9,8 @@ import pytest
 import torch
 import two_processes
 
+from trl_sdpo.reward_metrics import num_before_padding
+
 
 def run_two_processes(folder):
     for name, num in (("train", 8), ("test", 7)):
@@ -83,6 +85,30 @@ def test_evaluation_counts_each_record_once(one_and_two):
     one, two = one_and_two(two_processes.uneven_evaluation)
     names = {name for logs in one["logs"] for name in logs}
     assert {"eval_seven_loss", "eval_seven_hr@1", "eval_five_reward_ndcg@10", "eval_five_rewards/margins"} <= names
+    assert_same_trajectory(one, two)
+
+
+@pytest.mark.parametrize(
+    ("record_ids", "first_record_ids", "expected"),
+    [
+        ([7, 8, 1, 2], [1, 2, 3, 4], 2),
+        ([7, 8, 9, 6], [1, 2, 3, 4], 4),
+        ([7, 1, 2, 3], [1, 2, 3, 4], 1),
+        # the only batch, filled up with itself
+        ([1, 2, 3, 1], [1, 2, 3, 1], 3),
+        ([1, 1, 1, 1], [1, 1, 1, 1], 1),
+        ([1, 2, 3, 4], [1, 2, 3, 4], 4),
+        ([5, 6, 7, 2], [1, 2, 3, 4], 4),
+    ],
+)
+def test_padding_of_a_stream(record_ids, first_record_ids, expected):
+    assert num_before_padding(record_ids, first_record_ids) == expected
+
+
+def test_evaluation_of_streams_counts_each_record_once(one_and_two):
+    one, two = one_and_two(two_processes.uneven_evaluation_of_streams)
+    names = {name for logs in one["logs"] for name in logs}
+    assert {"eval_of_1_loss", "eval_of_7_hr@1", "eval_of_8_mrr", "late_rewards/margins"} <= names
     assert_same_trajectory(one, two)
 
 

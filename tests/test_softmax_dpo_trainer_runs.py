@@ -193,3 +193,19 @@ class TestData:
             assert plain[name] == pytest.approx(ours[name], rel=1e-4), name
         assert "eval_hr@1" in ours
         assert "eval_hr@1" not in plain
+
+
+class TestStreams:
+    def test_resume_within_the_first_pass(self, llama, records, make_trainer, logged):
+        """In the same order with the same negatives; after the first pass, transformers loses its place in a stream."""
+        rows = [{**row, "prompt": f"User {i}. {row['prompt']}"} for i, row in enumerate(records(24, 5, 5))]
+        args = {"num_negatives": 2, "max_steps": 6, "save_strategy": "steps", "save_steps": 3}
+        trainers = [
+            make_trainer(llama(), Dataset.from_list(rows).to_iterable_dataset(), args=args, ref_model=llama(seed=1))
+            for _ in range(2)
+        ]
+        trainers[0].train()
+        trainers[1].train(resume_from_checkpoint=f"{trainers[0].args.output_dir}/checkpoint-3")
+        assert logged(trainers[1]) == logged(trainers[0])
+        for left, right in zip(trainers[0].model.parameters(), trainers[1].model.parameters(), strict=True):
+            assert torch.equal(left, right)

@@ -117,6 +117,17 @@ def uneven_evaluation(folder):
     return result(trainer)
 
 
+def uneven_evaluation_of_streams(folder):
+    """Streams have no length by which to tell the records that fill up the last batch."""
+    datasets = {f"of_{num}": make_records(num) for num in (1, 3, 5, 7, 8)}
+    datasets = {name: Dataset.from_list(rows).to_iterable_dataset() for name, rows in datasets.items()}
+    trainer = make_trainer(folder, Dataset.from_list(make_records(8)), eval_dataset=datasets)
+    trainer.evaluate()
+    # and prepared after the start
+    trainer.evaluate(Dataset.from_list(make_records(6)).to_iterable_dataset(), metric_key_prefix="late")
+    return result(trainer)
+
+
 def stream(folder):
     """Each process reads the whole stream and keeps its part of every batch."""
     dataset = Dataset.from_list(make_records(8)).to_iterable_dataset()
@@ -178,7 +189,16 @@ def sharded_forward(folder):
     return output
 
 
-SCENARIOS = (full, continued_adapter, uneven_evaluation, stream, precomputed_reference, resumed, sharded_forward)
+SCENARIOS = (
+    full,
+    continued_adapter,
+    uneven_evaluation,
+    uneven_evaluation_of_streams,
+    stream,
+    precomputed_reference,
+    resumed,
+    sharded_forward,
+)
 
 
 if __name__ == "__main__":

@@ -118,8 +118,8 @@ def resolve_checkpoint(
 
     Args:
         resume_from_checkpoint (`str` or `bool` or `None`):
-            A folder, or `True` for the last whole checkpoint of `output_dir`. Half-written ones after it are skipped
-            with a warning that names them.
+            A folder, or `True` (or `"True"`) for the last whole checkpoint of `output_dir`. Half-written ones after it
+            are skipped with a warning that names them.
         output_dir (`str`):
             Folder of the run.
         save_only_model (`bool`):
@@ -133,7 +133,8 @@ def resolve_checkpoint(
     """
     if not resume_from_checkpoint:
         return None
-    if resume_from_checkpoint is True:
+    # `TrainingArguments` take it as text from a command line
+    if resume_from_checkpoint is True or resume_from_checkpoint in ("True", "true"):
         checkpoint, skipped = broadcast_object_list([*find_last_checkpoint(output_dir, not save_only_model)])
         for folder, reason in skipped.items():
             logger.warning(f"Skipping the checkpoint {folder}, which is not whole: {reason}.")

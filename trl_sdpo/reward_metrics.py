@@ -33,6 +33,28 @@ def ranking_columns(ranks: torch.Tensor, prefix: str = "") -> dict[str, torch.Te
     return columns
 
 
+def num_before_padding(record_ids: list[int], first_record_ids: list[int]) -> int:
+    """
+    Number of records in the last batch of a stream before those that accelerate fills it up with.
+
+    A stream has no length that would tell. It is filled with the records of the first batch, from its start.
+
+    Args:
+        record_ids (`list[int]`):
+            Records of the last batch, of all processes.
+        first_record_ids (`list[int]`):
+            Records of the first batch, which may be the last.
+
+    Returns:
+        `int`: The smallest number after which only records of the first batch follow, in their order.
+    """
+    for number in range(1, len(record_ids)):
+        padding = record_ids[number:]
+        if padding == (first_record_ids * len(padding))[: len(padding)]:
+            return number
+    return len(record_ids)
+
+
 def preference_metrics(
     scores: CompletionScores, rewards: torch.Tensor, exists: torch.Tensor, ranking: bool
 ) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:

@@ -58,7 +58,7 @@ from .prefix_sharing import (
     score_completions,
     sharing_excess,
 )
-from .reward_metrics import preference_metrics
+from .reward_metrics import num_before_padding, preference_metrics
 from .samplers import LengthGroupedSampler
 from .softmax_dpo_config import SoftmaxDPOConfig, to_softmax_dpo_config
 
@@ -296,6 +296,11 @@ class SoftmaxDPOTrainer(DPOTrainer):
             raise ValueError("Several rejected completions are supported for text models only. Pass a tokenizer.")
 
         stream = not isinstance(dataset, Dataset)
+        if stream and dataset_name != "train" and args.world_size > 1:
+            # as the parent does for training: batches of several widths cannot be dispatched from one process
+            args.accelerator_config.dispatch_batches = False
+            if hasattr(self, "accelerator"):
+                self.accelerator.dataloader_config.dispatch_batches = False
         # Build the kwargs for the `map` function: IterableDataset supports neither `num_proc` nor `desc`
         map_kwargs = {} if stream else {"num_proc": args.dataset_num_proc}
         if not stream:
@@ -442,12 +447,11 @@ class SoftmaxDPOTrainer(DPOTrainer):
         loss = losses.mean()
         if self.aux_loss_enabled:
             loss = loss + self.router_aux_loss_coef * scores.aux_loss
-        self._add_metrics(mode, inputs, scores, self.beta * logratios.detach(), exists)
-        if mode == "eval":
-            self._add_eval_loss(losses + (loss - losses.mean()))
+        record_losses = (losses + (loss - losses.mean())).detach()  # with the auxiliary loss
+        self._add_metrics(mode, inputs, scores, self.beta * logratios.detach(), exists, record_losses)
         return loss
 
-    def _add_metrics(self, mode, inputs, scores, rewards, exists) -> None:
+    def _add_metrics(self, mode, inputs, scores, rewards, exists, losses) -> None:
         tokens_of_row = inputs["attention_mask"].sum(dim=1)
         num_tokens = tokens_of_row.new_zeros(exists.size(0)).index_add(0, record_of_row(inputs), tokens_of_row)
         columns = preference_metrics(scores, rewards, exists, ranking=mode == "eval")
@@ -455,12 +459,18 @@ class SoftmaxDPOTrainer(DPOTrainer):
         if scores.aux_loss is not None:
             aux_loss = scores.aux_loss.detach().expand(exists.size(0))
             columns["aux_loss"] = (aux_loss, torch.ones_like(aux_loss))
+        if mode == "eval":
+            # in place of the mean of the `Trainer`, in which the records that fill up the last batch count again
+            columns["loss"] = (losses, torch.ones_like(losses))
         # Sums and counts per record, gathered at once: exact over unequal batches and processes
         table = torch.stack([column.float() for pair in columns.values() for column in pair], dim=1)
         # In training, `gather_for_metrics` would cut every micro-batch of the last step to the remainder of the epoch,
         # since the Trainer fetches all of them before it computes the first
-        gather = self.accelerator.gather if mode == "train" else self.accelerator.gather_for_metrics
-        totals = gather(table).double().sum(dim=0).tolist()
+        if mode == "train":
+            table = self.accelerator.gather(table)
+        else:
+            table = self._gather_evaluated(table, inputs.get("record_id"))
+        totals = table.double().sum(dim=0).tolist()
         for name, total, count in zip(columns, totals[::2], totals[1::2], strict=True):
             if name == "num_tokens":
                 # as the parent, a running total of training
@@ -469,11 +479,17 @@ class SoftmaxDPOTrainer(DPOTrainer):
             self._metric_sums[mode][name][0] += total
             self._metric_sums[mode][name][1] += count
 
-    def _add_eval_loss(self, losses: torch.Tensor) -> None:
-        # The mean of the `Trainer` is over batches, in which the records that pad the last one count again
-        losses = self.accelerator.gather_for_metrics(losses.detach()).double()
-        self._metric_sums["eval"]["loss"][0] += losses.sum().item()
-        self._metric_sums["eval"]["loss"][1] += losses.numel()
+    def _gather_evaluated(self, table: torch.Tensor, record_ids: torch.Tensor | None) -> torch.Tensor:
+        """As `gather_for_metrics`, which keeps the records that fill up the last batch of a stream."""
+        state = self.accelerator.gradient_state
+        if self.accelerator.num_processes == 1 or state.remainder != -1 or record_ids is None:
+            return self.accelerator.gather_for_metrics(table)
+        table, record_ids = self.accelerator.gather(table), self.accelerator.gather(record_ids).tolist()
+        if not self._metric_sums["eval"]:
+            self._first_record_ids = record_ids
+        if not state.end_of_dataloader:
+            return table
+        return table[: num_before_padding(record_ids, self._first_record_ids)]
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         mode = "train" if self.model.training else "eval"
