@@ -27,6 +27,7 @@ from .prompts import CANDIDATE_TEMPLATES, HISTORY_TEMPLATES, TEMPLATES, PromptTe
 from .recbole import load_recbole
 from .sdpo_json import load_sdpo_json
 from .sequences import build_sequences
+from .sources import load_source
 from .splits import temporal_split
 
 
@@ -52,6 +53,7 @@ __all__ = [
     "load_movielens",
     "load_recbole",
     "load_sdpo_json",
+    "load_source",
     "mean_reciprocal_rank",
     "ndcg",
     "popularity_scores",
