@@ -15,6 +15,8 @@ TIMESTAMP = "timestamp"
 RATING = "rating"
 TITLE = "title"
 YEAR = "year"
+# Seconds since 1970, in the year 5138: what lies behind is in milliseconds.
+LATEST = 10**11 - 1
 
 # What catalogues put behind a title, as ", X". "Da" stands in "Hip Hop Witch, Da (2000)".
 ARTICLES = (
@@ -112,6 +114,9 @@ class Interactions:
         if not self.has_time:
             timed, remedy = pl.col(TIMESTAMP).is_not_null(), "Pass has_time=True, or null for all."
             _raise_at(self.events, timed, where, TIMESTAMP, "is a time, but has_time=False", remedy)
+        else:
+            late, remedy = pl.col(TIMESTAMP) > LATEST, "Times are in seconds: divide milliseconds by 1000."
+            _raise_at(self.events, late, where, TIMESTAMP, "is after the year 5138", remedy)
         unknown = ~pl.col(ITEM_ID).is_in(self.items[ITEM_ID].implode())
         remedy = "Add the item with its title, or remove its events."
         _raise_at(self.events, unknown, where, ITEM_ID, "is not among the items", remedy)
@@ -235,16 +240,7 @@ def resolve_duplicate_titles(
     told_apart = items.select((without_year.is_duplicated() & ~pl.col(TITLE).is_duplicated()).sum()).item()
     lowest = items.select(ITEM_ID, pl.col(ITEM_ID).min().over(TITLE).alias("lowest"))
     kept = items.filter(lowest["lowest"] == lowest[ITEM_ID])
-
-    moved = events.join(lowest, on=ITEM_ID, how="left", maintain_order="left").with_row_index("row")
-    # Few items share a title, so the windows below run over few events.
-    shared = moved.join(lowest.filter(pl.col("lowest").is_duplicated()), on=ITEM_ID, how="semi")
-    both = pl.col(ITEM_ID).n_unique().over(USER_ID, "lowest") > 1
-    order = pl.struct(TIMESTAMP, ITEM_ID, "row").rank("ordinal").over(USER_ID, "lowest")
-    merged = moved.join(shared.filter(both & (order > 1)), on="row", how="anti", maintain_order="left").drop("row")
-    remapped = merged.select((pl.col("lowest") != pl.col(ITEM_ID)).sum()).item()
-    # An item that is not among the items stays as it is: `Interactions` names its row.
-    merged = merged.with_columns(pl.coalesce("lowest", ITEM_ID).alias(ITEM_ID)).drop("lowest")
+    merged, remapped = _merge_items(events, lowest.filter(pl.col("lowest").is_duplicated()))
     report = {
         "items_disambiguated": told_apart,
         "items_merged": items.height - kept.height,
@@ -253,3 +249,23 @@ def resolve_duplicate_titles(
     }
     logger.info("Equal titles: %s", report)
     return merged, kept, report
+
+
+def _merge_items(events: pl.DataFrame, groups: pl.DataFrame) -> tuple[pl.DataFrame, int]:
+    """Move the events of the items in `groups` to the lowest id of their title; how many have moved and stayed."""
+    if groups.is_empty():
+        return events, 0
+    # Few items share a title, so all but the last step run over few events.
+    shared = events.with_row_index("row").filter(pl.col(ITEM_ID).is_in(groups[ITEM_ID].implode()))
+    shared = shared.join(groups, on=ITEM_ID, how="left", maintain_order="left")
+    both = pl.col(ITEM_ID).n_unique().over(USER_ID, "lowest") > 1
+    order = pl.struct(TIMESTAMP, ITEM_ID, "row").rank("ordinal").over(USER_ID, "lowest")
+    dropped = both & (order > 1)
+    remapped = shared.select((~dropped & (pl.col("lowest") != pl.col(ITEM_ID))).sum()).item()
+    moved = groups.filter(pl.col("lowest") != pl.col(ITEM_ID))
+    events = events.with_columns(pl.col(ITEM_ID).replace(moved[ITEM_ID], moved["lowest"]))
+    rows = shared.filter(dropped)["row"]
+    if len(rows):
+        keep = pl.repeat(True, events.height, eager=True).scatter(rows, False)
+        events = events.filter(keep)
+    return events, remapped
