@@ -9,8 +9,10 @@ from .interactions import (
     USER_ID,
     Interactions,
     canonical_title,
+    drop_untitled,
     resolve_duplicate_titles,
 )
+from .lastfm import load_lastfm
 from .metrics import (
     bootstrap_interval,
     chance_level,
@@ -48,8 +50,10 @@ __all__ = [
     "canonical_title",
     "chance_level",
     "chance_metrics",
+    "drop_untitled",
     "get_template",
     "hit_rate",
+    "load_lastfm",
     "load_movielens",
     "load_recbole",
     "load_sdpo_json",

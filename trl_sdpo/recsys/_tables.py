@@ -58,9 +58,10 @@ def read_table(
     columns: dict[str, pl.DataType],
     header_lines: int = 0,
     limits: dict[str, tuple[float, float]] | None = None,
+    optional: tuple[str, ...] = (),
 ) -> pl.DataFrame:
     """
-    Read a delimited file without quoting, every value of which must be there and of its type.
+    Read a delimited file without quoting, the values of which must be there and of their types.
 
     Args:
         source (`Path` or `bytes`):
@@ -75,6 +76,8 @@ def read_table(
             Lines to skip.
         limits (`dict[str, tuple[float, float]]`, *optional*):
             The lowest and the highest value of a column.
+        optional (`tuple[str, ...]`, *optional*):
+            Columns of type `String` that may be empty, which is null then.
 
     Returns:
         `polars.DataFrame`: The wanted columns. Blank lines are left out.
@@ -88,16 +91,17 @@ def read_table(
     try:
         frame = _read_fast(source, separator, columns, header_lines)
     except pl.exceptions.PolarsError as error:
-        _raise_first_bad_line(source, label, separator, columns, header_lines, limits)
+        _raise_first_bad_line(source, label, separator, columns, header_lines, limits, optional)
         raise ValueError(f"{label}: {error}. {_REMEDY}") from error
     wanted = [name for name, dtype in columns.items() if dtype != pl.Null]
-    checks = [pl.col(wanted).is_not_null().all()]
+    required = [name for name in wanted if name not in optional]
+    checks = [pl.col(required).is_not_null().all()]
     checks += [pl.col(name).is_finite().all() for name in wanted if columns[name] == pl.Float64]
     checks += [pl.col(name).is_between(*bounds).all() for name, bounds in limits.items()]
     whole = frame.select(pl.all_horizontal(checks)).item()
     # A line that ends too early looks like one with empty fields at its end, which an unwanted column may have.
     if not whole or (frame[:, -1].null_count() and _has_odd_line(source, separator, len(columns), header_lines)):
-        _raise_first_bad_line(source, label, separator, columns, header_lines, limits)
+        _raise_first_bad_line(source, label, separator, columns, header_lines, limits, optional)
         frame = frame.filter(pl.any_horizontal(pl.all().is_not_null()))
     if frame.is_empty():
         raise ValueError(f"{label}: line {header_lines + 1}: no data lines. Fetch the file again.")
@@ -135,7 +139,7 @@ def _has_odd_line(source, separator, width, header_lines) -> bool:
     return bool((lines.str.count_matches(separator, literal=True) != width - 1).any())
 
 
-def _raise_first_bad_line(source, label, separator, columns, header_lines, limits) -> None:
+def _raise_first_bad_line(source, label, separator, columns, header_lines, limits, optional) -> None:
     # Only on the way to an error, so a loop is good enough.
     data = source if isinstance(source, bytes) else source.read_bytes()
     for number, line in enumerate(split_lines(decode(data, label)), start=1):
@@ -148,7 +152,7 @@ def _raise_first_bad_line(source, label, separator, columns, header_lines, limit
                 f"{line[:200]!r}. {_REMEDY}"
             )
         for (column, dtype), value in zip(columns.items(), fields, strict=True):
-            problem = _problem(value, dtype, limits.get(column))
+            problem = None if column in optional else _problem(value, dtype, limits.get(column))
             if problem:
                 raise ValueError(f"{label}: line {number}, column '{column}': {value!r} {problem}. {_REMEDY}")
 

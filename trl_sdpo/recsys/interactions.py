@@ -198,6 +198,52 @@ def _article_to_front(text: str) -> str:
     return f"{match['known_as'] or ''}{match['article']}{space}{match['body']}"
 
 
+def plain_titles(column: str) -> pl.Expr:
+    """Titles of books and names of artists: white space single and stripped, nothing moved. Blank ones are null."""
+    title = pl.col(column).str.replace_all(r"\s+", " ").str.strip_chars()
+    return pl.when(title != "").then(title)
+
+
+def drop_untitled(events: pl.DataFrame, items: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame, dict[str, int]]:
+    """
+    Leave out what a language model cannot be asked about: items without a title, and events of items without one.
+
+    Args:
+        events (`polars.DataFrame`):
+            The events, see [`Interactions`]. Their items need not be among `items`.
+        items (`polars.DataFrame`):
+            The items with `item_id` and `title`, which may be null.
+
+    Returns:
+        `tuple[polars.DataFrame, polars.DataFrame, dict[str, int]]`: Events, items and a report:
+        `items_without_title` (rows of `items`), `items_unknown` (items of events that are not in `items`) and
+        `events_without_title` (events of either).
+
+    Example:
+        ```python
+        >>> events = pl.DataFrame({"user_id": [1, 1, 2], "item_id": [7, 8, 9], "timestamp": [30, 20, 10]})
+        >>> items = pl.DataFrame({"item_id": [7, 8], "title": ["Moby", None]})
+        >>> events, items, report = drop_untitled(events, items)
+        >>> events.rows(), report
+        ([(1, 7, 30)], {'items_without_title': 1, 'items_unknown': 1, 'events_without_title': 2})
+
+        ```
+    """
+    titled = items.filter(pl.col(TITLE).is_not_null())
+    unknown = events.filter(~pl.col(ITEM_ID).is_in(items[ITEM_ID].implode()))
+    kept = events.filter(pl.col(ITEM_ID).is_in(titled[ITEM_ID].implode()))
+    report = {
+        "items_without_title": items.height - titled.height,
+        "items_unknown": unknown[ITEM_ID].n_unique(),
+        "events_without_title": events.height - kept.height,
+    }
+    if kept.height < events.height:
+        logger.warning(
+            "%d of %d events are of items without a title and left out.", events.height - kept.height, events.height
+        )
+    return kept, titled, report
+
+
 def resolve_duplicate_titles(
     events: pl.DataFrame, items: pl.DataFrame
 ) -> tuple[pl.DataFrame, pl.DataFrame, dict[str, int]]:

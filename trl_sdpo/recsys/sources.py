@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from .interactions import Interactions
+from .lastfm import load_lastfm
 from .movielens import load_movielens
 from .recbole import load_recbole
 
@@ -19,6 +20,7 @@ _LOADERS = {
         ),
         load_movielens,
     ),
+    "lastfm": load_lastfm,
     "recbole": load_recbole,
 }
 
@@ -33,6 +35,7 @@ def load_source(source: str, path: str | Path | None = None, **options) -> Inter
 
             - `movielens-100k`, `-1m`, `-10m`, `-20m`, `-25m`, `-32m`, `-latest`, `-latest-small`; `movielens` for any
               release at `path`: [`load_movielens`];
+            - `lastfm` (HetRec 2011): [`load_lastfm`];
             - `recbole`, with a `path`: [`load_recbole`].
         path (`str` or `Path`, *optional*):
             The files, as the loader takes them. By default they are downloaded once and cached.
