@@ -197,7 +197,11 @@ BAD_CSV = [
     ("ratings.csv", RATINGS_CSV + "3,1,4.0\r\n", "ratings.csv: line 4: 3 fields instead of 4"),
     ("ratings.csv", RATINGS_CSV.replace("0.5", "half"), "ratings.csv: line 3, column 'rating': 'half' is not"),
     ("ratings.csv", RATINGS_CSV[:33], "ratings.csv: line 2: no data lines"),
-    ("movies.csv", MOVIES_CSV.replace("title", "name"), "movies.csv: line 1: the header is 'movieId,name,genres'"),
+    (
+        "movies.csv",
+        MOVIES_CSV.replace("title", "name"),
+        "movies.csv: line 1: the header is ['movieId', 'name', 'genres']",
+    ),
     ("movies.csv", MOVIES_CSV + "9,Half\r\n", "movies.csv: line 5: 2 fields instead of 3"),
     ("movies.csv", MOVIES_CSV + '9,"Half', "movies.csv: line 5: unexpected end of data"),
     (

@@ -1,9 +1,11 @@
 """Reading the delimited files that publishers use: fast when they are right, precise when they are not."""
 
+import csv
 import io
 import logging
 import math
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import polars as pl
@@ -60,13 +62,37 @@ def check_not_empty(source: Path | bytes, label: str) -> None:
         logger.warning("%s: no line break at the end. If the file was cut off, its last value is wrong.", label)
 
 
-def check_header(source: Path | bytes, label: str, separator: str, columns: list[str]) -> None:
-    """Raise if the first line does not hold the names of exactly these columns."""
+def check_header(source: Path | bytes, label: str, separator: str, *headers: list[str]) -> list[str]:
+    """The first line, if it is one of the headers."""
     check_not_empty(source, label)
     with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
         header = decode_line(file.readline(), label, 1).removeprefix("\ufeff").rstrip("\r\n").split(separator)
-    if header != columns:
-        raise ValueError(f"{label}: line 1: the header is {header} instead of {columns}. Pass the file as published.")
+    if header not in headers:
+        wanted = " or ".join(str(columns) for columns in headers)
+        raise ValueError(f"{label}: line 1: the header is {header} instead of {wanted}. Pass the file as published.")
+    return header
+
+
+def csv_rows(source: Path | bytes, label: str) -> Iterator[tuple[int, list[str]]]:
+    """Lines of a small table with quoting: number and fields, the header first. Blank lines are left out."""
+    check_not_empty(source, label)
+    text = decode(source if isinstance(source, bytes) else source.read_bytes(), label)
+    reader = csv.reader(io.StringIO(text.removeprefix("\ufeff"), newline=""), strict=True)
+    width = None
+    try:
+        for fields in reader:
+            width = width or len(fields)
+            if fields:
+                yield reader.line_num, check_width(fields, width, label, reader.line_num)
+    except csv.Error as error:
+        raise ValueError(f"{label}: line {reader.line_num}: {error}. Correct the quotes of the line.") from error
+
+
+def check_width(fields: list[str], width: int, label: str, number: int) -> list[str]:
+    """Raise if a line has too few or too many fields."""
+    if len(fields) != width:
+        raise ValueError(f"{label}: line {number}: {len(fields)} fields instead of {width}: {fields[:4]}. {_REMEDY}")
+    return fields
 
 
 def read_table(

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from .goodbooks import load_goodbooks
 from .goodreads import load_goodreads
 from .interactions import Interactions
 from .lastfm import load_lastfm
@@ -28,6 +29,7 @@ _LOADERS = {
     **dict.fromkeys(
         ("goodreads", "goodreads-csv", *(f"goodreads-{genre}" for genre in GOODREADS_GENRES)), load_goodreads
     ),
+    "goodbooks-10k": load_goodbooks,
     "lastfm": load_lastfm,
     "recbole": load_recbole,
 }
@@ -46,6 +48,7 @@ def load_source(source: str, path: str | Path | None = None, **options) -> Inter
             - `goodreads-GENRE` (a genre of the UCSD Book Graph: `children`, `comics_graphic`, `fantasy_paranormal`,
               `history_biography`, `mystery_thriller_crime`, `poetry`, `romance`, `young_adult`), `goodreads` for the
               whole, `goodreads-csv` for the whole without times: [`load_goodreads`];
+            - `goodbooks-10k`: [`load_goodbooks`];
             - `lastfm` (HetRec 2011): [`load_lastfm`];
             - `recbole`, with a `path`: [`load_recbole`].
         path (`str` or `Path`, *optional*):
