@@ -271,7 +271,8 @@ def _map_ids(rows: pl.LazyFrame, folder: Path) -> pl.LazyFrame:
 def _read_map(path: Path, number: str, identifier: str, dtype: pl.DataType) -> pl.DataFrame:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: missing beside {_CSV}, so its books have no titles. Fetch it.")
-    check_header(path, str(path), ",", [number, identifier])
-    table = read_table(path, str(path), ",", {number: pl.Int64, identifier: dtype}, header_lines=1)
+    header = check_header(path, str(path), ",", [number, identifier], [identifier, number])
+    types = {number: pl.Int64, identifier: dtype}
+    table = read_table(path, str(path), ",", {name: types[name] for name in header}, header_lines=1)
     _check_unique(table, number, path)
     return table
