@@ -70,6 +70,13 @@ def test_u_data(ml_100k):
     }
 
 
+def test_titles_may_stay_apart(ml_100k):
+    interactions = load_movielens(ml_100k, merge_titles=False)
+    assert interactions.items["title"].to_list()[::3] == ["The Harbour (1994)", "The Harbour (1994) #4"]
+    assert interactions.events.height == 4
+    assert interactions.report == {"events_read": 4, "items_read": 4, "items_numbered": 1}
+
+
 def test_dat(ml_1m):
     interactions = load_movielens(ml_1m)
     assert interactions.items.rows() == [(661, "Le Café (1996)"), (1193, "Wood & Wire (1975)")]

@@ -137,12 +137,12 @@ class TestMovielens100k:
 
     def test_loader_by_layout(self, monkeypatch):
         for name in ("movielens", "recbole"):
-            monkeypatch.setattr(movielens_100k, f"load_{name}", lambda path, name=name: (name, path))
-        assert movielens_100k.load_movielens_100k() == (
-            "movielens",
-            download.cache_dir() / "movielens-100k" / "ml-100k",
-        )
+            monkeypatch.setattr(
+                movielens_100k, f"load_{name}", lambda path, name=name, **options: (name, path, options)
+            )
+        folder = download.cache_dir() / "movielens-100k" / "ml-100k"
+        assert movielens_100k.load_movielens_100k(merge_titles=False) == ("movielens", folder, {"merge_titles": False})
         shutil.rmtree(download.cache_dir())
         self.cut()
-        name, path = movielens_100k.load_movielens_100k()
+        name, path, _ = movielens_100k.load_movielens_100k()
         assert (name, path.name) == ("recbole", "ml-100k")

@@ -135,13 +135,26 @@ def test_every_source_that_is_downloaded_has_terms_and_the_docstring_names_it():
         ("recbole", {}, ValueError, "source 'recbole' has nothing to download. Pass the path of your files"),
         ("movielens", {}, ValueError, "source 'movielens' has nothing to download"),
         ("lastfm", {"evens": "tags"}, TypeError, "source 'lastfm' has no option 'evens', but ['events']"),
-        ("movielens-100k", {"events": "tags"}, TypeError, "source 'movielens-100k' has no option 'events', but none"),
+        (
+            "movielens-100k",
+            {"events": "tags"},
+            TypeError,
+            "source 'movielens-100k' has no option 'events', but ['merge_titles']",
+        ),
     ],
 )
 def test_what_cannot_be_loaded_is_named(source, options, error, message):
     with pytest.raises(error) as caught:
         load_source(source, **options)
     assert message in str(caught.value)
+
+
+def test_options_reach_the_loader(tmp_path):
+    flags = "|".join("0" * 19)
+    (tmp_path / "u.data").write_text("1\t7\t5\t100\n2\t8\t3\t50\n")
+    (tmp_path / "u.item").write_text("".join(f"{item}|Red River (1948)||||{flags}\n" for item in (7, 8)))
+    assert load_source("movielens-100k", tmp_path).items.height == 1
+    assert load_source("movielens-100k", tmp_path, merge_titles=False).items.height == 2
 
 
 def test_recbole_with_its_options(tmp_path):

@@ -101,13 +101,15 @@ def movielens_100k(data: str | Path | None = None) -> Path:
     return copy
 
 
-def load_movielens_100k(data: str | Path | None = None) -> Interactions:
+def load_movielens_100k(data: str | Path | None = None, **options) -> Interactions:
     """
     Read MovieLens-100k, downloaded if need be.
 
     Args:
         data (`str` or `Path`, *optional*):
             As in [`movielens_100k`].
+        **options:
+            Passed to the loader.
 
     Returns:
         `Interactions`:
@@ -117,4 +119,5 @@ def load_movielens_100k(data: str | Path | None = None) -> Interactions:
         As [`movielens_100k`], and as the loaders do for malformed files.
     """
     path = movielens_100k(data)
-    return load_movielens(path) if _layout(path) == "movielens" else load_recbole(path)
+    load = load_movielens if _layout(path) == "movielens" else load_recbole
+    return load(path, **options)

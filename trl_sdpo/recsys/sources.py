@@ -56,7 +56,7 @@ def load_source(source: str, path: str | Path | None = None, **options) -> Inter
     if unknown:
         raise TypeError(f"source {source!r} has no option {unknown[0]!r}, but {known or 'none'}. Leave it out.")
     if source == "movielens-100k":
-        return load_movielens_100k(path)
+        return load_movielens_100k(path, **options)
     if path is None and not entry.files:
         raise ValueError(f"source {source!r} has nothing to download. Pass the path of your files.")
     if entry.terms:
