@@ -33,6 +33,7 @@ from .sdpo_json import load_sdpo_json
 from .sequences import build_sequences
 from .sources import load_source
 from .splits import temporal_split
+from .table import load_table
 
 
 __all__ = [
@@ -62,6 +63,7 @@ __all__ = [
     "load_recbole",
     "load_sdpo_json",
     "load_source",
+    "load_table",
     "mean_reciprocal_rank",
     "ndcg",
     "popularity_scores",

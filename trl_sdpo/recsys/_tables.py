@@ -10,7 +10,7 @@ from pathlib import Path
 
 import polars as pl
 
-from .interactions import LATEST
+from .interactions import ITEM_ID, LATEST, USER_ID
 
 
 logger = logging.getLogger(__name__)
@@ -221,3 +221,15 @@ def _problem(value: str, dtype: pl.DataType, limits: tuple[float, float] | None)
         unit = " seconds since 1970 (milliseconds are 1000 times as many)" if limits[1] == LATEST else ""
         return f"is not from {limits[0]} to {limits[1]}{unit}"
     return None
+
+
+def whole_numbers(events: pl.DataFrame, items: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Ids that are text, but whole numbers throughout, as `Int64`: of users, and of items where both tables agree."""
+    # A leading zero must stay, or "01" and "1" would become one.
+    number = r"^(0|[1-9]\d{0,17})$"
+    if events[USER_ID].dtype == pl.String and events[USER_ID].str.contains(number).all():
+        events = events.with_columns(pl.col(USER_ID).cast(pl.Int64))
+    if events[ITEM_ID].dtype == pl.String and all(t[ITEM_ID].str.contains(number).all() for t in (events, items)):
+        events = events.with_columns(pl.col(ITEM_ID).cast(pl.Int64))
+        items = items.with_columns(pl.col(ITEM_ID).cast(pl.Int64))
+    return events, items

@@ -20,6 +20,7 @@ from .interactions import Interactions
 from .lastfm import load_lastfm
 from .movielens import load_movielens
 from .recbole import load_recbole
+from .table import load_table
 
 
 logger = logging.getLogger(__name__)
@@ -127,6 +128,7 @@ SOURCES = {
         "ratings.csv",
     ),
     "recbole": Source(load_recbole),
+    "table": Source(load_table),
 }
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import polars as pl
 
-from ._tables import check_not_empty, decode, read_table, split_lines
+from ._tables import check_not_empty, decode, read_table, split_lines, whole_numbers
 from .interactions import (
     ITEM_ID,
     LATEST,
@@ -81,7 +81,7 @@ def load_recbole(path: str | Path, title: str | None = None, merge_titles: bool 
     events = events.with_columns(time.cast(pl.Int64).alias(TIMESTAMP))
 
     items, ignored = _read_items(inter.with_suffix(".item"), events, (title,) if title else _TITLE_COLUMNS)
-    events, items = _numbers_where_possible(events, items)
+    events, items = whole_numbers(events, items)
     report = {"events_read": events.height, "items_read": items.height, **ignored}
     events, items, dropped = drop_untitled(events, items)
     if merge_titles:
@@ -174,14 +174,3 @@ def _check_item(item: str, seen: dict[str, str | None], where: str) -> None:
         raise ValueError(
             f"{where}, column '{ITEM_ID}': {item!r} is in an earlier line already. Remove one of the lines."
         )
-
-
-def _numbers_where_possible(events: pl.DataFrame, items: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
-    # A leading zero must stay, or "01" and "1" would become one.
-    number = r"^(0|[1-9]\d{0,17})$"
-    if events[USER_ID].str.contains(number).all():
-        events = events.with_columns(pl.col(USER_ID).cast(pl.Int64))
-    if events[ITEM_ID].str.contains(number).all() and items[ITEM_ID].str.contains(number).all():
-        events = events.with_columns(pl.col(ITEM_ID).cast(pl.Int64))
-        items = items.with_columns(pl.col(ITEM_ID).cast(pl.Int64))
-    return events, items

@@ -27,7 +27,9 @@ def load_source(source: str, path: str | Path | None = None, **options) -> Inter
               whole (11 GB), `goodreads-csv` for the whole without times (4 GB): [`load_goodreads`];
             - `goodbooks-10k`: [`load_goodbooks`];
             - `lastfm` or `lastfm-hetrec2011`: [`load_lastfm`];
-            - `recbole`, with a `path`: [`load_recbole`].
+            - `recbole`, with a `path`: [`load_recbole`];
+            - `table`, with a `path` (or the name of a data set on the Hub) and the names of its columns as options:
+              [`load_table`].
         path (`str` or `Path`, *optional*):
             The files, as the loader takes them. By default they are downloaded once and cached.
         **options:
