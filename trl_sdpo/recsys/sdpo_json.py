@@ -41,8 +41,9 @@ def load_sdpo_json(
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is no json list, or a record lacks a key, has an empty history, or a list without its
-            selection or with an item twice, or is a text with a title in it that has the separator in it. The message names file, record, key, value and remedy.
+        ValueError: the file is no json list, or a record lacks a key, has an empty history, a list without its
+            selection or with an item twice, or a history in one text with a title in it that has the separator in
+            it. The message names file, record, key, value and remedy.
     """
     path = Path(path)
     if not path.is_file():
