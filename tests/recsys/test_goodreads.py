@@ -61,7 +61,8 @@ def folder(tmp_path):
 
 @pytest.fixture
 def csv_folder(tmp_path):
-    rows = ["user_id,book_id,is_read,rating,is_reviewed", "0,12,1,5,0", "0,10,0,0,0", "1,12,1,3,1", "1,99,1,3,0"]
+    """The last number is not in the map, but the id of another book."""
+    rows = ["user_id,book_id,is_read,rating,is_reviewed", "0,12,1,5,0", "0,10,0,0,0", "1,12,1,3,1", "1,2,1,3,0"]
     write(tmp_path / "goodreads_interactions.csv", "\n".join(rows) + "\n")
     write(tmp_path / "book_id_map.csv", "book_id_csv,book_id\n10,3\n11,2\n12,1\n")
     write(tmp_path / "goodreads_books.json.gz", lines(BOOKS))

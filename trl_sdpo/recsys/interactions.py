@@ -57,7 +57,8 @@ class Interactions:
     Raises:
         TypeError: a column has the wrong type.
         ValueError: a column is missing, or a row holds a null, an unknown item, an item or title that was there
-            before, an empty title or a rating that is not a finite number. The message names table, row and column.
+            before, an empty title, a time after the year 5138 (so in milliseconds) or a rating that is not a finite
+            number. The message names table, row and column.
 
     Example:
         ```python
