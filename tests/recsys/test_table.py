@@ -48,6 +48,14 @@ def test_csv(files):
     }
 
 
+def test_blank_lines_hold_nothing(files):
+    expected = load_table(*files, **NAMES)
+    files[0].write_text(LOG.replace("\r\n", "\r\n\r\n") + "\r\n\r\n")
+    interactions = load_table(*files, **NAMES)
+    assert interactions.events.equals(expected.events)
+    assert interactions.report == expected.report
+
+
 def frame(**columns):
     data = {"user_id": [1, 1, 2], "item_id": [7, 8, 7], "title": ["Red River", "Blue Hotel", "Red River"]}
     return pl.DataFrame(data | columns)
