@@ -70,6 +70,13 @@ def test_u_data(ml_100k):
     }
 
 
+def test_titles_may_stay_apart(ml_100k):
+    interactions = load_movielens(ml_100k, merge_titles=False)
+    assert interactions.items["title"].to_list()[::3] == ["The Harbour (1994)", "The Harbour (1994) #4"]
+    assert interactions.events.height == 4
+    assert interactions.report == {"events_read": 4, "items_read": 4, "items_numbered": 1}
+
+
 def test_dat(ml_1m):
     interactions = load_movielens(ml_1m)
     assert interactions.items.rows() == [(661, "Le Café (1996)"), (1193, "Wood & Wire (1975)")]
@@ -146,11 +153,22 @@ BAD_RATINGS = [
     ("u.data", U_DATA.replace("8\t2\t3", "8\tx2\t3"), "u.data: line 2, column 'item_id': 'x2' is not a whole number"),
     ("u.data", U_DATA.replace("8\t3\t1", "\t3\t1"), "u.data: line 4, column 'user_id': '' is empty"),
     ("u.data", U_DATA.replace("881250940", "8812.5"), "u.data: line 3, column 'timestamp': '8812.5' is not a whole"),
+    ("u.data", U_DATA.replace("8\t2\t3", "8\t2\t6"), "u.data: line 2, column 'rating': '6' is not from 0.5 to 5"),
+    ("u.data", U_DATA.replace("8\t2\t3", "8\t2\t0"), "u.data: line 2, column 'rating': '0' is not from 0.5 to 5"),
+    (
+        "u.data",
+        U_DATA.replace("881250940", "881250940000"),
+        "u.data: line 3, column 'timestamp': '881250940000' is not from 0 to 99999999999 seconds since 1970 (milliseconds",
+    ),
+    ("u.data", U_DATA.replace("\t881250940", "\t"), "u.data: line 3, column 'timestamp': '' is empty"),
+    ("u.data", U_DATA.replace("\t", ","), "u.data: line 1: 1 fields instead of 4"),
+    ("u.data", U_DATA.encode("utf-16"), "u.data: line 1: "),
     ("u.data", "", "u.data: line 1: the file is empty"),
     ("u.data", "\n\n", "u.data: line 1: no data lines"),
     ("u.data", U_DATA + "8\t77\t3\t1\n", "ml-100k events: row 3 (counted from 0), column 'item_id': 77 is not among"),
     ("u.item", "", "u.item: line 1: the file is empty"),
     ("u.item", U_ITEM[:-20], "u.item: line 4: 15 fields instead of 24"),
+    ("u.item", U_ITEM.replace("Harbour, The", "Harbour | The"), "u.item: line 1: 25 fields instead of 24"),
     ("u.item", U_ITEM.replace("2|Été", "two|Été"), "u.item: line 2, column 'item_id': 'two' is not a whole number"),
     ("u.item", U_ITEM.replace("2|Été", "1|Été"), "u.item: line 2, column 'item_id': 1 is in line 1 already"),
     ("u.item", U_ITEM.replace("unknown", " "), "u.item: line 3, column 'title': ' ' is empty"),
@@ -160,7 +178,7 @@ BAD_RATINGS = [
 
 @pytest.mark.parametrize(("name", "content", "message"), BAD_RATINGS)
 def test_a_bad_line_of_ml_100k_is_named(ml_100k, name, content, message):
-    (ml_100k / name).write_text(content, encoding="latin-1", newline="")
+    write(ml_100k, {name: content.encode("latin-1") if isinstance(content, str) else content})
     with pytest.raises(ValueError, match=re.escape(message)):
         load_movielens(ml_100k)
 
@@ -169,6 +187,7 @@ BAD_DAT = [
     ("ratings.dat", RATINGS_DAT + "3::661::4\n", "ratings.dat: line 4: 3 fields instead of 4"),
     ("ratings.dat", RATINGS_DAT + "3::661::4::5::6\n", "ratings.dat: line 4: 5 fields instead of 4"),
     ("ratings.dat", RATINGS_DAT.replace("3.5", "three"), "ratings.dat: line 2, column 'rating': 'three' is not"),
+    ("movies.dat", MOVIES_DAT.replace("Wood &", "Wood ::"), "movies.dat: line 2: 4 fields instead of 3"),
     ("movies.dat", "661::Half\n", "movies.dat: line 1: 2 fields instead of 3"),
 ]
 
@@ -181,11 +200,15 @@ def test_a_bad_line_of_ml_1m_is_named(ml_1m, name, content, message):
 
 
 BAD_CSV = [
-    ("ratings.csv", RATINGS_CSV.replace("userId", "user"), "ratings.csv: line 1: the header is 'user,movieId"),
+    ("ratings.csv", RATINGS_CSV.replace("userId", "user"), "ratings.csv: line 1: the header is ['user', 'movieId"),
     ("ratings.csv", RATINGS_CSV + "3,1,4.0\r\n", "ratings.csv: line 4: 3 fields instead of 4"),
     ("ratings.csv", RATINGS_CSV.replace("0.5", "half"), "ratings.csv: line 3, column 'rating': 'half' is not"),
     ("ratings.csv", RATINGS_CSV[:33], "ratings.csv: line 2: no data lines"),
-    ("movies.csv", MOVIES_CSV.replace("title", "name"), "movies.csv: line 1: the header is 'movieId,name,genres'"),
+    (
+        "movies.csv",
+        MOVIES_CSV.replace("title", "name"),
+        "movies.csv: line 1: the header is ['movieId', 'name', 'genres']",
+    ),
     ("movies.csv", MOVIES_CSV + "9,Half\r\n", "movies.csv: line 5: 2 fields instead of 3"),
     ("movies.csv", MOVIES_CSV + '9,"Half', "movies.csv: line 5: unexpected end of data"),
     (

@@ -1,6 +1,8 @@
 """From files of interactions to multi-preference records, and the metrics of a ranking. No model is needed here."""
 
 from .candidates import sample_negatives
+from .goodbooks import load_goodbooks
+from .goodreads import load_goodreads
 from .interactions import (
     ITEM_ID,
     RATING,
@@ -9,8 +11,10 @@ from .interactions import (
     USER_ID,
     Interactions,
     canonical_title,
+    drop_untitled,
     resolve_duplicate_titles,
 )
+from .lastfm import load_lastfm
 from .metrics import (
     bootstrap_interval,
     chance_level,
@@ -27,7 +31,9 @@ from .prompts import CANDIDATE_TEMPLATES, HISTORY_TEMPLATES, TEMPLATES, PromptTe
 from .recbole import load_recbole
 from .sdpo_json import load_sdpo_json
 from .sequences import build_sequences
+from .sources import load_source
 from .splits import temporal_split
+from .table import load_table
 
 
 __all__ = [
@@ -47,11 +53,17 @@ __all__ = [
     "canonical_title",
     "chance_level",
     "chance_metrics",
+    "drop_untitled",
     "get_template",
     "hit_rate",
+    "load_goodbooks",
+    "load_goodreads",
+    "load_lastfm",
     "load_movielens",
     "load_recbole",
     "load_sdpo_json",
+    "load_source",
+    "load_table",
     "mean_reciprocal_rank",
     "ndcg",
     "popularity_scores",

@@ -1,17 +1,24 @@
 """MovieLens as GroupLens publishes it: https://grouplens.org/datasets/movielens/."""
 
-import csv
-import io
 import logging
-import zipfile
-from collections.abc import Callable
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import polars as pl
 
-from ._tables import check_not_empty, decode, read_table, split_lines
-from .interactions import ITEM_ID, RATING, TIMESTAMP, TITLE, USER_ID, Interactions, canonical_title
-from .interactions import resolve_duplicate_titles as _resolve
+from ._files import open_release
+from ._tables import check_header, check_not_empty, check_width, csv_rows, decode, read_table, split_lines
+from .interactions import (
+    ITEM_ID,
+    LATEST,
+    RATING,
+    TIMESTAMP,
+    TITLE,
+    USER_ID,
+    Interactions,
+    canonical_title,
+    number_duplicate_titles,
+    resolve_duplicate_titles,
+)
 
 
 logger = logging.getLogger(__name__)
@@ -19,11 +26,14 @@ logger = logging.getLogger(__name__)
 # Ratings file, items file. In this order: a folder with several is read as the first.
 _LAYOUTS = (("u.data", "u.item"), ("ratings.dat", "movies.dat"), ("ratings.csv", "movies.csv"))
 _RATING_COLUMNS = {USER_ID: pl.Int64, ITEM_ID: pl.Int64, RATING: pl.Float64, TIMESTAMP: pl.Int64}
-_CSV_RATINGS_HEADER = "userId,movieId,rating,timestamp"
+# Whole stars from 1 in ml-100k and ml-1m, half stars from 0.5 since.
+_LIMITS = {RATING: (0.5, 5), TIMESTAMP: (0, LATEST)}
+_CSV_RATINGS_HEADER = ["userId", "movieId", "rating", "timestamp"]
+_CSV_MOVIES_HEADER = ["movieId", "title", "genres"]
 _U_ITEM_FIELDS = 24
 
 
-def load_movielens(path: str | Path) -> Interactions:
+def load_movielens(path: str | Path, merge_titles: bool = True) -> Interactions:
     """
     Read any release of MovieLens: ml-100k (`u.data`), ml-1m and ml-10m (`ratings.dat`), or the CSV releases
     (`ratings.csv`: ml-20m, ml-25m, ml-32m, ml-latest, ml-latest-small).
@@ -35,6 +45,9 @@ def load_movielens(path: str | Path) -> Interactions:
     Args:
         path (`str` or `Path`):
             The folder with the files, the folder above it, or the .zip as published. Nothing is unpacked.
+        merge_titles (`bool`, *optional*, defaults to `True`):
+            Merge items of one title. If not, all but the first of them take their id behind the title, as
+            "Chasing Amy (1997) #268".
 
     Returns:
         [`Interactions`]: Its report counts what was read and merged.
@@ -51,87 +64,42 @@ def load_movielens(path: str | Path) -> Interactions:
         interactions.items["title"][0]  # 'Toy Story (1995)'
         ```
     """
-    path = Path(path)
-    names, read = _list_files(path)
-    folder, layout = _find_layout(path, names)
-    label = {name: str(path / folder / name) for name in layout}
-    sources = []
-    for name in layout:
-        member = str(folder / name)
-        if member not in names:
-            raise FileNotFoundError(f"{label[name]}: missing beside {layout[0]}. Fetch the whole release.")
-        sources.append(read(member))
-    events = _read_ratings(sources[0], layout[0], label[layout[0]])
-    items = _read_movies(sources[1], layout[1], label[layout[1]])
+    name, files = open_release(path, _LAYOUTS)
+    (ratings, (ratings_label, ratings_file)), (movies, (movies_label, movies_file)) = files.items()
+    events = _read_ratings(ratings_file, ratings, ratings_label)
+    items = _read_movies(movies_file, movies, movies_label)
     report = {"events_read": events.height, "items_read": items.height}
-    events, items, merges = _resolve(events, items)
-    name = folder.name or path.stem
-    logger.info("%s: %d events and %d items read", name, report["events_read"], report["items_read"])
+    logger.info("%s: %d events and %d items read", name, events.height, items.height)
+    if merge_titles:
+        events, items, merges = resolve_duplicate_titles(events, items)
+    else:
+        items, merges = number_duplicate_titles(items)
     return Interactions(events, items, name=name, report=report | merges)
-
-
-def _list_files(path: Path) -> tuple[set[str], Callable[[str], Path | bytes]]:
-    """Names below the path, at most one folder deep, and how to open one."""
-    if path.is_dir():
-        files = [*path.glob("*"), *path.glob("*/*")]
-        return {file.relative_to(path).as_posix() for file in files if file.is_file()}, lambda name: path / name
-    if not path.exists():
-        raise FileNotFoundError(f"{path}: no such file or folder. Fetch a release from grouplens.org, or correct it.")
-    if not zipfile.is_zipfile(path):
-        raise ValueError(f"{path}: neither a folder nor a whole .zip. Pass the folder, or fetch the .zip again.")
-
-    def read(name: str) -> bytes:
-        try:
-            with zipfile.ZipFile(path) as archive:
-                return archive.read(name)
-        except (zipfile.BadZipFile, EOFError, OSError, ValueError) as error:
-            raise ValueError(f"{path}: {name}: damaged ({error}). Fetch the .zip again.") from error
-
-    with zipfile.ZipFile(path) as archive:
-        return {name for name in archive.namelist() if name.count("/") <= 1}, read
-
-
-def _find_layout(path: Path, names: set[str]) -> tuple[PurePosixPath, tuple[str, str]]:
-    folders = {PurePosixPath(name).parent for name in names}
-    # The folder itself goes before the folders in it.
-    for depth in (0, 1):
-        found = [
-            (folder, layout)
-            for layout in _LAYOUTS
-            for folder in sorted(folders)
-            if len(folder.parts) == depth and str(folder / layout[0]) in names
-        ]
-        if len({folder for folder, _ in found}) > 1:
-            raise ValueError(f"{path}: several releases: {sorted({str(f) for f, _ in found})}. Pass one of them.")
-        if found:
-            return found[0]
-    wanted = ", ".join(layout[0] for layout in _LAYOUTS)
-    raise FileNotFoundError(f"{path}: none of {wanted} in it or one folder down. Pass the folder of a release.")
 
 
 def _read_ratings(source: Path | bytes, name: str, label: str) -> pl.DataFrame:
     if name == "ratings.csv":
-        check_not_empty(source, label)
-        with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
-            header = file.readline().decode("utf-8-sig", errors="replace").rstrip("\r\n")
-        if header != _CSV_RATINGS_HEADER:
-            raise ValueError(
-                f"{label}: line 1: the header is {header!r} instead of {_CSV_RATINGS_HEADER!r}. Pass a CSV release."
-            )
-        return read_table(source, label, ",", _RATING_COLUMNS, header_lines=1)
-    return read_table(source, label, "::" if name == "ratings.dat" else "\t", _RATING_COLUMNS)
+        check_header(source, label, ",", _CSV_RATINGS_HEADER)
+        return read_table(source, label, ",", _RATING_COLUMNS, header_lines=1, limits=_LIMITS)
+    separator = "::" if name == "ratings.dat" else "\t"
+    return read_table(source, label, separator, _RATING_COLUMNS, limits=_LIMITS)
 
 
 def _read_movies(source: Path | bytes, name: str, label: str) -> pl.DataFrame:
     check_not_empty(source, label)
     data = source if isinstance(source, bytes) else source.read_bytes()
     if name == "movies.csv":
-        rows = _csv_rows(decode(data, label), label)
+        rows = csv_rows(source, label)
+        header = next(rows)[1]
+        if header != _CSV_MOVIES_HEADER:
+            raise ValueError(
+                f"{label}: line 1: the header is {header} instead of {_CSV_MOVIES_HEADER}. Pass a CSV release."
+            )
     else:
         separator, width = ("|", _U_ITEM_FIELDS) if name == "u.item" else ("::", 3)
         lines = split_lines(decode(data, label, ("utf-8", "latin-1")))
         rows = (
-            (number, _check_width(line.split(separator), width, label, number))
+            (number, check_width(line.split(separator), width, label, number))
             for number, line in enumerate(lines, start=1)
             if line
         )
@@ -155,28 +123,3 @@ def _read_movies(source: Path | bytes, name: str, label: str) -> pl.DataFrame:
     if not ids:
         raise ValueError(f"{label}: line 1: no items. Fetch the file again.")
     return pl.DataFrame({ITEM_ID: list(ids), TITLE: titles}, schema={ITEM_ID: pl.Int64, TITLE: pl.String})
-
-
-def _csv_rows(text: str, label: str):
-    reader = csv.reader(io.StringIO(text.removeprefix("\ufeff"), newline=""), strict=True)
-    try:
-        header = next(reader, [])
-        if header != ["movieId", "title", "genres"]:
-            raise ValueError(
-                f"{label}: line 1: the header is {','.join(header)!r} instead of 'movieId,title,genres'. "
-                "Pass a CSV release."
-            )
-        for fields in reader:
-            if fields:
-                yield reader.line_num, _check_width(fields, 3, label, reader.line_num)
-    except csv.Error as error:
-        raise ValueError(f"{label}: line {reader.line_num}: {error}. Correct the quotes of the line.") from error
-
-
-def _check_width(fields: list[str], width: int, label: str, number: int) -> list[str]:
-    if len(fields) != width:
-        raise ValueError(
-            f"{label}: line {number}: {len(fields)} fields instead of {width}: {fields[:4]}. Correct the line, or fetch "
-            "the file again if it was cut off."
-        )
-    return fields
