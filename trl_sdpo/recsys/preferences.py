@@ -7,16 +7,8 @@ import numpy as np
 import polars as pl
 from datasets import Dataset, DatasetDict
 
-from .candidates import (
-    CANDIDATES,
-    NEGATIVES,
-    SUBSAMPLE_STREAM,
-    TEMPLATE_STREAM,
-    hash_keys,
-    random_numbers,
-    sample_negatives,
-    stream_keys,
-)
+from ._streams import SUBSAMPLE_STREAM, TEMPLATE_STREAM, hash_keys, random_numbers, stream_keys
+from .candidates import CANDIDATES, NEGATIVES, sample_negatives
 from .interactions import ITEM_ID, TIMESTAMP, TITLE, USER_ID, Interactions
 from .prompts import PromptTemplate, select_templates
 from .sequences import POSITION, build_sequences_with_report
