@@ -122,6 +122,11 @@ def test_a_source_without_time_has_no_times():
         Interactions(make_events(), make_items(), "tiny", has_time=False)
 
 
+def test_times_in_milliseconds_are_named():
+    with pytest.raises(ValueError, match=r"row 1 .*'timestamp': 881250949000 is after the year 5138 .*divide milli"):
+        Interactions(make_events(timestamp=[10, 881250949000, 30]), make_items(), "tiny")
+
+
 def test_equal_titles_are_merged_into_the_lowest_id_and_the_earlier_event_stays():
     titles = ["Chasing Amy (1997)", "Heat (1995)", "Chasing Amy (1997)", "Heat (1986)", "Chasing Amy (1997)"]
     items = pl.DataFrame({"item_id": [268, 1, 246, 2, 300], "title": titles})

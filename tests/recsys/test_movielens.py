@@ -146,11 +146,22 @@ BAD_RATINGS = [
     ("u.data", U_DATA.replace("8\t2\t3", "8\tx2\t3"), "u.data: line 2, column 'item_id': 'x2' is not a whole number"),
     ("u.data", U_DATA.replace("8\t3\t1", "\t3\t1"), "u.data: line 4, column 'user_id': '' is empty"),
     ("u.data", U_DATA.replace("881250940", "8812.5"), "u.data: line 3, column 'timestamp': '8812.5' is not a whole"),
+    ("u.data", U_DATA.replace("8\t2\t3", "8\t2\t6"), "u.data: line 2, column 'rating': '6' is not from 0.5 to 5"),
+    ("u.data", U_DATA.replace("8\t2\t3", "8\t2\t0"), "u.data: line 2, column 'rating': '0' is not from 0.5 to 5"),
+    (
+        "u.data",
+        U_DATA.replace("881250940", "881250940000"),
+        "u.data: line 3, column 'timestamp': '881250940000' is not from 0 to 99999999999 seconds since 1970 (milliseconds",
+    ),
+    ("u.data", U_DATA.replace("\t881250940", "\t"), "u.data: line 3, column 'timestamp': '' is empty"),
+    ("u.data", U_DATA.replace("\t", ","), "u.data: line 1: 1 fields instead of 4"),
+    ("u.data", U_DATA.encode("utf-16"), "u.data: line 1: "),
     ("u.data", "", "u.data: line 1: the file is empty"),
     ("u.data", "\n\n", "u.data: line 1: no data lines"),
     ("u.data", U_DATA + "8\t77\t3\t1\n", "ml-100k events: row 3 (counted from 0), column 'item_id': 77 is not among"),
     ("u.item", "", "u.item: line 1: the file is empty"),
     ("u.item", U_ITEM[:-20], "u.item: line 4: 15 fields instead of 24"),
+    ("u.item", U_ITEM.replace("Harbour, The", "Harbour | The"), "u.item: line 1: 25 fields instead of 24"),
     ("u.item", U_ITEM.replace("2|Été", "two|Été"), "u.item: line 2, column 'item_id': 'two' is not a whole number"),
     ("u.item", U_ITEM.replace("2|Été", "1|Été"), "u.item: line 2, column 'item_id': 1 is in line 1 already"),
     ("u.item", U_ITEM.replace("unknown", " "), "u.item: line 3, column 'title': ' ' is empty"),
@@ -160,7 +171,7 @@ BAD_RATINGS = [
 
 @pytest.mark.parametrize(("name", "content", "message"), BAD_RATINGS)
 def test_a_bad_line_of_ml_100k_is_named(ml_100k, name, content, message):
-    (ml_100k / name).write_text(content, encoding="latin-1", newline="")
+    write(ml_100k, {name: content.encode("latin-1") if isinstance(content, str) else content})
     with pytest.raises(ValueError, match=re.escape(message)):
         load_movielens(ml_100k)
 
@@ -169,6 +180,7 @@ BAD_DAT = [
     ("ratings.dat", RATINGS_DAT + "3::661::4\n", "ratings.dat: line 4: 3 fields instead of 4"),
     ("ratings.dat", RATINGS_DAT + "3::661::4::5::6\n", "ratings.dat: line 4: 5 fields instead of 4"),
     ("ratings.dat", RATINGS_DAT.replace("3.5", "three"), "ratings.dat: line 2, column 'rating': 'three' is not"),
+    ("movies.dat", MOVIES_DAT.replace("Wood &", "Wood ::"), "movies.dat: line 2: 4 fields instead of 3"),
     ("movies.dat", "661::Half\n", "movies.dat: line 1: 2 fields instead of 3"),
 ]
 

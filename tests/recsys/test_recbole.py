@@ -124,6 +124,11 @@ BAD = [
     ("tiny.inter", INTER.replace("user_id", "uid"), "tiny.inter: line 1: no column 'user_id' in ['uid', 'item_id'"),
     ("tiny.inter", INTER + "8\t1\n", "tiny.inter: line 6: 2 fields instead of 4"),
     ("tiny.inter", INTER.replace("\t3\t88", "\tok\t88"), "tiny.inter: line 3, column 'rating': 'ok' is not a finite"),
+    (
+        "tiny.inter",
+        INTER.replace("881250951", "881250951000"),
+        "tiny.inter: line 5, column 'timestamp': '881250951000' is not from -99999999999 to 99999999999 seconds",
+    ),
     ("tiny.inter", INTER.replace("\n8\t2", "\n\t2"), "tiny.inter: line 3, column 'user_id': '' is empty"),
     ("tiny.inter", INTER.split("\n")[0] + "\n", "tiny.inter: line 2: no data lines"),
     ("tiny.inter", INTER + "8\t9\t1\t1\n", "tiny events: row 4 (counted from 0), column 'item_id': 9 is not among"),

@@ -9,8 +9,10 @@ from .interactions import (
     USER_ID,
     Interactions,
     canonical_title,
+    drop_untitled,
     resolve_duplicate_titles,
 )
+from .lastfm import load_lastfm
 from .metrics import (
     bootstrap_interval,
     chance_level,
@@ -27,6 +29,7 @@ from .prompts import CANDIDATE_TEMPLATES, HISTORY_TEMPLATES, TEMPLATES, PromptTe
 from .recbole import load_recbole
 from .sdpo_json import load_sdpo_json
 from .sequences import build_sequences
+from .sources import load_source
 from .splits import temporal_split
 
 
@@ -47,11 +50,14 @@ __all__ = [
     "canonical_title",
     "chance_level",
     "chance_metrics",
+    "drop_untitled",
     "get_template",
     "hit_rate",
+    "load_lastfm",
     "load_movielens",
     "load_recbole",
     "load_sdpo_json",
+    "load_source",
     "mean_reciprocal_rank",
     "ndcg",
     "popularity_scores",

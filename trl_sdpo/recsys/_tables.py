@@ -8,6 +8,8 @@ from pathlib import Path
 
 import polars as pl
 
+from .interactions import LATEST
+
 
 logger = logging.getLogger(__name__)
 
@@ -50,10 +52,16 @@ def check_not_empty(source: Path | bytes, label: str) -> None:
 
 
 def read_table(
-    source: Path | bytes, label: str, separator: str, columns: dict[str, pl.DataType], header_lines: int = 0
+    source: Path | bytes,
+    label: str,
+    separator: str,
+    columns: dict[str, pl.DataType],
+    header_lines: int = 0,
+    limits: dict[str, tuple[float, float]] | None = None,
+    optional: tuple[str, ...] = (),
 ) -> pl.DataFrame:
     """
-    Read a delimited file without quoting, every value of which must be there and of its type.
+    Read a delimited file without quoting, the values of which must be there and of their types.
 
     Args:
         source (`Path` or `bytes`):
@@ -66,25 +74,34 @@ def read_table(
             All columns in the order of the file: `Int64`, `Float64`, `String`, or `Null` for one that is not wanted.
         header_lines (`int`, *optional*, defaults to `0`):
             Lines to skip.
+        limits (`dict[str, tuple[float, float]]`, *optional*):
+            The lowest and the highest value of a column.
+        optional (`tuple[str, ...]`, *optional*):
+            Columns of type `String` that may be empty, which is null then.
 
     Returns:
         `polars.DataFrame`: The wanted columns. Blank lines are left out.
 
     Raises:
-        ValueError: the file is empty, or a line has too few or too many fields or a wrong value.
+        ValueError: the file is empty, or a line has too few or too many fields, or a value that is missing, not of
+            its type or beyond its limits.
     """
     check_not_empty(source, label)
+    limits = limits or {}
     try:
         frame = _read_fast(source, separator, columns, header_lines)
     except pl.exceptions.PolarsError as error:
-        _raise_first_bad_line(source, label, separator, columns, header_lines)
+        _raise_first_bad_line(source, label, separator, columns, header_lines, limits, optional)
         raise ValueError(f"{label}: {error}. {_REMEDY}") from error
     wanted = [name for name, dtype in columns.items() if dtype != pl.Null]
-    floats = [pl.col(name).is_finite() for name in wanted if columns[name] == pl.Float64]
-    whole = frame.select(pl.all_horizontal(pl.col(wanted).is_not_null(), *floats)).to_series().all()
+    required = [name for name in wanted if name not in optional]
+    checks = [pl.col(required).is_not_null().all()]
+    checks += [pl.col(name).is_finite().all() for name in wanted if columns[name] == pl.Float64]
+    checks += [pl.col(name).is_between(*bounds).all() for name, bounds in limits.items()]
+    whole = frame.select(pl.all_horizontal(checks)).item()
     # A line that ends too early looks like one with empty fields at its end, which an unwanted column may have.
     if not whole or (frame[:, -1].null_count() and _has_odd_line(source, separator, len(columns), header_lines)):
-        _raise_first_bad_line(source, label, separator, columns, header_lines)
+        _raise_first_bad_line(source, label, separator, columns, header_lines, limits, optional)
         frame = frame.filter(pl.any_horizontal(pl.all().is_not_null()))
     if frame.is_empty():
         raise ValueError(f"{label}: line {header_lines + 1}: no data lines. Fetch the file again.")
@@ -122,7 +139,7 @@ def _has_odd_line(source, separator, width, header_lines) -> bool:
     return bool((lines.str.count_matches(separator, literal=True) != width - 1).any())
 
 
-def _raise_first_bad_line(source, label, separator, columns, header_lines) -> None:
+def _raise_first_bad_line(source, label, separator, columns, header_lines, limits, optional) -> None:
     # Only on the way to an error, so a loop is good enough.
     data = source if isinstance(source, bytes) else source.read_bytes()
     for number, line in enumerate(split_lines(decode(data, label)), start=1):
@@ -135,12 +152,12 @@ def _raise_first_bad_line(source, label, separator, columns, header_lines) -> No
                 f"{line[:200]!r}. {_REMEDY}"
             )
         for (column, dtype), value in zip(columns.items(), fields, strict=True):
-            problem = _problem(value, dtype)
+            problem = None if column in optional else _problem(value, dtype, limits.get(column))
             if problem:
                 raise ValueError(f"{label}: line {number}, column '{column}': {value!r} {problem}. {_REMEDY}")
 
 
-def _problem(value: str, dtype: pl.DataType) -> str | None:
+def _problem(value: str, dtype: pl.DataType, limits: tuple[float, float] | None) -> str | None:
     if dtype == pl.Null:
         return None
     if not value:
@@ -152,5 +169,9 @@ def _problem(value: str, dtype: pl.DataType) -> str | None:
             finite = math.isfinite(float(value)) and value == value.strip() and "_" not in value
         except ValueError:
             finite = False
-        return None if finite else "is not a finite number"
+        if not finite:
+            return "is not a finite number"
+    if limits and not limits[0] <= float(value) <= limits[1]:
+        unit = " seconds since 1970 (milliseconds are 1000 times as many)" if limits[1] == LATEST else ""
+        return f"is not from {limits[0]} to {limits[1]}{unit}"
     return None

@@ -15,6 +15,8 @@ TIMESTAMP = "timestamp"
 RATING = "rating"
 TITLE = "title"
 YEAR = "year"
+# Seconds since 1970, in the year 5138: what lies behind is in milliseconds.
+LATEST = 10**11 - 1
 
 # What catalogues put behind a title, as ", X". "Da" stands in "Hip Hop Witch, Da (2000)".
 ARTICLES = (
@@ -112,6 +114,9 @@ class Interactions:
         if not self.has_time:
             timed, remedy = pl.col(TIMESTAMP).is_not_null(), "Pass has_time=True, or null for all."
             _raise_at(self.events, timed, where, TIMESTAMP, "is a time, but has_time=False", remedy)
+        else:
+            late, remedy = pl.col(TIMESTAMP) > LATEST, "Times are in seconds: divide milliseconds by 1000."
+            _raise_at(self.events, late, where, TIMESTAMP, "is after the year 5138", remedy)
         unknown = ~pl.col(ITEM_ID).is_in(self.items[ITEM_ID].implode())
         remedy = "Add the item with its title, or remove its events."
         _raise_at(self.events, unknown, where, ITEM_ID, "is not among the items", remedy)
@@ -193,6 +198,52 @@ def _article_to_front(text: str) -> str:
     return f"{match['known_as'] or ''}{match['article']}{space}{match['body']}"
 
 
+def plain_titles(column: str) -> pl.Expr:
+    """Titles of books and names of artists: white space single and stripped, nothing moved. Blank ones are null."""
+    title = pl.col(column).str.replace_all(r"\s+", " ").str.strip_chars()
+    return pl.when(title != "").then(title)
+
+
+def drop_untitled(events: pl.DataFrame, items: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame, dict[str, int]]:
+    """
+    Leave out what a language model cannot be asked about: items without a title, and events of items without one.
+
+    Args:
+        events (`polars.DataFrame`):
+            The events, see [`Interactions`]. Their items need not be among `items`.
+        items (`polars.DataFrame`):
+            The items with `item_id` and `title`, which may be null.
+
+    Returns:
+        `tuple[polars.DataFrame, polars.DataFrame, dict[str, int]]`: Events, items and a report:
+        `items_without_title` (rows of `items`), `items_unknown` (items of events that are not in `items`) and
+        `events_without_title` (events of either).
+
+    Example:
+        ```python
+        >>> events = pl.DataFrame({"user_id": [1, 1, 2], "item_id": [7, 8, 9], "timestamp": [30, 20, 10]})
+        >>> items = pl.DataFrame({"item_id": [7, 8], "title": ["Moby", None]})
+        >>> events, items, report = drop_untitled(events, items)
+        >>> events.rows(), report
+        ([(1, 7, 30)], {'items_without_title': 1, 'items_unknown': 1, 'events_without_title': 2})
+
+        ```
+    """
+    titled = items.filter(pl.col(TITLE).is_not_null())
+    unknown = events.filter(~pl.col(ITEM_ID).is_in(items[ITEM_ID].implode()))
+    kept = events.filter(pl.col(ITEM_ID).is_in(titled[ITEM_ID].implode()))
+    report = {
+        "items_without_title": items.height - titled.height,
+        "items_unknown": unknown[ITEM_ID].n_unique(),
+        "events_without_title": events.height - kept.height,
+    }
+    if kept.height < events.height:
+        logger.warning(
+            "%d of %d events are of items without a title and left out.", events.height - kept.height, events.height
+        )
+    return kept, titled, report
+
+
 def resolve_duplicate_titles(
     events: pl.DataFrame, items: pl.DataFrame
 ) -> tuple[pl.DataFrame, pl.DataFrame, dict[str, int]]:
@@ -235,16 +286,7 @@ def resolve_duplicate_titles(
     told_apart = items.select((without_year.is_duplicated() & ~pl.col(TITLE).is_duplicated()).sum()).item()
     lowest = items.select(ITEM_ID, pl.col(ITEM_ID).min().over(TITLE).alias("lowest"))
     kept = items.filter(lowest["lowest"] == lowest[ITEM_ID])
-
-    moved = events.join(lowest, on=ITEM_ID, how="left", maintain_order="left").with_row_index("row")
-    # Few items share a title, so the windows below run over few events.
-    shared = moved.join(lowest.filter(pl.col("lowest").is_duplicated()), on=ITEM_ID, how="semi")
-    both = pl.col(ITEM_ID).n_unique().over(USER_ID, "lowest") > 1
-    order = pl.struct(TIMESTAMP, ITEM_ID, "row").rank("ordinal").over(USER_ID, "lowest")
-    merged = moved.join(shared.filter(both & (order > 1)), on="row", how="anti", maintain_order="left").drop("row")
-    remapped = merged.select((pl.col("lowest") != pl.col(ITEM_ID)).sum()).item()
-    # An item that is not among the items stays as it is: `Interactions` names its row.
-    merged = merged.with_columns(pl.coalesce("lowest", ITEM_ID).alias(ITEM_ID)).drop("lowest")
+    merged, remapped = _merge_items(events, lowest.filter(pl.col("lowest").is_duplicated()))
     report = {
         "items_disambiguated": told_apart,
         "items_merged": items.height - kept.height,
@@ -253,3 +295,23 @@ def resolve_duplicate_titles(
     }
     logger.info("Equal titles: %s", report)
     return merged, kept, report
+
+
+def _merge_items(events: pl.DataFrame, groups: pl.DataFrame) -> tuple[pl.DataFrame, int]:
+    """Move the events of the items in `groups` to the lowest id of their title; how many have moved and stayed."""
+    if groups.is_empty():
+        return events, 0
+    # Few items share a title, so all but the last step run over few events.
+    shared = events.with_row_index("row").filter(pl.col(ITEM_ID).is_in(groups[ITEM_ID].implode()))
+    shared = shared.join(groups, on=ITEM_ID, how="left", maintain_order="left")
+    both = pl.col(ITEM_ID).n_unique().over(USER_ID, "lowest") > 1
+    order = pl.struct(TIMESTAMP, ITEM_ID, "row").rank("ordinal").over(USER_ID, "lowest")
+    dropped = both & (order > 1)
+    remapped = shared.select((~dropped & (pl.col("lowest") != pl.col(ITEM_ID))).sum()).item()
+    moved = groups.filter(pl.col("lowest") != pl.col(ITEM_ID))
+    events = events.with_columns(pl.col(ITEM_ID).replace(moved[ITEM_ID], moved["lowest"]))
+    rows = shared.filter(dropped)["row"]
+    if len(rows):
+        keep = pl.repeat(True, events.height, eager=True).scatter(rows, False)
+        events = events.filter(keep)
+    return events, remapped

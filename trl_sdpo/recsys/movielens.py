@@ -3,15 +3,23 @@
 import csv
 import io
 import logging
-import zipfile
-from collections.abc import Callable
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import polars as pl
 
+from ._files import open_release
 from ._tables import check_not_empty, decode, read_table, split_lines
-from .interactions import ITEM_ID, RATING, TIMESTAMP, TITLE, USER_ID, Interactions, canonical_title
-from .interactions import resolve_duplicate_titles as _resolve
+from .interactions import (
+    ITEM_ID,
+    LATEST,
+    RATING,
+    TIMESTAMP,
+    TITLE,
+    USER_ID,
+    Interactions,
+    canonical_title,
+    resolve_duplicate_titles,
+)
 
 
 logger = logging.getLogger(__name__)
@@ -19,6 +27,8 @@ logger = logging.getLogger(__name__)
 # Ratings file, items file. In this order: a folder with several is read as the first.
 _LAYOUTS = (("u.data", "u.item"), ("ratings.dat", "movies.dat"), ("ratings.csv", "movies.csv"))
 _RATING_COLUMNS = {USER_ID: pl.Int64, ITEM_ID: pl.Int64, RATING: pl.Float64, TIMESTAMP: pl.Int64}
+# Whole stars from 1 in ml-100k and ml-1m, half stars from 0.5 since.
+_LIMITS = {RATING: (0.5, 5), TIMESTAMP: (0, LATEST)}
 _CSV_RATINGS_HEADER = "userId,movieId,rating,timestamp"
 _U_ITEM_FIELDS = 24
 
@@ -51,62 +61,14 @@ def load_movielens(path: str | Path) -> Interactions:
         interactions.items["title"][0]  # 'Toy Story (1995)'
         ```
     """
-    path = Path(path)
-    names, read = _list_files(path)
-    folder, layout = _find_layout(path, names)
-    label = {name: str(path / folder / name) for name in layout}
-    sources = []
-    for name in layout:
-        member = str(folder / name)
-        if member not in names:
-            raise FileNotFoundError(f"{label[name]}: missing beside {layout[0]}. Fetch the whole release.")
-        sources.append(read(member))
-    events = _read_ratings(sources[0], layout[0], label[layout[0]])
-    items = _read_movies(sources[1], layout[1], label[layout[1]])
+    name, files = open_release(path, _LAYOUTS)
+    (ratings, (ratings_label, ratings_file)), (movies, (movies_label, movies_file)) = files.items()
+    events = _read_ratings(ratings_file, ratings, ratings_label)
+    items = _read_movies(movies_file, movies, movies_label)
     report = {"events_read": events.height, "items_read": items.height}
-    events, items, merges = _resolve(events, items)
-    name = folder.name or path.stem
-    logger.info("%s: %d events and %d items read", name, report["events_read"], report["items_read"])
+    logger.info("%s: %d events and %d items read", name, events.height, items.height)
+    events, items, merges = resolve_duplicate_titles(events, items)
     return Interactions(events, items, name=name, report=report | merges)
-
-
-def _list_files(path: Path) -> tuple[set[str], Callable[[str], Path | bytes]]:
-    """Names below the path, at most one folder deep, and how to open one."""
-    if path.is_dir():
-        files = [*path.glob("*"), *path.glob("*/*")]
-        return {file.relative_to(path).as_posix() for file in files if file.is_file()}, lambda name: path / name
-    if not path.exists():
-        raise FileNotFoundError(f"{path}: no such file or folder. Fetch a release from grouplens.org, or correct it.")
-    if not zipfile.is_zipfile(path):
-        raise ValueError(f"{path}: neither a folder nor a whole .zip. Pass the folder, or fetch the .zip again.")
-
-    def read(name: str) -> bytes:
-        try:
-            with zipfile.ZipFile(path) as archive:
-                return archive.read(name)
-        except (zipfile.BadZipFile, EOFError, OSError, ValueError) as error:
-            raise ValueError(f"{path}: {name}: damaged ({error}). Fetch the .zip again.") from error
-
-    with zipfile.ZipFile(path) as archive:
-        return {name for name in archive.namelist() if name.count("/") <= 1}, read
-
-
-def _find_layout(path: Path, names: set[str]) -> tuple[PurePosixPath, tuple[str, str]]:
-    folders = {PurePosixPath(name).parent for name in names}
-    # The folder itself goes before the folders in it.
-    for depth in (0, 1):
-        found = [
-            (folder, layout)
-            for layout in _LAYOUTS
-            for folder in sorted(folders)
-            if len(folder.parts) == depth and str(folder / layout[0]) in names
-        ]
-        if len({folder for folder, _ in found}) > 1:
-            raise ValueError(f"{path}: several releases: {sorted({str(f) for f, _ in found})}. Pass one of them.")
-        if found:
-            return found[0]
-    wanted = ", ".join(layout[0] for layout in _LAYOUTS)
-    raise FileNotFoundError(f"{path}: none of {wanted} in it or one folder down. Pass the folder of a release.")
 
 
 def _read_ratings(source: Path | bytes, name: str, label: str) -> pl.DataFrame:
@@ -118,8 +80,9 @@ def _read_ratings(source: Path | bytes, name: str, label: str) -> pl.DataFrame:
             raise ValueError(
                 f"{label}: line 1: the header is {header!r} instead of {_CSV_RATINGS_HEADER!r}. Pass a CSV release."
             )
-        return read_table(source, label, ",", _RATING_COLUMNS, header_lines=1)
-    return read_table(source, label, "::" if name == "ratings.dat" else "\t", _RATING_COLUMNS)
+        return read_table(source, label, ",", _RATING_COLUMNS, header_lines=1, limits=_LIMITS)
+    separator = "::" if name == "ratings.dat" else "\t"
+    return read_table(source, label, separator, _RATING_COLUMNS, limits=_LIMITS)
 
 
 def _read_movies(source: Path | bytes, name: str, label: str) -> pl.DataFrame:

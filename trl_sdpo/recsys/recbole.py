@@ -6,8 +6,17 @@ from pathlib import Path
 import polars as pl
 
 from ._tables import check_not_empty, decode, read_table, split_lines
-from .interactions import ITEM_ID, RATING, TIMESTAMP, TITLE, USER_ID, Interactions, canonical_title
-from .interactions import resolve_duplicate_titles as _resolve
+from .interactions import (
+    ITEM_ID,
+    LATEST,
+    RATING,
+    TIMESTAMP,
+    TITLE,
+    USER_ID,
+    Interactions,
+    canonical_title,
+    resolve_duplicate_titles,
+)
 
 
 logger = logging.getLogger(__name__)
@@ -56,15 +65,17 @@ def load_recbole(path: str | Path) -> Interactions:
         if column not in header:
             raise ValueError(f"{inter}: line 1: no column '{column}' in {list(header)}. Name it so in the header.")
     wanted = {USER_ID: pl.String, ITEM_ID: pl.String, RATING: pl.Float64, TIMESTAMP: pl.Float64}
-    events = read_table(inter, str(inter), "\t", {name: wanted.get(name, pl.Null) for name in header}, header_lines=1)
     has_time = TIMESTAMP in header
+    columns = {name: wanted.get(name, pl.Null) for name in header}
+    limits = {TIMESTAMP: (-LATEST, LATEST)} if has_time else {}
+    events = read_table(inter, str(inter), "\t", columns, header_lines=1, limits=limits)
     time = pl.col(TIMESTAMP).floor() if has_time else pl.lit(None)
     events = events.with_columns(time.cast(pl.Int64).alias(TIMESTAMP))
 
     items, ignored = _read_items(inter.with_suffix(".item"), events)
     events, items = _numbers_where_possible(events, items)
     report = {"events_read": events.height, "items_read": items.height, **ignored}
-    events, items, merges = _resolve(events, items)
+    events, items, merges = resolve_duplicate_titles(events, items)
     columns = [name for name in (USER_ID, ITEM_ID, RATING, TIMESTAMP) if name in events.columns]
     logger.info("%s: %d events and %d items read", inter.stem, report["events_read"], report["items_read"])
     return Interactions(events.select(columns), items, inter.stem, has_time=has_time, report=report | merges)
