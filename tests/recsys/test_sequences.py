@@ -42,6 +42,7 @@ def test_min_rating_goes_before_the_merging_of_repeats():
         "events_below_min_rating": 2,
         "events_repeated": 0,
         "events_below_min_interactions": 0,
+        "events_below_min_length": 0,
         "users": 2,
         "items": 3,
     }
@@ -63,7 +64,7 @@ def test_a_source_without_time_keeps_its_order():
 
 
 def test_errors_say_what_to_change():
-    with pytest.raises(ValueError, match=r"tiny: no event is left .* Lower min_rating=6 or min_interactions=1"):
+    with pytest.raises(ValueError, match=r"tiny: no event is left .* Lower min_rating=6, min_interactions=1"):
         build_sequences(make(ROWS), min_rating=6)
     with pytest.raises(ValueError, match=r"tiny: no event is left .* min_interactions=9"):
         build_sequences(make(ROWS), min_interactions=9)

@@ -45,7 +45,7 @@ class CandidateSampler:
             The items to draw from, sorted by `item_id`.
         seed (`int`):
             The seed.
-        train_events (`polars.DataFrame`, *optional*):
+        train_events (`polars.DataFrame` or `polars.LazyFrame`, *optional*):
             Events of the training split in order: what popularity and neighbours are counted on.
         popularity_alpha (`float`, *optional*, defaults to `1.0`):
             The exponent of popularity.
@@ -57,7 +57,7 @@ class CandidateSampler:
         catalogue: pl.DataFrame,
         *,
         seed: int,
-        train_events: pl.DataFrame | None = None,
+        train_events: pl.DataFrame | pl.LazyFrame | None = None,
         popularity_alpha: float = 1.0,
     ):
         self.ids = catalogue[ITEM_ID]
@@ -72,12 +72,13 @@ class CandidateSampler:
         for strategy in set(strategies) - self._draws.keys():
             if self.train_events is None:
                 raise ValueError(f"negatives of strategy '{strategy}' need train_events. Pass the training events.")
+            train_events = self.train_events.lazy().collect()
             if strategy == POPULARITY:
-                items = encode(self.train_events[ITEM_ID], self.ids)
+                items = encode(train_events[ITEM_ID], self.ids)
                 counts = np.bincount(items[items >= 0], minlength=len(self.ids))
                 self._draws[POPULARITY] = popularity_draw(self.seed, counts, self.popularity_alpha)
             elif strategy == HARD:
-                neighbours = nearest_by_co_occurrence(self.train_events, self.ids)
+                neighbours = nearest_by_co_occurrence(train_events, self.ids)
                 self._draws[HARD] = hard_draw(self.seed, neighbours)
 
     def rows(self, targets: pl.DataFrame, histories: np.ndarray) -> TargetRows:
