@@ -17,8 +17,8 @@ from .candidates import CandidateSampler
 from .interactions import ITEM_ID, USER_ID, Interactions
 from .negatives import parse_negatives
 from .prompts import select_templates
-from .records import CHUNK_SIZE, ROW, Chunk, RecordBuilder
 from .record_config import RecordConfig
+from .records import CHUNK_SIZE, ROW, Chunk, RecordBuilder
 from .sequences import build_sequences_with_report
 from .splits import BY_USER, LEAVE_ONE_OUT, SPLIT, SPLITS, leave_one_out_split, split_leaks, temporal_split, user_split
 from .targets import select_targets

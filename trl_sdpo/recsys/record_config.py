@@ -9,8 +9,8 @@ from .splits import SPLIT_KINDS
 from .targets import parse_windows
 
 
-def _option(default, text: str, **more):
-    return field(default=default, metadata={"help": text, **more})
+def _help(text: str, **checks) -> dict:
+    return {"help": text, **checks}
 
 
 @dataclass
@@ -73,44 +73,72 @@ class RecordConfig:
         ValueError: an option is out of range.
     """
 
-    seed: int = _option(0, "Seed of everything that is drawn.")
-    prompt_style: str = _option(
-        "history", "Whether the prompt shows the candidates: 'candidates' or 'history'.", choices=PROMPT_STYLES
+    seed: int = field(default=0, metadata=_help("Seed of everything that is drawn."))
+    prompt_style: str = field(
+        default="history",
+        metadata=_help("Whether the prompt shows the candidates: 'candidates' or 'history'.", choices=PROMPT_STYLES),
     )
-    template: str | PromptTemplate | None = _option(
-        None,
-        "Wording: a name, 'random', or a .json file with the fields of a template. Default: the first of the style.",
+    template: str | PromptTemplate | None = field(
+        default=None,
+        metadata=_help(
+            "Wording: a name, 'random', or a .json file with the fields of a template. Default: the first of the style."
+        ),
     )
-    domain: str = _option("movies", "Words of the templates.", choices=DOMAINS)
-    conversational: bool = _option(False, "Make prompt and completions lists of messages.")
-    history_size: int = _option(10, "Titles of the history at most.", lowest=1)
-    min_history: int = _option(3, "Fewest titles before a target.", lowest=1)
-    max_length: int | None = _option(
-        None,
-        "Most tokens of a prompt with its longest completion; histories are shortened. Needs a tokenizer.",
-        lowest=2,
+    domain: str = field(default="movies", metadata=_help("Words of the templates.", choices=DOMAINS))
+    conversational: bool = field(default=False, metadata=_help("Make prompt and completions lists of messages."))
+    history_size: int = field(default=10, metadata=_help("Titles of the history at most.", lowest=1))
+    min_history: int = field(default=3, metadata=_help("Fewest titles before a target.", lowest=1))
+    max_length: int | None = field(
+        default=None,
+        metadata=_help(
+            "Most tokens of a prompt with its longest completion; histories are shortened. Needs a tokenizer.",
+            lowest=2,
+        ),
     )
-    num_candidates: int = _option(20, "Length of the list, the target among it.", lowest=2)
-    pool_size: int | None = _option(None, "Negatives of a training record. Default: those of the list.", lowest=1)
-    negatives: str | dict[str, float] = _option(
-        "uniform", "Negatives of training records: 'uniform', 'popularity', 'hard', or as 'uniform:0.5,hard:0.5'."
+    num_candidates: int = field(default=20, metadata=_help("Length of the list, the target among it.", lowest=2))
+    pool_size: int | None = field(
+        default=None, metadata=_help("Negatives of a training record. Default: those of the list.", lowest=1)
     )
-    eval_negatives: str | dict[str, float] = _option("uniform", "Negatives of validation and test records.")
-    popularity_alpha: float = _option(1.0, "Exponent of popularity.")
-    min_rating: float | None = _option(None, "Keep events with at least this rating.")
-    min_interactions: int = _option(1, "Keep users and items with at least this many events.", lowest=1)
-    k_core: str = _option("fixed-point", "Repeat that until all have them, or do it once.", choices=K_CORES)
-    min_length: int = _option(1, "Keep users with at least this many events after that.", lowest=1)
-    merge_repeats: bool = _option(True, "Keep only the first of a user's events with the same item.")
-    split: str = _option("temporal", "How train, validation and test are told apart.", choices=SPLIT_KINDS)
-    ratios: tuple[float, float, float] = _option((0.8, 0.1, 0.1), "Shares of train, validation and test.")
-    file_order: bool = _option(False, "Leave one out in the order of the file, for a source without time.")
-    windows: str | int = _option("all", "Training targets of a user: 'all', 'last', or how many of the last.")
-    eval_windows: str | int = _option("all", "The same for validation and test.")
-    train_stride: int = _option(1, "Keep every so many-th training target of a user.", lowest=1)
-    max_train_records: int | None = _option(None, "Training records at most.", lowest=1)
-    max_validation_records: int | None = _option(None, "Validation records at most.", lowest=1)
-    max_test_records: int | None = _option(None, "Test records at most.", lowest=1)
+    negatives: str | dict[str, float] = field(
+        default="uniform",
+        metadata=_help(
+            "Negatives of training records: 'uniform', 'popularity', 'hard', or as 'uniform:0.5,hard:0.5'."
+        ),
+    )
+    eval_negatives: str | dict[str, float] = field(
+        default="uniform", metadata=_help("Negatives of validation and test records.")
+    )
+    popularity_alpha: float = field(default=1.0, metadata=_help("Exponent of popularity."))
+    min_rating: float | None = field(default=None, metadata=_help("Keep events with at least this rating."))
+    min_interactions: int = field(
+        default=1, metadata=_help("Keep users and items with at least this many events.", lowest=1)
+    )
+    k_core: str = field(
+        default="fixed-point", metadata=_help("Repeat that until all have them, or do it once.", choices=K_CORES)
+    )
+    min_length: int = field(
+        default=1, metadata=_help("Keep users with at least this many events after that.", lowest=1)
+    )
+    merge_repeats: bool = field(
+        default=True, metadata=_help("Keep only the first of a user's events with the same item.")
+    )
+    split: str = field(
+        default="temporal", metadata=_help("How train, validation and test are told apart.", choices=SPLIT_KINDS)
+    )
+    ratios: tuple[float, float, float] = field(
+        default=(0.8, 0.1, 0.1), metadata=_help("Shares of train, validation and test.")
+    )
+    file_order: bool = field(
+        default=False, metadata=_help("Leave one out in the order of the file, for a source without time.")
+    )
+    windows: str | int = field(
+        default="all", metadata=_help("Training targets of a user: 'all', 'last', or how many of the last.")
+    )
+    eval_windows: str | int = field(default="all", metadata=_help("The same for validation and test."))
+    train_stride: int = field(default=1, metadata=_help("Keep every so many-th training target of a user.", lowest=1))
+    max_train_records: int | None = field(default=None, metadata=_help("Training records at most.", lowest=1))
+    max_validation_records: int | None = field(default=None, metadata=_help("Validation records at most.", lowest=1))
+    max_test_records: int | None = field(default=None, metadata=_help("Test records at most.", lowest=1))
 
     def __post_init__(self):
         for name, one in self.__dataclass_fields__.items():
