@@ -106,7 +106,7 @@ def test_missing_files_are_named(folder):
 
 BAD = [
     ("user_taggedartists.dat", "", "user_taggedartists.dat: line 1: the file is empty"),
-    ("user_taggedartists.dat", DATES[:39], "user_taggedartists.dat: line 2: no data lines"),
+    ("user_taggedartists.dat", DATES.split("\n")[0] + "\n", "user_taggedartists.dat: line 2: no data lines"),
     (
         "user_taggedartists.dat",
         DATES.split("\n", 1)[1],

@@ -193,7 +193,7 @@ def test_a_bad_line_of_ml_1m_is_named(ml_1m, name, content, message):
 
 
 BAD_CSV = [
-    ("ratings.csv", RATINGS_CSV.replace("userId", "user"), "ratings.csv: line 1: the header is 'user,movieId"),
+    ("ratings.csv", RATINGS_CSV.replace("userId", "user"), "ratings.csv: line 1: the header is ['user', 'movieId"),
     ("ratings.csv", RATINGS_CSV + "3,1,4.0\r\n", "ratings.csv: line 4: 3 fields instead of 4"),
     ("ratings.csv", RATINGS_CSV.replace("0.5", "half"), "ratings.csv: line 3, column 'rating': 'half' is not"),
     ("ratings.csv", RATINGS_CSV[:33], "ratings.csv: line 2: no data lines"),

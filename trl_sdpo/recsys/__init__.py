@@ -1,6 +1,7 @@
 """From files of interactions to multi-preference records, and the metrics of a ranking. No model is needed here."""
 
 from .candidates import sample_negatives
+from .goodreads import load_goodreads
 from .interactions import (
     ITEM_ID,
     RATING,
@@ -53,6 +54,7 @@ __all__ = [
     "drop_untitled",
     "get_template",
     "hit_rate",
+    "load_goodreads",
     "load_lastfm",
     "load_movielens",
     "load_recbole",

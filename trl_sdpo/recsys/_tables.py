@@ -31,6 +31,15 @@ def decode(data: bytes, label: str, encodings: tuple[str, ...] = ("utf-8",)) -> 
     ) from last
 
 
+def decode_line(data: bytes, label: str, number: int) -> str:
+    """Decode one line of a file."""
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        value = data[error.start : error.start + 4]
+        raise ValueError(f"{label}: line {number}: byte {value!r} is not utf-8. Save the file as utf-8.") from error
+
+
 def split_lines(text: str) -> list[str]:
     """Lines at line feeds only: a latin-1 file may hold U+0085, at which `splitlines` would cut."""
     return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
@@ -49,6 +58,15 @@ def check_not_empty(source: Path | bytes, label: str) -> None:
         raise ValueError(f"{label}: line 1: the file is empty. Fetch it again.")
     if end != b"\n":
         logger.warning("%s: no line break at the end. If the file was cut off, its last value is wrong.", label)
+
+
+def check_header(source: Path | bytes, label: str, separator: str, columns: list[str]) -> None:
+    """Raise if the first line does not hold the names of exactly these columns."""
+    check_not_empty(source, label)
+    with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
+        header = decode_line(file.readline(), label, 1).removeprefix("\ufeff").rstrip("\r\n").split(separator)
+    if header != columns:
+        raise ValueError(f"{label}: line 1: the header is {header} instead of {columns}. Pass the file as published.")
 
 
 def read_table(
@@ -91,7 +109,7 @@ def read_table(
     try:
         frame = _read_fast(source, separator, columns, header_lines)
     except pl.exceptions.PolarsError as error:
-        _raise_first_bad_line(source, label, separator, columns, header_lines, limits, optional)
+        raise_first_bad_line(source, label, separator, columns, header_lines, limits, optional)
         raise ValueError(f"{label}: {error}. {_REMEDY}") from error
     wanted = [name for name, dtype in columns.items() if dtype != pl.Null]
     required = [name for name in wanted if name not in optional]
@@ -101,7 +119,7 @@ def read_table(
     whole = frame.select(pl.all_horizontal(checks)).item()
     # A line that ends too early looks like one with empty fields at its end, which an unwanted column may have.
     if not whole or (frame[:, -1].null_count() and _has_odd_line(source, separator, len(columns), header_lines)):
-        _raise_first_bad_line(source, label, separator, columns, header_lines, limits, optional)
+        raise_first_bad_line(source, label, separator, columns, header_lines, limits, optional)
         frame = frame.filter(pl.any_horizontal(pl.all().is_not_null()))
     if frame.is_empty():
         raise ValueError(f"{label}: line {header_lines + 1}: no data lines. Fetch the file again.")
@@ -139,22 +157,24 @@ def _has_odd_line(source, separator, width, header_lines) -> bool:
     return bool((lines.str.count_matches(separator, literal=True) != width - 1).any())
 
 
-def _raise_first_bad_line(source, label, separator, columns, header_lines, limits, optional) -> None:
-    # Only on the way to an error, so a loop is good enough.
-    data = source if isinstance(source, bytes) else source.read_bytes()
-    for number, line in enumerate(split_lines(decode(data, label)), start=1):
-        if number <= header_lines or not line:
-            continue
-        fields = line.split(separator)
-        if len(fields) != len(columns):
-            raise ValueError(
-                f"{label}: line {number}: {len(fields)} fields instead of {len(columns)} ({', '.join(columns)}): "
-                f"{line[:200]!r}. {_REMEDY}"
-            )
-        for (column, dtype), value in zip(columns.items(), fields, strict=True):
-            problem = None if column in optional else _problem(value, dtype, limits.get(column))
-            if problem:
-                raise ValueError(f"{label}: line {number}, column '{column}': {value!r} {problem}. {_REMEDY}")
+def raise_first_bad_line(source, label, separator, columns, header_lines=0, limits=None, optional=()) -> None:
+    """Name the first line of a table that [`read_table`] does not accept, if there is one."""
+    # Only on the way to an error, so a loop is good enough. Line by line: the file may be larger than memory.
+    with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
+        for number, data in enumerate(file, start=1):
+            line = decode_line(data, label, number).removesuffix("\n").removesuffix("\r")
+            if number <= header_lines or not line:
+                continue
+            fields = line.split(separator)
+            if len(fields) != len(columns):
+                raise ValueError(
+                    f"{label}: line {number}: {len(fields)} fields instead of {len(columns)} ({', '.join(columns)}): "
+                    f"{line[:200]!r}. {_REMEDY}"
+                )
+            for (column, dtype), value in zip(columns.items(), fields, strict=True):
+                problem = None if column in optional else _problem(value, dtype, (limits or {}).get(column))
+                if problem:
+                    raise ValueError(f"{label}: line {number}, column '{column}': {value!r} {problem}. {_REMEDY}")
 
 
 def _problem(value: str, dtype: pl.DataType, limits: tuple[float, float] | None) -> str | None:

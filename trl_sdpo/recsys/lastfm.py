@@ -6,7 +6,7 @@ from pathlib import Path
 import polars as pl
 
 from ._files import open_release
-from ._tables import decode, read_table, split_lines
+from ._tables import check_header, read_table
 from .interactions import (
     ITEM_ID,
     LATEST,
@@ -95,16 +95,7 @@ def load_lastfm(path: str | Path, events: str = "tags") -> Interactions:
 
 def _read(name: str, source: Path | bytes, label: str) -> pl.DataFrame:
     columns = _COLUMNS[name]
-    if isinstance(source, bytes):
-        first = source.split(b"\n", 1)[0]
-    else:
-        with source.open("rb") as file:
-            first = file.readline()
-    header = split_lines(decode(first, label))[0].split("\t")
-    if first and header != list(columns):
-        raise ValueError(
-            f"{label}: line 1: the header is {header} instead of {list(columns)}. Pass the file as published."
-        )
+    check_header(source, label, "\t", list(columns))
     return read_table(source, label, "\t", columns, header_lines=1, limits=_LIMITS.get(name), optional=("name",))
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import polars as pl
 
 from ._files import open_release
-from ._tables import check_not_empty, decode, read_table, split_lines
+from ._tables import check_header, check_not_empty, decode, read_table, split_lines
 from .interactions import (
     ITEM_ID,
     LATEST,
@@ -29,7 +29,7 @@ _LAYOUTS = (("u.data", "u.item"), ("ratings.dat", "movies.dat"), ("ratings.csv",
 _RATING_COLUMNS = {USER_ID: pl.Int64, ITEM_ID: pl.Int64, RATING: pl.Float64, TIMESTAMP: pl.Int64}
 # Whole stars from 1 in ml-100k and ml-1m, half stars from 0.5 since.
 _LIMITS = {RATING: (0.5, 5), TIMESTAMP: (0, LATEST)}
-_CSV_RATINGS_HEADER = "userId,movieId,rating,timestamp"
+_CSV_RATINGS_HEADER = ["userId", "movieId", "rating", "timestamp"]
 _U_ITEM_FIELDS = 24
 
 
@@ -73,13 +73,7 @@ def load_movielens(path: str | Path) -> Interactions:
 
 def _read_ratings(source: Path | bytes, name: str, label: str) -> pl.DataFrame:
     if name == "ratings.csv":
-        check_not_empty(source, label)
-        with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
-            header = file.readline().decode("utf-8-sig", errors="replace").rstrip("\r\n")
-        if header != _CSV_RATINGS_HEADER:
-            raise ValueError(
-                f"{label}: line 1: the header is {header!r} instead of {_CSV_RATINGS_HEADER!r}. Pass a CSV release."
-            )
+        check_header(source, label, ",", _CSV_RATINGS_HEADER)
         return read_table(source, label, ",", _RATING_COLUMNS, header_lines=1, limits=_LIMITS)
     separator = "::" if name == "ratings.dat" else "\t"
     return read_table(source, label, separator, _RATING_COLUMNS, limits=_LIMITS)

@@ -2,12 +2,17 @@
 
 from pathlib import Path
 
+from .goodreads import load_goodreads
 from .interactions import Interactions
 from .lastfm import load_lastfm
 from .movielens import load_movielens
 from .recbole import load_recbole
 
 
+GOODREADS_GENRES = (
+    *("children", "comics_graphic", "fantasy_paranormal", "history_biography"),
+    *("mystery_thriller_crime", "poetry", "romance", "young_adult"),
+)
 # Loaders of files that the user has; data sets that are downloaded by name come from the same loaders.
 _LOADERS = {
     **dict.fromkeys(
@@ -19,6 +24,9 @@ _LOADERS = {
             ),
         ),
         load_movielens,
+    ),
+    **dict.fromkeys(
+        ("goodreads", "goodreads-csv", *(f"goodreads-{genre}" for genre in GOODREADS_GENRES)), load_goodreads
     ),
     "lastfm": load_lastfm,
     "recbole": load_recbole,
@@ -35,6 +43,9 @@ def load_source(source: str, path: str | Path | None = None, **options) -> Inter
 
             - `movielens-100k`, `-1m`, `-10m`, `-20m`, `-25m`, `-32m`, `-latest`, `-latest-small`; `movielens` for any
               release at `path`: [`load_movielens`];
+            - `goodreads-GENRE` (a genre of the UCSD Book Graph: `children`, `comics_graphic`, `fantasy_paranormal`,
+              `history_biography`, `mystery_thriller_crime`, `poetry`, `romance`, `young_adult`), `goodreads` for the
+              whole, `goodreads-csv` for the whole without times: [`load_goodreads`];
             - `lastfm` (HetRec 2011): [`load_lastfm`];
             - `recbole`, with a `path`: [`load_recbole`].
         path (`str` or `Path`, *optional*):
