@@ -17,10 +17,21 @@ from .candidates import CandidateSampler
 from .interactions import ITEM_ID, USER_ID, Interactions
 from .negatives import parse_negatives
 from .prompts import select_templates
+from .published import TargetSeededSampler
 from .record_config import RecordConfig
 from .records import CHUNK_SIZE, ROW, Chunk, RecordBuilder
 from .sequences import build_sequences_with_report
-from .splits import BY_USER, LEAVE_ONE_OUT, SPLIT, SPLITS, leave_one_out_split, split_leaks, temporal_split, user_split
+from .splits import (
+    BY_USER,
+    BY_USER_IN_TIME,
+    LEAVE_ONE_OUT,
+    SPLIT,
+    SPLITS,
+    leave_one_out_split,
+    split_leaks,
+    temporal_split,
+    user_split,
+)
 from .targets import select_targets
 from .token_budget import TokenBudget
 
@@ -200,6 +211,7 @@ def plan_records(
         k_core=config.k_core,
         min_length=config.min_length,
         merge_repeats=config.merge_repeats,
+        order=config.order,
         with_rating=False,
     )
     events = _split(sequences, config)
@@ -212,7 +224,8 @@ def plan_records(
     for split, ratio in zip(SPLITS, config.ratios, strict=True):
         if ratio > 0 or config.split == LEAVE_ONE_OUT:
             targets[split], report[split] = _select(events, split, config)
-    sampler = CandidateSampler(
+    by_target = config.candidate_seed == "target"
+    sampler = (TargetSeededSampler if by_target else CandidateSampler)(
         interactions.events,
         catalogue,
         seed=config.seed,
@@ -220,6 +233,8 @@ def plan_records(
         popularity_alpha=config.popularity_alpha,
     )
     sampler.prepare([*parse_negatives(config.negatives), *parse_negatives(config.eval_negatives)])
+    if by_target:
+        sampler.number_items(events[ITEM_ID])
     builder = RecordBuilder(
         events,
         catalogue,
@@ -241,8 +256,8 @@ def plan_records(
 def _split(sequences: pl.DataFrame, config: RecordConfig) -> pl.DataFrame:
     if config.split == LEAVE_ONE_OUT:
         return leave_one_out_split(sequences, file_order=config.file_order)
-    if config.split == BY_USER:
-        return user_split(sequences, config.ratios, seed=config.seed)
+    if config.split in (BY_USER, BY_USER_IN_TIME):
+        return user_split(sequences, config.ratios, seed=config.seed if config.split == BY_USER else None)
     return temporal_split(sequences, config.ratios)
 
 

@@ -4,9 +4,12 @@ from dataclasses import dataclass, field
 
 from .negatives import parse_negatives
 from .prompts import DOMAINS, PROMPT_STYLES, PromptTemplate
-from .sequences import K_CORES
+from .sequences import K_CORES, ORDERS
 from .splits import SPLIT_KINDS
 from .targets import parse_windows
+
+
+CANDIDATE_SEEDS = ("record", "target")
 
 
 def _help(text: str, **checks) -> dict:
@@ -48,13 +51,16 @@ class RecordConfig:
             The same for validation and test.
         popularity_alpha (`float`, *optional*, defaults to `1.0`):
             The exponent of popularity.
+        candidate_seed (`str`, *optional*, defaults to `"record"`):
+            `"record"` draws by (seed, user, position). `"target"` draws by the target alone, as the published S-DPO
+            records do, so that a list tells its target: for comparison only, see [`leak_probe`].
         min_rating (`float`, *optional*), min_interactions (`int`, *optional*, defaults to `1`), k_core (`str`,
             *optional*, defaults to `"fixed-point"`), min_length (`int`, *optional*, defaults to `1`), merge_repeats
-            (`bool`, *optional*, defaults to `True`):
+            (`bool`, *optional*, defaults to `True`), order (`str`, *optional*, defaults to `"time"`):
             See [`build_sequences`].
         split (`str`, *optional*, defaults to `"temporal"`):
-            `"temporal"`, see [`temporal_split`], `"leave-one-out"`, see [`leave_one_out_split`], or `"user"`, see
-            [`user_split`]; users are drawn by the seed.
+            `"temporal"`, see [`temporal_split`], `"leave-one-out"`, see [`leave_one_out_split`], or `"user"` and
+            `"user-by-time"`, see [`user_split`], with users drawn by the seed or in the order of their first events.
         ratios (`tuple[float, float, float]`, *optional*, defaults to `(0.8, 0.1, 0.1)`):
             Shares of train, validation and test. A split with share 0 is left out. Not used by leave-one-out.
         file_order (`bool`, *optional*, defaults to `False`):
@@ -109,6 +115,10 @@ class RecordConfig:
         default="uniform", metadata=_help("Negatives of validation and test records.")
     )
     popularity_alpha: float = field(default=1.0, metadata=_help("Exponent of popularity."))
+    candidate_seed: str = field(
+        default="record",
+        metadata=_help("Draw candidates by (seed, user, position) or, leaking, by 'target'.", choices=CANDIDATE_SEEDS),
+    )
     min_rating: float | None = field(default=None, metadata=_help("Keep events with at least this rating."))
     min_interactions: int = field(
         default=1, metadata=_help("Keep users and items with at least this many events.", lowest=1)
@@ -121,6 +131,9 @@ class RecordConfig:
     )
     merge_repeats: bool = field(
         default=True, metadata=_help("Keep only the first of a user's events with the same item.")
+    )
+    order: str = field(
+        default="time", metadata=_help("Order of a user's events: in time, or as in the file.", choices=ORDERS)
     )
     split: str = field(
         default="temporal", metadata=_help("How train, validation and test are told apart.", choices=SPLIT_KINDS)
@@ -154,7 +167,12 @@ class RecordConfig:
                 f"pool_size={self.pool_size} is below the {self.num_candidates - 1} negatives of the list. Pass at "
                 "least that many, or None."
             )
-        for name in ("negatives", "eval_negatives"):
-            parse_negatives(getattr(self, name))
+        shares = [parse_negatives(getattr(self, name)) for name in ("negatives", "eval_negatives")]
+        if self.candidate_seed == "target" and (
+            self.pool_size is not None or any("uniform" not in one for one in shares)
+        ):
+            raise ValueError(
+                "candidate_seed='target' draws uniformly and has no pool. Pass neither negatives nor pool_size."
+            )
         for name in ("windows", "eval_windows"):
             parse_windows(getattr(self, name))

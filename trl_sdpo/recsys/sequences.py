@@ -13,6 +13,7 @@ logger = logging.getLogger(__name__)
 
 POSITION = "position"
 K_CORES = ("fixed-point", "once")
+ORDERS = ("time", "file")
 
 
 def build_sequences(
@@ -23,6 +24,7 @@ def build_sequences(
     k_core: str = "fixed-point",
     min_length: int = 1,
     merge_repeats: bool = True,
+    order: str = "time",
 ) -> pl.DataFrame:
     """
     Order every user's events in time.
@@ -44,6 +46,9 @@ def build_sequences(
             Keep users with at least this many events after all that.
         merge_repeats (`bool`, *optional*, defaults to `True`):
             Keep only the first of a user's events with the same item. If not, a target may stand in its own history.
+        order (`str`, *optional*, defaults to `"time"`):
+            `"file"` keeps the order of the rows of a source that has times, as the published S-DPO records of LastFM
+            do: there it says nothing of what came first.
 
     Returns:
         `polars.DataFrame`: The events that stay, sorted by user, time and item id, with `position` (`Int64`, from 0
@@ -63,7 +68,7 @@ def build_sequences(
         ```
     """
     options = {"min_rating": min_rating, "min_interactions": min_interactions, "k_core": k_core}
-    options |= {"min_length": min_length, "merge_repeats": merge_repeats}
+    options |= {"min_length": min_length, "merge_repeats": merge_repeats, "order": order}
     return build_sequences_with_report(interactions, **options)[0]
 
 
@@ -75,6 +80,7 @@ def build_sequences_with_report(
     k_core: str = "fixed-point",
     min_length: int = 1,
     merge_repeats: bool = True,
+    order: str = "time",
     with_rating: bool = True,
 ) -> tuple[pl.DataFrame, dict[str, int]]:
     """As [`build_sequences`], with counts of the events that were dropped, by reason, and ratings only if asked."""
@@ -84,6 +90,8 @@ def build_sequences_with_report(
         raise ValueError(f"min_length={min_length} is below 1. Pass 1 to keep all users.")
     if k_core not in K_CORES:
         raise ValueError(f"k_core={k_core!r} is none of {K_CORES}. Pass one of them.")
+    if order not in ORDERS:
+        raise ValueError(f"order={order!r} is none of {ORDERS}. Pass one of them.")
     events = interactions.events
     report = {"events": events.height}
     if min_rating is not None:
@@ -94,7 +102,8 @@ def build_sequences_with_report(
     if not with_rating:
         events = events.drop(RATING, strict=False)
     # Stable, so that a source without time (all null) keeps the order of its rows.
-    ordered = _sort(events, [USER_ID, TIMESTAMP, ITEM_ID] if interactions.has_time else [USER_ID])
+    in_time = interactions.has_time and order == "time"
+    ordered = _sort(events, [USER_ID, TIMESTAMP, ITEM_ID] if in_time else [USER_ID])
     if merge_repeats:
         ordered = _merge_repeats(ordered)
     report["events_repeated"] = events.height - ordered.height

@@ -16,7 +16,7 @@ SPLIT = "split"
 SPLITS = ("train", "validation", "test")
 # A byte per event instead of a string.
 SPLIT_TYPE = pl.Enum(SPLITS)
-TEMPORAL, LEAVE_ONE_OUT, BY_USER = SPLIT_KINDS = ("temporal", "leave-one-out", "user")
+TEMPORAL, LEAVE_ONE_OUT, BY_USER, BY_USER_IN_TIME = SPLIT_KINDS = ("temporal", "leave-one-out", "user", "user-by-time")
 
 
 def temporal_split(sequences: pl.DataFrame, ratios: tuple[float, float, float] = (0.8, 0.1, 0.1)) -> pl.DataFrame:
@@ -181,8 +181,11 @@ def user_split(
         keys = hash_keys(users[USER_ID])
         numbers = random_numbers(stream_keys(seed, USER_SPLIT_STREAM, keys, np.zeros(len(keys))), 1)[:, 0]
         users = users[np.argsort(numbers, kind="stable")]
-    cuts = [round(share * users.height) for share in (ratios[0], ratios[0] + ratios[1])]
-    sizes = np.diff([0, *cuts, users.height])
+    num_train = round(ratios[0] * users.height)
+    num_validation = min(round(ratios[1] * users.height), users.height - num_train)
+    if ratios[2] == 0:
+        num_validation = users.height - num_train
+    sizes = np.array([num_train, num_validation, users.height - num_train - num_validation])
     for key, ratio, size in zip(SPLITS, ratios, sizes, strict=True):
         if ratio > 0 and not size:
             raise ValueError(f"split '{key}' gets none of {users.height} users, ratio {ratio}. Pass other ratios.")
