@@ -315,3 +315,28 @@ def _merge_items(events: pl.DataFrame, groups: pl.DataFrame) -> tuple[pl.DataFra
         keep = pl.repeat(True, events.height, eager=True).scatter(rows, False)
         events = events.filter(keep)
     return events, remapped
+
+
+def number_duplicate_titles(items: pl.DataFrame) -> tuple[pl.DataFrame, dict[str, int]]:
+    """
+    Make titles unique without merging items: all but the first of a title take their id behind it.
+
+    Args:
+        items (`polars.DataFrame`):
+            The items with `item_id` and `title`.
+
+    Returns:
+        `tuple[polars.DataFrame, dict[str, int]]`: The items, and a report: `items_numbered`.
+
+    Example:
+        ```python
+        >>> items = pl.DataFrame({"item_id": [246, 268], "title": ["Chasing Amy (1997)", "Chasing Amy (1997)"]})
+        >>> number_duplicate_titles(items)[0]["title"].to_list()
+        ['Chasing Amy (1997)', 'Chasing Amy (1997) #268']
+
+        ```
+    """
+    again = ~pl.col(TITLE).is_first_distinct()
+    report = {"items_numbered": items.select(again.sum()).item()}
+    numbered = pl.format("{} #{}", TITLE, ITEM_ID)
+    return items.with_columns(pl.when(again).then(numbered).otherwise(pl.col(TITLE)).alias(TITLE)), report

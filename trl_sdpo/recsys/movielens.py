@@ -18,6 +18,7 @@ from .interactions import (
     USER_ID,
     Interactions,
     canonical_title,
+    number_duplicate_titles,
     resolve_duplicate_titles,
 )
 
@@ -33,7 +34,7 @@ _CSV_RATINGS_HEADER = ["userId", "movieId", "rating", "timestamp"]
 _U_ITEM_FIELDS = 24
 
 
-def load_movielens(path: str | Path) -> Interactions:
+def load_movielens(path: str | Path, merge_titles: bool = True) -> Interactions:
     """
     Read any release of MovieLens: ml-100k (`u.data`), ml-1m and ml-10m (`ratings.dat`), or the CSV releases
     (`ratings.csv`: ml-20m, ml-25m, ml-32m, ml-latest, ml-latest-small).
@@ -45,6 +46,9 @@ def load_movielens(path: str | Path) -> Interactions:
     Args:
         path (`str` or `Path`):
             The folder with the files, the folder above it, or the .zip as published. Nothing is unpacked.
+        merge_titles (`bool`, *optional*, defaults to `True`):
+            Merge items of one title. If not, all but the first of them take their id behind the title, as
+            "Chasing Amy (1997) #268".
 
     Returns:
         [`Interactions`]: Its report counts what was read and merged.
@@ -67,7 +71,10 @@ def load_movielens(path: str | Path) -> Interactions:
     items = _read_movies(movies_file, movies, movies_label)
     report = {"events_read": events.height, "items_read": items.height}
     logger.info("%s: %d events and %d items read", name, events.height, items.height)
-    events, items, merges = resolve_duplicate_titles(events, items)
+    if merge_titles:
+        events, items, merges = resolve_duplicate_titles(events, items)
+    else:
+        items, merges = number_duplicate_titles(items)
     return Interactions(events, items, name=name, report=report | merges)
 
 
