@@ -72,20 +72,47 @@ def leak_probe(records: Any, reference: Any = None, *, max_records: int | None =
         ```
     """
     targets, lists = _titles(records, "records")
-    seen_targets, seen_lists = (targets, lists) if reference is None else _titles(reference, "reference")
+    seen_targets, seen_lists = ([], []) if reference is None else _titles(reference, "reference")
     names = pl.Series([*targets, *seen_targets, *_flatten(lists), *_flatten(seen_lists)], dtype=pl.String)
-    codes = names.cast(pl.Categorical).to_physical().to_numpy().astype(np.int64)
+    codes = names.rank("dense").to_numpy().astype(np.int64)
     cuts = np.cumsum([len(targets), len(seen_targets), sum(map(len, lists))])
-    target_codes, seen_codes, flat, seen_flat = np.split(codes, cuts)
-    rows = np.split(flat, np.cumsum([len(row) for row in lists])[:-1])
+    targets, seen_targets, flat, seen_flat = np.split(codes, cuts)
+    probed = CodedLists(targets, flat, np.array([len(row) for row in lists]))
+    seen = None if reference is None else CodedLists(seen_targets, seen_flat, np.array(list(map(len, seen_lists))))
+    return probe_lists(probed, seen, max_records=max_records, seed=seed)
+
+
+class CodedLists(NamedTuple):
+    """
+    Candidate lists as whole numbers.
+
+    Args:
+        targets (`numpy.ndarray`):
+            Of shape `(n,)`.
+        candidates (`numpy.ndarray`):
+            The lists, one behind the other.
+        lengths (`numpy.ndarray`):
+            How long they are, of shape `(n,)`.
+    """
+
+    targets: np.ndarray
+    candidates: np.ndarray
+    lengths: np.ndarray
+
+
+def probe_lists(
+    records: CodedLists, reference: CodedLists | None, *, max_records: int | None = 5000, seed: int = 0
+) -> LeakProbe:
+    """As [`leak_probe`], of lists of whole numbers."""
+    rows = np.split(records.candidates, np.cumsum(records.lengths)[:-1])
     places = _spread(len(rows), max_records)
-    index = _Index(seen_codes, seen_flat, np.array([len(row) for row in seen_lists]))
+    index = _Index(*(records if reference is None else reference))
     hits, popular = np.zeros(len(places)), np.zeros(len(places))
     for number, place in enumerate(tqdm(places, desc="Leak probe", unit=" records")):
-        end = place if reference is None else len(seen_codes)
-        hits[number] = index.lookup(rows[place], end) == target_codes[place]
-        popular[number] = index.most_popular(rows[place], end) == target_codes[place]
-    chance = float(np.mean([1 / len(rows[place]) for place in places]))
+        end = place if reference is None else len(reference.targets)
+        hits[number] = index.lookup(rows[place], end) == records.targets[place]
+        popular[number] = index.most_popular(rows[place], end) == records.targets[place]
+    chance = float(np.mean(1 / records.lengths[places]))
     return LeakProbe(
         float(hits.mean()), bootstrap_interval(hits, seed=seed), chance, float(popular.mean()), len(places)
     )
