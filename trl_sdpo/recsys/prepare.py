@@ -170,7 +170,7 @@ def _check_free(output: Path, overwrite: bool) -> None:
     if not ours:
         raise FileExistsError(f"{output}: holds something else. Pass another directory.")
     if not overwrite:
-        raise FileExistsError(f"{output}: holds a data set already. Pass overwrite=True, or another directory.")
+        raise FileExistsError(f"{output}: holds a data set already. Pass overwrite=True (--overwrite), or another directory.")
 
 
 @contextmanager
