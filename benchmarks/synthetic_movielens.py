@@ -8,7 +8,7 @@ import polars as pl
 
 ROWS, USERS, RATED, TITLES = 25_000_095, 162_541, 59_047, 62_423
 # Points of the curves: the share of items (or users) below, and ratings per item (or user).
-ITEM_CURVE = {0.0: 1, 0.25: 2, 0.5: 6, 0.75: 36, 1.0: 81_491}
+ITEM_CURVE = {0.0: 1, 0.25: 2, 0.5: 6, 0.75: 36, 0.9: 440, 0.95: 2_000, 0.99: 10_700, 1.0: 81_491}
 USER_CURVE = {0.0: 20, 0.25: 36, 0.5: 71, 0.75: 162, 0.999: 3_000, 1.0: 32_202}
 FIRST_SECOND, LAST_SECOND = 789_652_004, 1_574_327_703
 

@@ -129,25 +129,23 @@ class _Index:
         self.by_target = np.argsort(targets, kind="stable")
         self.sorted_targets = targets[self.by_target]
 
-    def _with_target(self, item: int, end: int) -> np.ndarray:
-        """Reference records before `end` with this target, in order."""
-        low, high = np.searchsorted(self.sorted_targets, [item, item + 1])
-        found = self.by_target[low:high]
-        return found[: np.searchsorted(found, end)]
-
     def lookup(self, candidates: np.ndarray, end: int) -> int:
-        """The target of the most similar list, -1 for none."""
-        low, high = np.searchsorted(self.items, candidates), np.searchsorted(self.items, candidates, side="right")
-        sharing = np.concatenate([self.owners[a:b] for a, b in zip(low, high, strict=True)])
+        """The target of the most similar of the first `end` lists, -1 for none."""
+        low, high = np.searchsorted(self.items, [candidates, candidates + 1])
+        sharing = np.concatenate([self.owners[a:b] for a, b in zip(low.tolist(), high.tolist(), strict=True)])
         overlap = np.bincount(sharing, minlength=len(self.targets))[:end]
         if not len(overlap) or not overlap.max():
             return -1
         return int(self.targets[np.flatnonzero(overlap == overlap.max())[-1]])
 
     def most_popular(self, candidates: np.ndarray, end: int) -> int:
-        """The candidate that was a target most often, -1 where there is more than one."""
-        counts = np.array([len(self._with_target(item, end)) for item in candidates])
-        first = np.flatnonzero(counts == counts.max())
+        """The candidate that was a target most often among the first `end`, -1 where there is more than one."""
+        low, high = np.searchsorted(self.sorted_targets, [candidates, candidates + 1])
+        if end < len(self.targets):
+            counts = [np.searchsorted(self.by_target[a:b], end) for a, b in zip(low, high, strict=True)]
+        else:
+            counts = high - low
+        first = np.flatnonzero(counts == np.max(counts))
         return int(candidates[first[0]]) if len(first) == 1 else -1
 
 

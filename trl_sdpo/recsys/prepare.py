@@ -146,7 +146,13 @@ def _write_records(plan: RecordPlan, folder: Path, num_workers: int) -> dict[str
 def _writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
     # Without Arrow's own schema in the file, a reader sees strings and not the dictionaries that they were written from.
     return pq.ParquetWriter(
-        path, schema, compression="zstd", store_schema=False, dictionary_pagesize_limit=_LARGEST_DICTIONARY
+        path,
+        schema,
+        compression="zstd",
+        store_schema=False,
+        dictionary_pagesize_limit=_LARGEST_DICTIONARY,
+        # Of texts nobody asks for the first and the last of the alphabet, which take half of the time to find.
+        write_statistics=["user_id", "item_id", "timestamp", "position"],
     )
 
 
@@ -170,7 +176,9 @@ def _check_free(output: Path, overwrite: bool) -> None:
     if not ours:
         raise FileExistsError(f"{output}: holds something else. Pass another directory.")
     if not overwrite:
-        raise FileExistsError(f"{output}: holds a data set already. Pass overwrite=True (--overwrite), or another directory.")
+        raise FileExistsError(
+            f"{output}: holds a data set already. Pass overwrite=True (--overwrite), or another directory."
+        )
 
 
 @contextmanager
