@@ -32,7 +32,7 @@ from small_llama import build_small_llama, train_title_tokenizer
 from transformers import AutoTokenizer, HfArgumentParser, PreTrainedTokenizerBase
 
 from trl_sdpo.recsys import TEMPLATES, build_preference_dataset, build_sequences, popularity_scores, temporal_split
-from trl_sdpo.recsys.download import load_movielens_100k
+from trl_sdpo.recsys.movielens_100k import load_movielens_100k
 from trl_sdpo.recsys.prompts import PROMPT_STYLES, select_templates
 from trl_sdpo.recsys.ranking import completion_log_probs
 

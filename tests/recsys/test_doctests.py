@@ -4,7 +4,17 @@ import importlib
 import pytest
 
 
-MODULES = ("candidates", "interactions", "metrics", "preferences", "prompts", "sdpo_json", "sequences", "splits")
+MODULES = (
+    "candidates",
+    "interactions",
+    "metrics",
+    "preferences",
+    "prompts",
+    "sdpo_json",
+    "sequences",
+    "splits",
+    "table",
+)
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -70,6 +70,13 @@ def test_u_data(ml_100k):
     }
 
 
+def test_titles_may_stay_apart(ml_100k):
+    interactions = load_movielens(ml_100k, merge_titles=False)
+    assert interactions.items["title"].to_list()[::3] == ["The Harbour (1994)", "The Harbour (1994) #4"]
+    assert interactions.events.height == 4
+    assert interactions.report == {"events_read": 4, "items_read": 4, "items_numbered": 1}
+
+
 def test_dat(ml_1m):
     interactions = load_movielens(ml_1m)
     assert interactions.items.rows() == [(661, "Le Café (1996)"), (1193, "Wood & Wire (1975)")]
@@ -197,7 +204,11 @@ BAD_CSV = [
     ("ratings.csv", RATINGS_CSV + "3,1,4.0\r\n", "ratings.csv: line 4: 3 fields instead of 4"),
     ("ratings.csv", RATINGS_CSV.replace("0.5", "half"), "ratings.csv: line 3, column 'rating': 'half' is not"),
     ("ratings.csv", RATINGS_CSV[:33], "ratings.csv: line 2: no data lines"),
-    ("movies.csv", MOVIES_CSV.replace("title", "name"), "movies.csv: line 1: the header is 'movieId,name,genres'"),
+    (
+        "movies.csv",
+        MOVIES_CSV.replace("title", "name"),
+        "movies.csv: line 1: the header is ['movieId', 'name', 'genres']",
+    ),
     ("movies.csv", MOVIES_CSV + "9,Half\r\n", "movies.csv: line 5: 2 fields instead of 3"),
     ("movies.csv", MOVIES_CSV + '9,"Half', "movies.csv: line 5: unexpected end of data"),
     (

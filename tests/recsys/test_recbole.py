@@ -43,6 +43,9 @@ def test_titles_get_their_year_and_equal_ones_are_told_apart_by_it(folder):
         "items_read": 4,
         "years_unreadable": 2,
         "titles_corrected": 1,
+        "items_without_title": 0,
+        "items_unknown": 0,
+        "events_without_title": 0,
         "items_disambiguated": 2,
         "items_merged": 0,
         "events_remapped": 0,
@@ -104,6 +107,25 @@ def test_without_item_file_the_ids_are_titles_and_a_warning_says_so(folder, capl
     assert "4 items go by their ids" in caplog.text
 
 
+def test_items_without_title_are_dropped_and_counted(folder):
+    (folder / "tiny.item").write_text(ITEM.replace("unkonwn\tun", "\tun"), encoding="utf-8")
+    (folder / "tiny.inter").write_text(INTER + "8\t9\t1\t1\n8\t9\t1\t2\n")
+    interactions = load_recbole(folder)
+    assert interactions.items["item_id"].to_list() == [1, 2, 4]
+    assert interactions.events["item_id"].to_list() == [1, 2, 4]
+    assert {name: interactions.report[name] for name in ("items_without_title", "items_unknown")} == {
+        "items_without_title": 1,
+        "items_unknown": 1,
+    }
+    assert interactions.report["events_without_title"] == 3
+
+
+def test_titles_of_another_column_and_kept_apart(folder):
+    (folder / "tiny.item").write_text(ITEM.replace("movie_title", "label").replace("1964", "1994"), encoding="utf-8")
+    items = load_recbole(folder, title="label", merge_titles=False).items
+    assert items["title"].to_list()[::3] == ["The Harbour (1994)", "The Harbour (1994) #4"]
+
+
 def test_missing_and_several_files_are_named(folder, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"nowhere: no such file"):
         load_recbole(folder / "nowhere")
@@ -131,11 +153,10 @@ BAD = [
     ),
     ("tiny.inter", INTER.replace("\n8\t2", "\n\t2"), "tiny.inter: line 3, column 'user_id': '' is empty"),
     ("tiny.inter", INTER.split("\n")[0] + "\n", "tiny.inter: line 2: no data lines"),
-    ("tiny.inter", INTER + "8\t9\t1\t1\n", "tiny events: row 4 (counted from 0), column 'item_id': 9 is not among"),
     ("tiny.item", "", "tiny.item: line 1: the file is empty"),
     ("tiny.item", ITEM.replace("movie_title", "label"), "tiny.item: line 1: needs 'item_id' and one of movie_title"),
     ("tiny.item", ITEM + "5\tHalf\n", "tiny.item: line 6: 2 fields instead of 4"),
-    ("tiny.item", ITEM.replace("unkonwn\tun", "\tun"), "tiny.item: line 4, column 'movie_title': '' is empty"),
+    ("tiny.item", ITEM.replace("\n3\t", "\n\t"), "tiny.item: line 4, column 'item_id': '' is empty"),
     ("tiny.item", ITEM.replace("\n4\t", "\n1\t"), "tiny.item: line 5, column 'item_id': '1' is in an earlier line"),
 ]
 

@@ -1,6 +1,7 @@
 """From files of interactions to multi-preference records, and the metrics of a ranking. No model is needed here."""
 
 from .candidates import sample_negatives
+from .goodbooks import load_goodbooks
 from .goodreads import load_goodreads
 from .interactions import (
     ITEM_ID,
@@ -32,6 +33,7 @@ from .sdpo_json import load_sdpo_json
 from .sequences import build_sequences
 from .sources import load_source
 from .splits import temporal_split
+from .table import load_table
 
 
 __all__ = [
@@ -54,12 +56,14 @@ __all__ = [
     "drop_untitled",
     "get_template",
     "hit_rate",
+    "load_goodbooks",
     "load_goodreads",
     "load_lastfm",
     "load_movielens",
     "load_recbole",
     "load_sdpo_json",
     "load_source",
+    "load_table",
     "mean_reciprocal_rank",
     "ndcg",
     "popularity_scores",

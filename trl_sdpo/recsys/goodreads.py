@@ -68,7 +68,7 @@ def load_goodreads(
       users have the same ids as in the other files, else the numbers of the csv.
 
     The ratings go through memory in batches into a temporary Parquet file (in the directory of `tempfile`, about a
-    twentieth of the unpacked size), from which the columns that are wanted are read: 40 bytes an event. Their order
+    twentieth of the unpacked size), from which the columns that are wanted are read: about 60 bytes an event. Their order
     is kept.
 
     Dropped and counted: books without a title, and events of books that are not in the file of books; events without
@@ -164,9 +164,7 @@ def _read_books(path: Path, series: bool) -> pl.DataFrame:
     check_not_empty(path, str(path))
     title = plain_titles("title")
     if not series:
-        bare = pl.coalesce(plain_titles("title_without_series"), title)
-        short = bare.str.replace(_SERIES, "")
-        title = pl.when(short != "").then(short).otherwise(bare)
+        title = without_series(pl.coalesce(plain_titles("title_without_series"), title))
     books = pl.scan_ndjson(path, schema=_BOOK_COLUMNS)
     books = books.select(pl.col("book_id").cast(pl.Int64, strict=False).alias(ITEM_ID), title.alias(TITLE))
     try:
@@ -177,6 +175,12 @@ def _read_books(path: Path, series: bool) -> pl.DataFrame:
         raise_first_bad_record(path, {"book_id": _not_a_number})
     _check_unique(books, ITEM_ID, path)
     return books
+
+
+def without_series(title: pl.Expr) -> pl.Expr:
+    """Titles without what stands in parentheses with a number sign at their end, if that leaves anything."""
+    short = title.str.replace(_SERIES, "")
+    return pl.when(short != "").then(short).otherwise(title)
 
 
 def _check_unique(table: pl.DataFrame, column: str, path: Path) -> None:
@@ -267,7 +271,8 @@ def _map_ids(rows: pl.LazyFrame, folder: Path) -> pl.LazyFrame:
 def _read_map(path: Path, number: str, identifier: str, dtype: pl.DataType) -> pl.DataFrame:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: missing beside {_CSV}, so its books have no titles. Fetch it.")
-    check_header(path, str(path), ",", [number, identifier])
-    table = read_table(path, str(path), ",", {number: pl.Int64, identifier: dtype}, header_lines=1)
+    header = check_header(path, str(path), ",", [number, identifier], [identifier, number])
+    types = {number: pl.Int64, identifier: dtype}
+    table = read_table(path, str(path), ",", {name: types[name] for name in header}, header_lines=1)
     _check_unique(table, number, path)
     return table

@@ -1,14 +1,12 @@
 """MovieLens as GroupLens publishes it: https://grouplens.org/datasets/movielens/."""
 
-import csv
-import io
 import logging
 from pathlib import Path
 
 import polars as pl
 
 from ._files import open_release
-from ._tables import check_header, check_not_empty, decode, read_table, split_lines
+from ._tables import check_header, check_not_empty, check_width, csv_rows, decode, read_table, split_lines
 from .interactions import (
     ITEM_ID,
     LATEST,
@@ -31,6 +29,7 @@ _RATING_COLUMNS = {USER_ID: pl.Int64, ITEM_ID: pl.Int64, RATING: pl.Float64, TIM
 # Whole stars from 1 in ml-100k and ml-1m, half stars from 0.5 since.
 _LIMITS = {RATING: (0.5, 5), TIMESTAMP: (0, LATEST)}
 _CSV_RATINGS_HEADER = ["userId", "movieId", "rating", "timestamp"]
+_CSV_MOVIES_HEADER = ["movieId", "title", "genres"]
 _U_ITEM_FIELDS = 24
 
 
@@ -90,12 +89,17 @@ def _read_movies(source: Path | bytes, name: str, label: str) -> pl.DataFrame:
     check_not_empty(source, label)
     data = source if isinstance(source, bytes) else source.read_bytes()
     if name == "movies.csv":
-        rows = _csv_rows(decode(data, label), label)
+        rows = csv_rows(source, label)
+        header = next(rows)[1]
+        if header != _CSV_MOVIES_HEADER:
+            raise ValueError(
+                f"{label}: line 1: the header is {header} instead of {_CSV_MOVIES_HEADER}. Pass a CSV release."
+            )
     else:
         separator, width = ("|", _U_ITEM_FIELDS) if name == "u.item" else ("::", 3)
         lines = split_lines(decode(data, label, ("utf-8", "latin-1")))
         rows = (
-            (number, _check_width(line.split(separator), width, label, number))
+            (number, check_width(line.split(separator), width, label, number))
             for number, line in enumerate(lines, start=1)
             if line
         )
@@ -119,28 +123,3 @@ def _read_movies(source: Path | bytes, name: str, label: str) -> pl.DataFrame:
     if not ids:
         raise ValueError(f"{label}: line 1: no items. Fetch the file again.")
     return pl.DataFrame({ITEM_ID: list(ids), TITLE: titles}, schema={ITEM_ID: pl.Int64, TITLE: pl.String})
-
-
-def _csv_rows(text: str, label: str):
-    reader = csv.reader(io.StringIO(text.removeprefix("\ufeff"), newline=""), strict=True)
-    try:
-        header = next(reader, [])
-        if header != ["movieId", "title", "genres"]:
-            raise ValueError(
-                f"{label}: line 1: the header is {','.join(header)!r} instead of 'movieId,title,genres'. "
-                "Pass a CSV release."
-            )
-        for fields in reader:
-            if fields:
-                yield reader.line_num, _check_width(fields, 3, label, reader.line_num)
-    except csv.Error as error:
-        raise ValueError(f"{label}: line {reader.line_num}: {error}. Correct the quotes of the line.") from error
-
-
-def _check_width(fields: list[str], width: int, label: str, number: int) -> list[str]:
-    if len(fields) != width:
-        raise ValueError(
-            f"{label}: line {number}: {len(fields)} fields instead of {width}: {fields[:4]}. Correct the line, or fetch "
-            "the file again if it was cut off."
-        )
-    return fields

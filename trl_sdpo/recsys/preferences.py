@@ -17,7 +17,6 @@ from .candidates import CandidateSampler
 from .interactions import ITEM_ID, USER_ID, Interactions
 from .negatives import parse_negatives
 from .prompts import select_templates
-from .published import TargetSeededSampler
 from .record_config import RecordConfig
 from .records import CHUNK_SIZE, ROW, Chunk, RecordBuilder
 from .sequences import build_sequences_with_report
@@ -32,6 +31,7 @@ from .splits import (
     temporal_split,
     user_split,
 )
+from .target_seeded import TargetSeededSampler
 from .targets import select_targets
 from .token_budget import TokenBudget
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import polars as pl
 
-from ._tables import check_not_empty, decode, read_table, split_lines
+from ._tables import check_not_empty, decode, read_table, split_lines, whole_numbers
 from .interactions import (
     ITEM_ID,
     LATEST,
@@ -15,6 +15,8 @@ from .interactions import (
     USER_ID,
     Interactions,
     canonical_title,
+    drop_untitled,
+    number_duplicate_titles,
     resolve_duplicate_titles,
 )
 
@@ -28,14 +30,15 @@ _TYPES = ("token", "token_seq", "float", "float_seq")
 _MISSPELT_TITLES = {"unkonwn": "unknown"}
 
 
-def load_recbole(path: str | Path) -> Interactions:
+def load_recbole(path: str | Path, title: str | None = None, merge_titles: bool = True) -> Interactions:
     """
     Read RecBole's `NAME.inter` and the `NAME.item` beside it: tab-separated, with a header of `name:type`.
 
     `user_id` and `item_id` must be there; `rating` and `timestamp` may be missing. Tokens that are whole numbers
     throughout a column are read as `Int64`, so that a copy of MovieLens sorts as the original does. Times are cut to
     whole seconds. The title is the column `movie_title`, `title` or `name`, the year `release_year` or `year`; a year
-    that is no number is ignored and counted. Without a `.item` file the ids stand in for titles, with a warning.
+    that is no number is ignored and counted. Without a `.item` file the ids stand in for titles, with a warning. Items
+    without a title, and events of items that are not in the `.item` file, are dropped and counted.
 
     RecBole's copy of ml-100k agrees with the original ([`load_movielens`]) in all 1,682 titles. Two need more than
     the year behind the title: item 267, misspelt `unkonwn` (`unknown` in the original, and without a year in both),
@@ -44,6 +47,11 @@ def load_recbole(path: str | Path) -> Interactions:
     Args:
         path (`str` or `Path`):
             The `.inter` file, or a folder with one of them.
+        title (`str`, *optional*):
+            The column of titles, if it is another one.
+        merge_titles (`bool`, *optional*, defaults to `True`):
+            Merge items of one title. If not, all but the first of them take their id behind the title, as
+            "Chasing Amy (1997) #268".
 
     Returns:
         [`Interactions`]: Its report counts what was read, merged and ignored.
@@ -72,13 +80,17 @@ def load_recbole(path: str | Path) -> Interactions:
     time = pl.col(TIMESTAMP).floor() if has_time else pl.lit(None)
     events = events.with_columns(time.cast(pl.Int64).alias(TIMESTAMP))
 
-    items, ignored = _read_items(inter.with_suffix(".item"), events)
-    events, items = _numbers_where_possible(events, items)
+    items, ignored = _read_items(inter.with_suffix(".item"), events, (title,) if title else _TITLE_COLUMNS)
+    events, items = whole_numbers(events, items)
     report = {"events_read": events.height, "items_read": items.height, **ignored}
-    events, items, merges = resolve_duplicate_titles(events, items)
+    events, items, dropped = drop_untitled(events, items)
+    if merge_titles:
+        events, items, merges = resolve_duplicate_titles(events, items)
+    else:
+        items, merges = number_duplicate_titles(items)
     columns = [name for name in (USER_ID, ITEM_ID, RATING, TIMESTAMP) if name in events.columns]
     logger.info("%s: %d events and %d items read", inter.stem, report["events_read"], report["items_read"])
-    return Interactions(events.select(columns), items, inter.stem, has_time=has_time, report=report | merges)
+    return Interactions(events.select(columns), items, inter.stem, has_time=has_time, report=report | dropped | merges)
 
 
 def _find_inter(path: Path) -> Path:
@@ -113,16 +125,16 @@ def _read_header(path: Path) -> dict[str, str]:
     return header
 
 
-def _read_items(path: Path, events: pl.DataFrame) -> tuple[pl.DataFrame, dict[str, int]]:
+def _read_items(path: Path, events: pl.DataFrame, names: tuple[str, ...]) -> tuple[pl.DataFrame, dict[str, int]]:
     if not path.is_file():
         items = events.select(pl.col(ITEM_ID).unique(maintain_order=True)).with_columns(pl.col(ITEM_ID).alias(TITLE))
         logger.warning("%s: no such file, so %d items go by their ids instead of titles.", path, items.height)
         return items, {"items_titled_by_id": items.height}
     columns = list(_read_header(path))
-    title_column = next((name for name in _TITLE_COLUMNS if name in columns), None)
+    title_column = next((name for name in names if name in columns), None)
     if ITEM_ID not in columns or title_column is None:
         raise ValueError(
-            f"{path}: line 1: needs '{ITEM_ID}' and one of {', '.join(_TITLE_COLUMNS)}, has {columns}. Rename a column."
+            f"{path}: line 1: needs '{ITEM_ID}' and one of {', '.join(names)}, has {columns}. Rename a column."
         )
     year_column = next((name for name in _YEAR_COLUMNS if name in columns), None)
     titles, unreadable, corrected = {}, 0, 0
@@ -130,7 +142,10 @@ def _read_items(path: Path, events: pl.DataFrame) -> tuple[pl.DataFrame, dict[st
         if number == 1 or not line:
             continue
         row = _item_row(line, columns, f"{path}: line {number}")
-        _check_item(row, title_column, titles, f"{path}: line {number}")
+        _check_item(row[ITEM_ID], titles, f"{path}: line {number}")
+        if not row[title_column].strip():
+            titles[row[ITEM_ID]] = None
+            continue
         year = row.get(year_column, "")
         readable = len(year) == 4 and year.isascii() and year.isdigit()
         unreadable += bool(year) and not readable
@@ -152,22 +167,10 @@ def _item_row(line: str, columns: list[str], where: str) -> dict[str, str]:
     return dict(zip(columns, fields, strict=True))
 
 
-def _check_item(row: dict[str, str], title_column: str, seen: dict[str, str], where: str) -> None:
-    for column in (ITEM_ID, title_column):
-        if not row[column].strip():
-            raise ValueError(f"{where}, column '{column}': {row[column]!r} is empty. Fill it or remove the line.")
-    if row[ITEM_ID] in seen:
+def _check_item(item: str, seen: dict[str, str | None], where: str) -> None:
+    if not item.strip():
+        raise ValueError(f"{where}, column '{ITEM_ID}': {item!r} is empty. Fill it or remove the line.")
+    if item in seen:
         raise ValueError(
-            f"{where}, column '{ITEM_ID}': {row[ITEM_ID]!r} is in an earlier line already. Remove one of the lines."
+            f"{where}, column '{ITEM_ID}': {item!r} is in an earlier line already. Remove one of the lines."
         )
-
-
-def _numbers_where_possible(events: pl.DataFrame, items: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
-    # A leading zero must stay, or "01" and "1" would become one.
-    number = r"^(0|[1-9]\d{0,17})$"
-    if events[USER_ID].str.contains(number).all():
-        events = events.with_columns(pl.col(USER_ID).cast(pl.Int64))
-    if events[ITEM_ID].str.contains(number).all() and items[ITEM_ID].str.contains(number).all():
-        events = events.with_columns(pl.col(ITEM_ID).cast(pl.Int64))
-        items = items.with_columns(pl.col(ITEM_ID).cast(pl.Int64))
-    return events, items

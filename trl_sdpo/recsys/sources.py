@@ -1,53 +1,35 @@
-"""Data sets by name: who publishes them, under which terms, and which loader reads them."""
+"""One entry to all loaders: data sets by name."""
 
+import inspect
 from pathlib import Path
 
-from .goodreads import load_goodreads
 from .interactions import Interactions
-from .lastfm import load_lastfm
-from .movielens import load_movielens
-from .recbole import load_recbole
-
-
-GOODREADS_GENRES = (
-    *("children", "comics_graphic", "fantasy_paranormal", "history_biography"),
-    *("mystery_thriller_crime", "poetry", "romance", "young_adult"),
-)
-# Loaders of files that the user has; data sets that are downloaded by name come from the same loaders.
-_LOADERS = {
-    **dict.fromkeys(
-        (
-            "movielens",
-            *(
-                f"movielens-{release}"
-                for release in ("100k", "1m", "10m", "20m", "25m", "32m", "latest", "latest-small")
-            ),
-        ),
-        load_movielens,
-    ),
-    **dict.fromkeys(
-        ("goodreads", "goodreads-csv", *(f"goodreads-{genre}" for genre in GOODREADS_GENRES)), load_goodreads
-    ),
-    "lastfm": load_lastfm,
-    "recbole": load_recbole,
-}
+from .movielens_100k import load_movielens_100k
+from .published import fetch_source, find_source, show_terms
 
 
 def load_source(source: str, path: str | Path | None = None, **options) -> Interactions:
     """
     Read a data set by its name, from a local path or from its publisher.
 
+    A download goes to the cache ([`download.cache_dir`]), goes on where it broke off, is checked and, from a zip
+    archive, unpacked. What the publisher asks of those who use the data is logged, once in a process.
+
     Args:
         source (`str`):
             One of
 
             - `movielens-100k`, `-1m`, `-10m`, `-20m`, `-25m`, `-32m`, `-latest`, `-latest-small`; `movielens` for any
-              release at `path`: [`load_movielens`];
+              release at `path`: [`load_movielens`]. Where GroupLens cannot be reached, `movielens-100k` comes from a
+              PyPI wheel;
             - `goodreads-GENRE` (a genre of the UCSD Book Graph: `children`, `comics_graphic`, `fantasy_paranormal`,
               `history_biography`, `mystery_thriller_crime`, `poetry`, `romance`, `young_adult`), `goodreads` for the
-              whole, `goodreads-csv` for the whole without times: [`load_goodreads`];
-            - `lastfm` (HetRec 2011): [`load_lastfm`];
-            - `recbole`, with a `path`: [`load_recbole`].
+              whole (11 GB), `goodreads-csv` for the whole without times (4 GB): [`load_goodreads`];
+            - `goodbooks-10k`: [`load_goodbooks`];
+            - `lastfm` or `lastfm-hetrec2011`: [`load_lastfm`];
+            - `recbole`, with a `path`: [`load_recbole`];
+            - `table`, with a `path` (or the name of a data set on the Hub) and the names of its columns as options:
+              [`load_table`].
         path (`str` or `Path`, *optional*):
             The files, as the loader takes them. By default they are downloaded once and cached.
         **options:
@@ -57,10 +39,28 @@ def load_source(source: str, path: str | Path | None = None, **options) -> Inter
         [`Interactions`]: What the loader returns.
 
     Raises:
-        ValueError: there is no such source, or it cannot be downloaded and there is no `path`.
+        ConnectionError: the publisher cannot be reached, or the download broke off.
+        TypeError: the loader has no such option.
+        ValueError: there is no such source, it has no files to download and no `path` is given, what came is not what
+            it should be, or as the loader says.
+
+    Example:
+        ```python
+        from trl_sdpo.recsys import load_source
+
+        interactions = load_source("movielens-1m")
+        interactions = load_source("goodreads-poetry", "goodreads_interactions_poetry.json.gz", read_only=True)
+        ```
     """
-    if source not in _LOADERS:
-        raise ValueError(f"source {source!r} is not known. Pass one of {', '.join(_LOADERS)}.")
-    if path is None:
-        raise ValueError(f"source {source!r} has no file of its own to download. Pass the path of yours.")
-    return _LOADERS[source](path, **options)
+    entry = find_source(source)
+    known = list(inspect.signature(entry.load).parameters)[1:]
+    unknown = [name for name in options if name not in known]
+    if unknown:
+        raise TypeError(f"source {source!r} has no option {unknown[0]!r}, but {known or 'none'}. Leave it out.")
+    if source == "movielens-100k":
+        return load_movielens_100k(path, **options)
+    if path is None and not entry.files:
+        raise ValueError(f"source {source!r} has nothing to download. Pass the path of your files.")
+    if entry.terms:
+        show_terms(entry.terms)
+    return entry.load(fetch_source(source) if path is None else path, **options)
