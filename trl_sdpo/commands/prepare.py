@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ..recsys.prepare import prepare
+from ..recsys.preparation import prepare
 from ..recsys.prompts import PromptTemplate
 from ..recsys.recipes import DEFAULT, RECIPES
 from ..recsys.record_config import RecordConfig

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from .leak_probe import CodedLists
+from .leaks import CodedLists
 from .records import Chunk
 
 

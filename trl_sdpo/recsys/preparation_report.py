@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
+from .split_statistics import SplitStatistics
 from .splits import SPLITS
-from .statistics import SplitStatistics
 
 
 logger = logging.getLogger(__name__)

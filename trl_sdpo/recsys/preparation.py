@@ -16,13 +16,13 @@ import pyarrow.parquet as pq
 from tqdm.auto import tqdm
 
 from .interactions import Interactions
-from .leak_probe import probe_lists
+from .leaks import probe_lists
 from .preferences import RecordPlan, plan_records
-from .prepare_report import plot_report, write_markdown
+from .preparation_report import plot_report, write_markdown
 from .recipes import DEFAULT, recipe_loader_options, recipe_options
 from .record_config import RecordConfig
 from .sources import load_source
-from .statistics import SplitStatistics
+from .split_statistics import SplitStatistics
 
 
 if TYPE_CHECKING:
