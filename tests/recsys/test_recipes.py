@@ -29,11 +29,16 @@ def lastfm_files(tmp_path):
     for user in range(1, 61):
         for artist in sorted(generator.sample(range(1, 41), generator.choice([3, 12, 15]))):
             for tag in range(generator.choice([1, 1, 2])):
-                lines.append(f"{user}\t{artist}\t{tag + 1}\t1\t{generator.randint(1, 12)}\t{2000 + generator.randint(2, 10)}")
+                lines.append(
+                    f"{user}\t{artist}\t{tag + 1}\t1\t{generator.randint(1, 12)}\t{2000 + generator.randint(2, 10)}"
+                )
     # one artist of two users, one without a name
     lines += ["61\t41\t1\t1\t1\t2009", "62\t41\t1\t1\t1\t2009", "62\t99\t1\t1\t1\t2009"]
     (tmp_path / "user_taggedartists.dat").write_bytes(("\r\n".join(lines) + "\r\n").encode())
-    artists = ["id\tname\turl\tpictureURL", *(f"{number}\tArtist {number}\thttp://x\thttp://y" for number in range(1, 42))]
+    artists = [
+        "id\tname\turl\tpictureURL",
+        *(f"{number}\tArtist {number}\thttp://x\thttp://y" for number in range(1, 42)),
+    ]
     (tmp_path / "artists.dat").write_text("\n".join(artists) + "\n")
     return tmp_path
 
