@@ -89,7 +89,9 @@ class RecordBuilder:
         self._item_ids = _ids(catalogue[ITEM_ID])
         self._renderers = [Renderer(one, self.titles, history_size, num_candidates) for one in templates]
         completions = [self.titles] if conversational else [one.completions for one in self._renderers]
-        self._completions = pa.concat_arrays(completions)
+        # Wordings may share completions. In a dictionary that holds one twice, Parquet would write the texts themselves.
+        encoded = pa.concat_arrays(completions).dictionary_encode()
+        self._completions, self._completion_codes = encoded.dictionary, encoded.indices.to_numpy()
         if budget is not None:
             budget.measure_completions(templates, self.titles.to_pylist(), conversational)
 
@@ -173,7 +175,7 @@ class RecordBuilder:
 
     def _texts(self, wording: np.ndarray, items: np.ndarray) -> pa.DictionaryArray:
         """Completions, or bare titles of messages, as rows of a dictionary."""
-        codes = items if self.conversational else wording * len(self.titles) + items
+        codes = self._completion_codes[items if self.conversational else wording * len(self.titles) + items]
         return pa.DictionaryArray.from_arrays(pa.array(codes.ravel(), pa.int32()), self._completions)
 
 
