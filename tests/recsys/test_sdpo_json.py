@@ -64,6 +64,19 @@ def test_bad_record(write, change, message):
         load_sdpo_json(write([ROWS[0], {**ROWS[1], **change}]))
 
 
+def test_a_title_with_the_separator_in_it(write):
+    """A list keeps it whole; in a text nothing tells where one title ends."""
+    rows = [{**ROWS[0], "itemList": ["Seven::Doors", "Winter Light"]}, {**ROWS[1], "historyList": ["Seven::Doors"]}]
+    assert load_sdpo_json(write(rows), "history", "watched")["prompt"][1].startswith(
+        "This user has watched Seven::Doors."
+    )
+    rows[1]["historyList"] = "Blue Hotel::Seven::Doors"
+    with pytest.raises(
+        ValueError, match=r"record 1: historyList would be cut inside the title 'Seven::Doors'.*a list"
+    ):
+        load_sdpo_json(write(rows))
+
+
 def test_bad_files(write, tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere"):
         load_sdpo_json(tmp_path / "nowhere.json")

@@ -154,7 +154,10 @@ def test_options_reach_the_loader(tmp_path):
     (tmp_path / "u.data").write_text("1\t7\t5\t100\n2\t8\t3\t50\n")
     (tmp_path / "u.item").write_text("".join(f"{item}|Red River (1948)||||{flags}\n" for item in (7, 8)))
     assert load_source("movielens-100k", tmp_path).items.height == 1
-    assert load_source("movielens-100k", tmp_path, merge_titles=False).items.height == 2
+    for value, count in ((False, 2), ("false", 2), ("True", 1)):
+        assert load_source("movielens-100k", tmp_path, merge_titles=value).items.height == count
+    with pytest.raises(ValueError, match="option 'merge_titles': 'no' is neither true nor false"):
+        load_source("movielens-100k", tmp_path, merge_titles="no")
 
 
 def test_recbole_with_its_options(tmp_path):

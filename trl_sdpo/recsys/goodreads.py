@@ -67,9 +67,8 @@ def load_goodreads(
     - `goodreads_interactions.csv`, without: `book_id_map.csv` is needed too, and with `user_id_map.csv` beside it
       users have the same ids as in the other files, else the numbers of the csv.
 
-    The ratings go through memory in batches into a temporary Parquet file (in the directory of `tempfile`, about a
-    twentieth of the unpacked size), from which the columns that are wanted are read: about 60 bytes an event. Their order
-    is kept.
+    The json goes through memory in batches into a temporary Parquet file (in the directory of `tempfile`), from which
+    the wanted columns are read: about 60 bytes an event. The order of the file is kept.
 
     Dropped and counted: books without a title, and events of books that are not in the file of books; events without
     any time. A date that cannot be read or lies outside 1900 to 2099 counts as missing. Books of one title, such as
@@ -82,7 +81,7 @@ def load_goodreads(
             What the time of an event is: `"read_at"`, where missing `date_updated`, where missing `date_added`;
             `"date_updated"`, where missing `date_added`; or `"date_added"`.
         read_only (`bool`, *optional*, defaults to `False`):
-            Leave out books that are on a shelf but not read (half of all rows).
+            Leave out books that are on a shelf but not read.
         series (`bool`, *optional*, defaults to `True`):
             Keep the series behind a title, `"Crooked Kingdom (Six of Crows, #2)"`. Without it the title is
             `title_without_series`, less what it still has in parentheses with a number sign at its end.

@@ -41,8 +41,9 @@ def load_sdpo_json(
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is no json list, or a record lacks a key, has an empty history, or a list without its
-            selection or with an item twice. The message names file, record, key, value and remedy.
+        ValueError: the file is no json list, or a record lacks a key, has an empty history, a list without its
+            selection or with an item twice, or a history in one text with a title in it that has the separator in
+            it. The message names file, record, key, value and remedy.
     """
     path = Path(path)
     if not path.is_file():
@@ -87,9 +88,10 @@ def from_sdpo_rows(rows: Sequence[dict[str, Any]], template: PromptTemplate, sou
 
         ```
     """
+    ambiguous = _titles_with_separator(rows)
     records: dict[str, list] = {"prompt": [], "chosen": [], "rejected": [], "candidates": []}
     for number, row in enumerate(rows):
-        history, candidates, target = _check_row(row, f"{source}, record {number}")
+        history, candidates, target = _check_row(row, f"{source}, record {number}", ambiguous)
         records["prompt"].append(template.render(history, candidates))
         records["chosen"].append(template.complete(target))
         records["rejected"].append([template.complete(title) for title in candidates if title != target])
@@ -98,12 +100,25 @@ def from_sdpo_rows(rows: Sequence[dict[str, Any]], template: PromptTemplate, sou
     return Dataset.from_dict(records)
 
 
-def _check_row(row: Any, where: str) -> tuple[list[str], list[str], str]:
+def _titles_with_separator(rows: Sequence[Any]) -> list[str]:
+    lists = [row.get(CANDIDATES) for row in rows if isinstance(row, dict)]
+    titles = {title for each in lists if isinstance(each, list) for title in each if isinstance(title, str)}
+    return sorted(title for title in titles if SEPARATOR in title)
+
+
+def _check_row(row: Any, where: str, ambiguous: Sequence[str]) -> tuple[list[str], list[str], str]:
     for key in (HISTORY, CANDIDATES, SELECTION):
         if not isinstance(row, dict) or not row.get(key):
             raise ValueError(f"{where}: {key} is missing or empty, got {str(row)[:200]!r}. Remove the record.")
     history, candidates, target = row[HISTORY], row[CANDIDATES], row[SELECTION]
-    history = history.split(SEPARATOR) if isinstance(history, str) else history
+    if isinstance(history, str):
+        cut = next((title for title in ambiguous if title in history), None)
+        if cut is not None:
+            raise ValueError(
+                f"{where}: {HISTORY} would be cut inside the title {cut!r}, which has the separator {SEPARATOR!r} in it. "
+                f"Give {HISTORY} as a list of titles."
+            )
+        history = history.split(SEPARATOR)
     for key, titles in ((HISTORY, history), (CANDIDATES, candidates)):
         bad = None if isinstance(titles, list) else titles
         if bad is None:

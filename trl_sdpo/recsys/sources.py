@@ -1,7 +1,9 @@
 """One entry to all loaders: data sets by name."""
 
 import inspect
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from .interactions import Interactions
 from .movielens_100k import load_movielens_100k
@@ -33,7 +35,7 @@ def load_source(source: str, path: str | Path | None = None, **options) -> Inter
         path (`str` or `Path`, *optional*):
             The files, as the loader takes them. By default they are downloaded once and cached.
         **options:
-            Passed to the loader.
+            Passed to the loader. Those that are true or false may also be text, as from a command line.
 
     Returns:
         [`Interactions`]: What the loader returns.
@@ -53,10 +55,7 @@ def load_source(source: str, path: str | Path | None = None, **options) -> Inter
         ```
     """
     entry = find_source(source)
-    known = list(inspect.signature(entry.load).parameters)[1:]
-    unknown = [name for name in options if name not in known]
-    if unknown:
-        raise TypeError(f"source {source!r} has no option {unknown[0]!r}, but {known or 'none'}. Leave it out.")
+    options = _check_options(source, entry.load, options)
     if source == "movielens-100k":
         return load_movielens_100k(path, **options)
     if path is None and not entry.files:
@@ -64,3 +63,17 @@ def load_source(source: str, path: str | Path | None = None, **options) -> Inter
     if entry.terms:
         show_terms(entry.terms)
     return entry.load(fetch_source(source) if path is None else path, **options)
+
+
+def _check_options(source: str, load: Callable, options: dict[str, Any]) -> dict[str, Any]:
+    known = dict(list(inspect.signature(load).parameters.items())[1:])
+    checked = {}
+    for name, value in options.items():
+        if name not in known:
+            raise TypeError(f"source {source!r} has no option {name!r}, but {list(known) or 'none'}. Leave it out.")
+        if known[name].annotation is bool and isinstance(value, str):
+            if value.lower() not in ("true", "false"):
+                raise ValueError(f"source {source!r}, option {name!r}: {value!r} is neither true nor false.")
+            value = value.lower() == "true"
+        checked[name] = value
+    return checked
