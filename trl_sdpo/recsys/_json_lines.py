@@ -32,8 +32,8 @@ def raise_first_bad_record(
             record = json.loads(decode_line(line, str(path), number))
         except json.JSONDecodeError as problem:
             raise ValueError(
-                f"{path}: line {number}: not a JSON object ({problem}): {line[:200]!r}. Correct the line, or fetch the "
-                "file again if it was cut off."
+                f"{path}: line {number}: not a JSON object ({problem}): {line[:200]!r}. Correct the line, or fetch "
+                "the file again if it was cut off."
             ) from error
         if not isinstance(record, dict):
             raise ValueError(f"{path}: line {number}: {str(record)[:200]!r} is not a JSON object. Correct the line.")

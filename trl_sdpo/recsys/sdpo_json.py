@@ -115,8 +115,8 @@ def _check_row(row: Any, where: str, ambiguous: Sequence[str]) -> tuple[list[str
         cut = next((title for title in ambiguous if title in history), None)
         if cut is not None:
             raise ValueError(
-                f"{where}: {HISTORY} would be cut inside the title {cut!r}, which has the separator {SEPARATOR!r} in it. "
-                f"Give {HISTORY} as a list of titles."
+                f"{where}: {HISTORY} would be cut inside the title {cut!r}, which has the separator {SEPARATOR!r} in "
+                f"it. Give {HISTORY} as a list of titles."
             )
         history = history.split(SEPARATOR)
     for key, titles in ((HISTORY, history), (CANDIDATES, candidates)):
