@@ -1,6 +1,7 @@
 """Negatives and candidate lists, drawn so that they tell nothing about the target."""
 
 import logging
+import threading
 
 import numpy as np
 import polars as pl
@@ -66,6 +67,7 @@ class CandidateSampler:
         self.train_events, self.popularity_alpha = train_events, popularity_alpha
         self._draws: dict[str, Draw] = {UNIFORM: uniform_draw(seed, len(self.ids))}
         self.filled_uniformly = 0
+        self._lock = threading.Lock()
 
     def prepare(self, strategies) -> None:
         """Count what these strategies draw by."""
@@ -136,7 +138,8 @@ class CandidateSampler:
                 filled = pool[short, :end]
                 filled[missing] = extra[np.arange(end - begin) < missing.sum(axis=1)[:, None]]
                 pool[short, :end] = filled
-                self.filled_uniformly += int(missing.sum())
+                with self._lock:  # threads draw for different rows, and count together
+                    self.filled_uniformly += int(missing.sum())
         return pool
 
     def order(self, rows: TargetRows, num_candidates: int) -> np.ndarray:

@@ -202,8 +202,6 @@ def plan_records(
     """
     if config.max_length is not None and processing_class is None:
         raise ValueError(f"max_length={config.max_length} needs a tokenizer to count with. Pass processing_class.")
-    budget = None if processing_class is None else TokenBudget(processing_class, config.max_length)
-    templates = select_templates(config.prompt_style, config.template, config.domain)
     sequences, source_report = build_sequences_with_report(
         interactions,
         min_rating=config.min_rating,
@@ -224,6 +222,24 @@ def plan_records(
     for split, ratio in zip(SPLITS, config.ratios, strict=True):
         if ratio > 0 or config.split == LEAVE_ONE_OUT:
             targets[split], report[split] = _select(events, split, config)
+    builder = _make_builder(interactions, events, catalogue, config, processing_class)
+    train = (events[SPLIT] == "train").to_numpy()
+    train_counts = np.bincount(builder.event_items[train], minlength=catalogue.height)
+    plan = RecordPlan(config, targets, builder, catalogue, train_counts, report)
+    for split, rows in targets.items():
+        builder.sampler.check_enough(
+            rows, builder.sampler.rows(rows, np.empty((rows.height, 0), np.int64)), plan.pool_size(split)
+        )
+    return plan
+
+
+def _make_builder(
+    interactions: Interactions,
+    events: pl.DataFrame,
+    catalogue: pl.DataFrame,
+    config: RecordConfig,
+    processing_class: "PreTrainedTokenizerBase | None",
+) -> RecordBuilder:
     by_target = config.candidate_seed == "target"
     sampler = (TargetSeededSampler if by_target else CandidateSampler)(
         interactions.events,
@@ -233,24 +249,19 @@ def plan_records(
         popularity_alpha=config.popularity_alpha,
     )
     sampler.prepare([*parse_negatives(config.negatives), *parse_negatives(config.eval_negatives)])
+    sampler.train_events = None  # counted by now, and large
     if by_target:
         sampler.number_items(events[ITEM_ID])
-    builder = RecordBuilder(
+    return RecordBuilder(
         events,
         catalogue,
         sampler,
-        templates,
+        select_templates(config.prompt_style, config.template, config.domain),
         history_size=config.history_size,
         num_candidates=config.num_candidates,
         conversational=config.conversational,
-        budget=budget,
+        budget=None if processing_class is None else TokenBudget(processing_class, config.max_length),
     )
-    train = (events[SPLIT] == "train").to_numpy()
-    train_counts = np.bincount(builder.event_items[train], minlength=catalogue.height)
-    plan = RecordPlan(config, targets, builder, catalogue, train_counts, report)
-    for split, rows in targets.items():
-        sampler.check_enough(rows, sampler.rows(rows, np.empty((rows.height, 0), np.int64)), plan.pool_size(split))
-    return plan
 
 
 def _split(sequences: pl.DataFrame, config: RecordConfig) -> pl.DataFrame:

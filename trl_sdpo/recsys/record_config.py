@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from .negatives import parse_negatives
-from .prompts import DOMAINS, PROMPT_STYLES, PromptTemplate
+from .prompts import DOMAINS, PROMPT_STYLES, PromptTemplate, select_templates
 from .sequences import K_CORES, ORDERS
 from .splits import SPLIT_KINDS
 from .targets import parse_windows
@@ -174,5 +174,6 @@ class RecordConfig:
             raise ValueError(
                 "candidate_seed='target' draws uniformly and has no pool. Pass neither negatives nor pool_size."
             )
+        select_templates(self.prompt_style, self.template, self.domain)
         for name in ("windows", "eval_windows"):
             parse_windows(getattr(self, name))
