@@ -4,6 +4,7 @@ import random
 import movielens
 import numpy as np
 import pytest
+import recommendation
 import report
 import stages
 from datasets import Dataset
@@ -55,7 +56,7 @@ class TestRun:
     @pytest.fixture(scope="class")
     def run(self, movielens_files, tmp_path_factory):
         output_dir = tmp_path_factory.mktemp("run")
-        movielens.main(arguments(movielens_files, output_dir, model="small-llama"))
+        recommendation.main(arguments(movielens_files, output_dir, model="small-llama"), movielens.MOVIELENS)
         return output_dir
 
     def test_results(self, run):
@@ -90,7 +91,7 @@ class TestRun:
 
         monkeypatch.setattr(stages, "sft_trainer", must_not_train)
         monkeypatch.setattr(stages, "softmax_dpo_trainer", must_not_train)
-        movielens.main(arguments(movielens_files, run, model="small-llama", resume=True))
+        recommendation.main(arguments(movielens_files, run, model="small-llama", resume=True), movielens.MOVIELENS)
         assert json.loads((run / "results.json").read_text())["stages"] == before["stages"]
         assert "s-dpo (implicit reward)" in capsys.readouterr().out
 
@@ -98,7 +99,9 @@ class TestRun:
         """Any directory goes as `--model`; here it is the small Llama of the other run, and the list is shown."""
         changes = {"prompt_style": "candidates", "sft_on": "completion", "sft_records": 32, "sft_epochs": 1}
         model = str(run / "sft")
-        movielens.main(arguments(movielens_files, tmp_path, model=model, more_sft=False, **changes))
+        recommendation.main(
+            arguments(movielens_files, tmp_path, model=model, more_sft=False, **changes), movielens.MOVIELENS
+        )
         results = json.loads((tmp_path / "results.json").read_text())
         assert "more sft" not in results["stages"]
         for stage in ("sft", "s-dpo"):

@@ -3,7 +3,7 @@ import polars as pl
 import pytest
 
 from trl_sdpo.recsys import sample_negatives
-from trl_sdpo.recsys.candidates import hash_keys, random_numbers, stream_keys
+from trl_sdpo.recsys._streams import hash_keys, random_numbers, stream_keys
 
 
 def make_items(count, first=0):

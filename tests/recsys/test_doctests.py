@@ -5,6 +5,10 @@ import pytest
 
 
 MODULES = (
+    "leaks",
+    "negatives",
+    "recipes",
+    "targets",
     "candidates",
     "interactions",
     "metrics",

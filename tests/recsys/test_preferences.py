@@ -74,6 +74,7 @@ def test_records_hold_what_the_sequences_say():
         "targets": 192,
         "dropped_short_history": 36,
         "dropped_by_stride": 0,
+        "dropped_by_windows": 0,
         "dropped_by_subsampling": 0,
         "records": 156,
         "users": 12,

@@ -30,7 +30,7 @@ def test_every_template_shows_its_titles_in_order_and_ends_on_a_boundary(templat
 def test_both_styles_have_several_wordings_and_unique_names():
     assert len(HISTORY_TEMPLATES) >= 3
     assert len(CANDIDATE_TEMPLATES) >= 3
-    assert len(TEMPLATES) == len(HISTORY_TEMPLATES) + len(CANDIDATE_TEMPLATES)
+    assert len(TEMPLATES) == 4 * (len(HISTORY_TEMPLATES) + len(CANDIDATE_TEMPLATES))
 
 
 def test_lines_has_every_title_in_the_form_of_a_completion():
@@ -85,3 +85,36 @@ def test_selecting_templates():
         select_templates("history", "nope")
     with pytest.raises(ValueError, match="prompt style 'chat' is none of"):
         select_templates("chat", None)
+
+
+@pytest.mark.parametrize("domain", ["movies", "books", "music", "items"])
+def test_every_domain_has_all_wordings(domain):
+    for style in ("history", "candidates"):
+        templates = select_templates(style, "random", domain)
+        assert [one.name.removeprefix(f"{domain}-") for one in templates] == [
+            one.name for one in select_templates(style, "random")
+        ]
+        for one in templates:
+            text = one.render(["A", "B"], ["C", "D"])
+            assert ("movie" in text.lower()) <= (domain == "movies")
+            assert ("watch" in text.lower()) <= (domain == "movies")
+
+
+def test_a_name_goes_with_or_without_its_domain():
+    assert select_templates("history", "watched", "books")[0].render(["A"]) == "This user has read A. Next:"
+    assert select_templates("history", "books-watched", "books") == select_templates("history", "watched", "books")
+    with pytest.raises(ValueError, match="domain 'games' is none of"):
+        select_templates("history", None, "games")
+
+
+@pytest.mark.parametrize(
+    "text", ["{history} {history!r}:", "{history} {history:>5}:", "{history} {user} Next:", "{history} {0}:"]
+)
+def test_placeholders_are_plain_and_known(text):
+    with pytest.raises(ValueError, match="unknown placeholder or brace"):
+        PromptTemplate("mine", "history", text)
+
+
+def test_braces_that_are_meant_are_doubled():
+    template = PromptTemplate("mine", "history", "{{{history}}}:")
+    assert template.render(["A", "B"]) == "{A, B}:"

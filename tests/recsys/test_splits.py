@@ -1,7 +1,7 @@
 import polars as pl
 import pytest
 
-from trl_sdpo.recsys import temporal_split
+from trl_sdpo.recsys import leave_one_out_split, split_leaks, temporal_split, user_split
 
 
 def split_of(times, ratios):
@@ -53,3 +53,79 @@ def test_errors():
 def test_ratios_must_be_three_shares(ratios):
     with pytest.raises(ValueError, match="are not three shares that make 1"):
         split_of([1, 2, 3], ratios)
+
+
+USERS = pl.DataFrame(
+    {
+        "user_id": [1, 1, 1, 1, 2, 2, 3, 4, 4, 4],
+        "item_id": [5, 6, 7, 8, 5, 6, 5, 6, 7, 9],
+        "timestamp": [10, 20, 30, 40, 1, 2, 3, 35, 50, 60],
+    }
+)
+
+
+def test_leave_one_out_takes_the_last_two_of_users_with_three_events():
+    split = leave_one_out_split(USERS)
+    assert split["split"].to_list() == [
+        *("train", "train", "validation", "test"),
+        *("train", "train"),
+        "train",
+        *("train", "validation", "test"),
+    ]
+    # the event of user 4 at 35 is not before that of user 1 for validation at 30
+    assert split_leaks(split) == {
+        "train_events_after_evaluation_begins": 1,
+        "users_in_train_and_evaluation": 2,
+        "evaluation_items_without_train_event": 3,
+    }
+
+
+def test_leave_one_out_of_a_source_without_time_needs_the_order_of_the_file():
+    timeless = USERS.with_columns(timestamp=pl.lit(None, dtype=pl.Int64))
+    with pytest.raises(ValueError, match=r"null in 10 of 10 rows.*Pass file_order=True"):
+        leave_one_out_split(timeless)
+    split = leave_one_out_split(timeless, file_order=True)
+    assert split["split"].to_list() == leave_one_out_split(USERS)["split"].to_list()
+    assert split_leaks(split)["train_events_after_evaluation_begins"] is None
+
+
+def test_leave_one_out_without_anybody_to_test():
+    with pytest.raises(ValueError, match="none of 2 users has three events"):
+        leave_one_out_split(USERS.filter(pl.col("user_id").is_in([2, 3])))
+
+
+def test_users_go_whole_to_one_split_in_the_order_of_their_first_events():
+    split = user_split(USERS, (0.5, 0.25, 0.25))
+    by_user = dict(split.select("user_id", pl.col("split").cast(pl.String)).unique().rows())
+    assert by_user == {2: "train", 3: "train", 1: "validation", 4: "test"}
+    assert split.drop("split").equals(USERS)
+    assert split_leaks(split)["users_in_train_and_evaluation"] == 0
+
+
+def test_users_drawn_by_the_seed():
+    many = pl.DataFrame({"user_id": range(200), "item_id": [1] * 200, "timestamp": range(200)})
+    splits = [user_split(many, seed=seed)["split"].to_list() for seed in (0, 0, 1)]
+    assert [splits[0].count(name) for name in ("train", "validation", "test")] == [160, 20, 20]
+    assert splits[0] == splits[1] != splits[2]
+    # where a user goes does not hang on the order of the rows
+    assert user_split(many.reverse(), seed=0)["split"].to_list() == splits[0][::-1]
+
+
+def test_users_without_time_need_a_seed():
+    timeless = USERS.with_columns(timestamp=pl.lit(None, dtype=pl.Int64))
+    with pytest.raises(ValueError, match="Pass a seed to draw the users"):
+        user_split(timeless)
+    assert user_split(timeless, (0.5, 0.25, 0.25), seed=0)["split"].null_count() == 0
+
+
+def test_sizes_of_splits_by_user():
+    many = pl.DataFrame({"user_id": range(943), "item_id": [1] * 943, "timestamp": range(943)})
+    sizes = dict(user_split(many).group_by("split").len().rows())
+    assert sizes == {"train": 754, "validation": 94, "test": 95}
+    assert user_split(many, (0.5, 0.5, 0))["split"].to_list().count("test") == 0
+    with pytest.raises(ValueError, match="split 'validation' gets none of 4 users"):
+        user_split(USERS, (0.8, 0.1, 0.1))
+
+
+def test_nothing_of_a_temporal_split_comes_after():
+    assert split_leaks(temporal_split(USERS, (0.6, 0.2, 0.2)))["train_events_after_evaluation_begins"] == 0

@@ -15,6 +15,7 @@ from .interactions import (
     resolve_duplicate_titles,
 )
 from .lastfm import load_lastfm
+from .leaks import LeakProbe, leak_probe
 from .metrics import (
     bootstrap_interval,
     chance_level,
@@ -27,13 +28,17 @@ from .metrics import (
 )
 from .movielens import load_movielens
 from .preferences import build_preference_dataset, popularity_scores
+from .preparation import prepare
 from .prompts import CANDIDATE_TEMPLATES, HISTORY_TEMPLATES, TEMPLATES, PromptTemplate, get_template
 from .recbole import load_recbole
+from .recipes import recipe_options
+from .record_config import RecordConfig
 from .sdpo_json import load_sdpo_json
 from .sequences import build_sequences
 from .sources import load_source
-from .splits import temporal_split
+from .splits import leave_one_out_split, split_leaks, temporal_split, user_split
 from .table import load_table
+from .token_budget import check_token_boundary
 
 
 __all__ = [
@@ -46,16 +51,21 @@ __all__ = [
     "TITLE",
     "USER_ID",
     "Interactions",
+    "LeakProbe",
     "PromptTemplate",
+    "RecordConfig",
     "bootstrap_interval",
     "build_preference_dataset",
     "build_sequences",
     "canonical_title",
     "chance_level",
     "chance_metrics",
+    "check_token_boundary",
     "drop_untitled",
     "get_template",
     "hit_rate",
+    "leak_probe",
+    "leave_one_out_split",
     "load_goodbooks",
     "load_goodreads",
     "load_lastfm",
@@ -67,9 +77,13 @@ __all__ = [
     "mean_reciprocal_rank",
     "ndcg",
     "popularity_scores",
+    "prepare",
     "ranking_metrics",
     "ranks",
+    "recipe_options",
     "resolve_duplicate_titles",
     "sample_negatives",
+    "split_leaks",
     "temporal_split",
+    "user_split",
 ]

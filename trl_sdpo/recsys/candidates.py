@@ -1,12 +1,27 @@
 """Negatives and candidate lists, drawn so that they tell nothing about the target."""
 
-import hashlib
 import logging
+import threading
 
 import numpy as np
 import polars as pl
 
-from .interactions import ITEM_ID, TITLE, USER_ID
+from ._codes import Seen, encode, sorted_catalogue
+from ._streams import ORDER_STREAM, hash_keys, random_numbers, stream_keys
+from .interactions import ITEM_ID, USER_ID
+from .negatives import (
+    HARD,
+    POPULARITY,
+    UNIFORM,
+    Draw,
+    TargetRows,
+    hard_draw,
+    nearest_by_co_occurrence,
+    parse_negatives,
+    popularity_draw,
+    schedule,
+    uniform_draw,
+)
 from .sequences import POSITION
 
 
@@ -15,11 +30,154 @@ logger = logging.getLogger(__name__)
 NEGATIVES = "negatives"
 CANDIDATES = "candidates"
 
-# Streams of random numbers that have nothing to do with each other.
-NEGATIVE_STREAM, ORDER_STREAM, TEMPLATE_STREAM, SUBSAMPLE_STREAM = range(4)
+_DRAWS_PER_CHUNK = 1 << 21
+# What popularity or neighbours do not give within so many draws is drawn uniformly: a user may have all of them.
+_DRAWS_BEFORE_UNIFORM = 1 << 12
 
-_GOLDEN_GAMMA = 0x9E3779B97F4A7C15
-_DRAWS_PER_CHUNK = 1 << 20
+
+class CandidateSampler:
+    """
+    Draws negatives and the order of candidate lists, see [`sample_negatives`].
+
+    Args:
+        events (`polars.DataFrame`):
+            All interactions, with `user_id` and `item_id`: what a user's negatives must not be among.
+        catalogue (`polars.DataFrame`):
+            The items to draw from, sorted by `item_id`.
+        seed (`int`):
+            The seed.
+        train_events (`polars.DataFrame` or `polars.LazyFrame`, *optional*):
+            Events of the training split in order: what popularity and neighbours are counted on.
+        popularity_alpha (`float`, *optional*, defaults to `1.0`):
+            The exponent of popularity.
+    """
+
+    def __init__(
+        self,
+        events: pl.DataFrame,
+        catalogue: pl.DataFrame,
+        *,
+        seed: int,
+        train_events: pl.DataFrame | pl.LazyFrame | None = None,
+        popularity_alpha: float = 1.0,
+    ):
+        self.ids = catalogue[ITEM_ID]
+        self.seed = seed
+        self.seen = Seen(events, self.ids)
+        self.train_events, self.popularity_alpha = train_events, popularity_alpha
+        self._draws: dict[str, Draw] = {UNIFORM: uniform_draw(seed, len(self.ids))}
+        self.filled_uniformly = 0
+        self._lock = threading.Lock()
+
+    def prepare(self, strategies) -> None:
+        """Count what these strategies draw by."""
+        for strategy in set(strategies) - self._draws.keys():
+            if self.train_events is None:
+                raise ValueError(f"negatives of strategy '{strategy}' need train_events. Pass the training events.")
+            train_events = self.train_events.lazy().collect()
+            if strategy == POPULARITY:
+                items = encode(train_events[ITEM_ID], self.ids)
+                counts = np.bincount(items[items >= 0], minlength=len(self.ids))
+                self._draws[POPULARITY] = popularity_draw(self.seed, counts, self.popularity_alpha)
+            elif strategy == HARD:
+                neighbours = nearest_by_co_occurrence(train_events, self.ids)
+                self._draws[HARD] = hard_draw(self.seed, neighbours)
+
+    def rows(self, targets: pl.DataFrame, histories: np.ndarray) -> TargetRows:
+        """Targets with `user_id`, `position` and `item_id`, and rows of the items before them, as arrays."""
+        items = encode(targets[ITEM_ID], self.ids)
+        missing = np.flatnonzero(items < 0)
+        if len(missing):
+            row = int(missing[0])
+            raise ValueError(
+                f"targets: row {row}, column '{ITEM_ID}': {targets[ITEM_ID][row]!r} is not among the items. Add it to "
+                "them."
+            )
+        users, keys = self.seen.encode_users(targets[USER_ID]), hash_keys(targets[USER_ID])
+        return TargetRows(users, keys, targets[POSITION].to_numpy(), items, histories)
+
+    def check_enough(self, targets: pl.DataFrame, rows: TargetRows, pool_size: int) -> None:
+        """Raise if a user leaves too few items."""
+        own = self.seen.contains(rows.users, rows.items[:, None])[:, 0]
+        left = len(self.ids) - self.seen.count(rows.users) - ~own
+        short = np.flatnonzero(left < pool_size)
+        if len(short):
+            row = int(short[0])
+            raise ValueError(
+                f"targets: row {row}, column '{USER_ID}': user {targets[USER_ID][row]!r} leaves {left[row]} of "
+                f"{len(self.ids)} items to draw {pool_size} negatives from ({len(short)} such rows). Draw fewer "
+                "negatives, use more items, or drop the user."
+            )
+
+    def draw(self, rows: TargetRows, num_negatives: int, pool_size: int, shares: dict[str, float]) -> np.ndarray:
+        """
+        Rows of the negatives in the catalogue.
+
+        Args:
+            rows ([`TargetRows`]):
+                The targets.
+            num_negatives (`int`), pool_size (`int`):
+                The first `num_negatives` are those of the list, whatever the size of the pool.
+            shares (`dict[str, float]`):
+                See [`parse_negatives`].
+
+        Returns:
+            `numpy.ndarray`: Of shape `(n, pool_size)`.
+        """
+        pool = np.full((len(rows), pool_size), -1, dtype=np.int64)
+        slots = np.array(schedule(shares, pool_size))
+        for begin, end in ((0, num_negatives), (num_negatives, pool_size)):
+            for strategy in shares:
+                columns = begin + np.flatnonzero(slots[begin:end] == strategy)
+                if len(columns):
+                    pool[:, columns] = self._accept(rows, strategy, pool[:, :end], len(columns))
+            short = np.flatnonzero((pool[:, begin:end] < 0).any(axis=1))
+            if len(short):
+                missing = pool[short, :end] < 0
+                extra = self._accept(rows[short], UNIFORM, pool[short, :end], end - begin)
+                filled = pool[short, :end]
+                filled[missing] = extra[np.arange(end - begin) < missing.sum(axis=1)[:, None]]
+                pool[short, :end] = filled
+                with self._lock:  # threads draw for different rows, and count together
+                    self.filled_uniformly += int(missing.sum())
+        return pool
+
+    def order(self, rows: TargetRows, num_candidates: int) -> np.ndarray:
+        """The order in which a list shows its candidates, of shape `(n, num_candidates)`; 0 is the target."""
+        keys = stream_keys(self.seed, ORDER_STREAM, rows.user_keys, rows.positions)
+        return np.argsort(random_numbers(keys, num_candidates), axis=1, kind="stable")
+
+    def _accept(self, rows: TargetRows, strategy: str, taken: np.ndarray, count: int) -> np.ndarray:
+        """The first `count` of a stream that may be negatives, -1 for those that it does not give."""
+        result = np.full((len(rows), count), -1, dtype=np.int64)
+        taken = taken[:, (taken >= 0).any(axis=0)]
+        limit = None if strategy == UNIFORM else _DRAWS_BEFORE_UNIFORM
+        # The first numbers of a stream are the same however many are drawn, so a row that comes out short is drawn
+        # again, longer, with the same beginning.
+        waiting, draws = np.arange(len(rows)), taken.shape[1] + count + count // 4 + 4
+        while len(waiting):
+            short = []
+            step = max(1, _DRAWS_PER_CHUNK // draws)
+            for begin in range(0, len(waiting), step):
+                part = waiting[begin : begin + step]
+                codes = self._draws[strategy](rows[part], draws)
+                good = self._allowed(rows[part], codes, taken[part])
+                rank = np.cumsum(good, axis=1)
+                found = np.minimum(rank[:, -1], count)
+                done = (found == count) | (limit is not None and draws >= limit)
+                filled = result[part]
+                filled[(np.arange(count) < found[:, None]) & done[:, None]] = codes[
+                    good & (rank <= count) & done[:, None]
+                ]
+                result[part] = filled
+                short.append(part[~done])
+            waiting, draws = np.concatenate(short), draws * 2
+        return result
+
+    def _allowed(self, rows: TargetRows, codes: np.ndarray, taken: np.ndarray) -> np.ndarray:
+        first = _first_in_row(np.concatenate([taken, codes], axis=1))[:, taken.shape[1] :]
+        allowed = first & (codes >= 0) & (codes != rows.items[:, None])
+        return allowed & ~self.seen.contains(rows.users, codes)
 
 
 def sample_negatives(
@@ -30,13 +188,17 @@ def sample_negatives(
     num_negatives: int = 19,
     seed: int,
     pool_size: int | None = None,
+    negatives: str | dict[str, float] = UNIFORM,
+    popularity_alpha: float = 1.0,
+    train_events: pl.DataFrame | None = None,
+    history_size: int = 10,
 ) -> pl.DataFrame:
     """
     Draw, for every target, items with which its user never interacted, and the order in which a list shows them.
 
     The draw is a function of (seed, user, position) alone: a counter-based generator (SplitMix64, Steele, Lea and
-    Flood, OOPSLA 2014) keyed by the three gives a stream of items, uniform over `items`, from which those of the user,
-    the target and repetitions are left out. So neither the target nor other targets nor the order of rows changes a
+    Flood, OOPSLA 2014) keyed by the three gives a stream of items, by default uniform over `items`, from which those of
+    the user, the target and repetitions are left out. So neither the target nor other targets nor the order of rows changes a
     record's draw. (Seeding by the target, as published data does, gives a target away by its list: a lookup that never
     sees the history then finds it in half of the cases.) The order of the list comes from a stream of its own.
 
@@ -56,6 +218,18 @@ def sample_negatives(
         pool_size (`int`, *optional*):
             How many to draw; by default `num_negatives`. The first `num_negatives` are those of the list, whatever
             the size.
+        negatives (`str` or `dict[str, float]`, *optional*, defaults to `"uniform"`):
+            Which items: `"uniform"`; `"popularity"`, by (1 + training events) ** `popularity_alpha`; `"hard"`, uniform
+            over the 100 nearest neighbours by co-occurrence of the last items of the history (not of the target, whose
+            neighbours would give it away); or several with shares, as `"uniform:0.5,hard:0.5"`. What one of them cannot
+            give is drawn uniformly.
+        popularity_alpha (`float`, *optional*, defaults to `1.0`):
+            The exponent of popularity.
+        train_events (`polars.DataFrame`, *optional*):
+            What popularity and neighbours are counted on: rows of `sequences` of the training split alone, in order,
+            so that they know nothing of what comes later. Needed for all but `"uniform"`.
+        history_size (`int`, *optional*, defaults to `10`):
+            How many items before the target `"hard"` looks at. Needs `sequences` with `position`, sorted.
 
     Returns:
         `polars.DataFrame`: The targets with `negatives` (`pool_size` item ids) and `candidates` (`num_negatives` + 1
@@ -85,144 +259,75 @@ def sample_negatives(
         )
     if targets.is_empty():
         raise ValueError("targets: no rows. Pass at least one target.")
-    # Sorted by id, so that the order of the rows of the catalogue does not matter.
-    items = _check_items(items).sort(ITEM_ID).with_row_index("code")
-    target_codes = _encode_targets(targets, items)
-    user_keys = hash_keys(targets[USER_ID])
-    positions = targets[POSITION].to_numpy()
-    seen = _Seen(targets, sequences, items)
-    seen.check_enough(target_codes, pool_size)
-
-    pool = np.empty((targets.height, pool_size), dtype=np.int64)
-    keys = stream_keys(seed, NEGATIVE_STREAM, user_keys, positions)
-    _fill_pool(pool, keys, seen, target_codes, items.height)
-
-    order_keys = stream_keys(seed, ORDER_STREAM, user_keys, positions)
-    order = np.argsort(random_numbers(order_keys, num_negatives + 1), axis=1, kind="stable")
-    shown = np.take_along_axis(np.column_stack([target_codes, pool[:, :num_negatives]]), order, axis=1)
+    shares = parse_negatives(negatives)
+    items = sorted_catalogue(items)
+    sampler = CandidateSampler(
+        sequences, items, seed=seed, train_events=train_events, popularity_alpha=popularity_alpha
+    )
+    sampler.prepare(shares)
+    histories = np.empty((targets.height, 0), dtype=np.int64)
+    if HARD in shares:
+        places = targets.join(
+            sequences.select(USER_ID, POSITION).with_row_index("place"),
+            on=[USER_ID, POSITION],
+            how="left",
+            maintain_order="left",
+        )
+        histories = history_codes(
+            encode(sequences[ITEM_ID], items[ITEM_ID]),
+            places["place"].to_numpy().astype(np.int64),
+            targets[POSITION].to_numpy(),
+            history_size,
+        )
+    rows = sampler.rows(targets, histories)
+    sampler.check_enough(targets, rows, pool_size)
+    pool = sampler.draw(rows, num_negatives, pool_size, shares)
+    shown = shown_candidates(sampler, rows, pool, num_negatives)
     ids = items[ITEM_ID]
     return targets.with_columns(_gather_lists(ids, pool, NEGATIVES), _gather_lists(ids, shown, CANDIDATES))
 
 
-def hash_keys(ids: pl.Series) -> np.ndarray:
-    """A `uint64` per id: the number itself, or eight bytes of BLAKE2b of a string. The same on every platform."""
-    if ids.dtype != pl.String:
-        return ids.to_numpy().astype(np.int64).view(np.uint64)
-    unique = ids.unique()
-    digests = [hashlib.blake2b(text.encode(), digest_size=8).digest() for text in unique]
-    numbers = pl.Series([int.from_bytes(digest, "little") for digest in digests], dtype=pl.UInt64)
-    return ids.replace_strict(unique, numbers, return_dtype=pl.UInt64).to_numpy()
+def shown_candidates(sampler: CandidateSampler, rows: TargetRows, pool: np.ndarray, num_negatives: int) -> np.ndarray:
+    """Rows of the candidates in the order of the list, of shape `(n, num_negatives + 1)`."""
+    order = sampler.order(rows, num_negatives + 1)
+    return np.take_along_axis(np.column_stack([rows.items, pool[:, :num_negatives]]), order, axis=1)
 
 
-def stream_keys(seed: int, stream: int, user_keys: np.ndarray, positions: np.ndarray) -> np.ndarray:
-    """A key per record and stream, from which [`random_numbers`] counts on."""
-    if seed < 0:
-        raise ValueError(f"seed={seed} is negative. Pass a whole number from 0.")
-    # As Python's integers, because numpy warns when a single uint64 wraps around.
-    gamma = np.array([(stream + 1) * _GOLDEN_GAMMA % 2**64], dtype=np.uint64)
-    start = _mix(np.array([seed % 2**64], dtype=np.uint64)) + gamma
-    return _mix(_mix(_mix(start) ^ user_keys) ^ positions.astype(np.int64).view(np.uint64))
+def history_codes(items: np.ndarray, places: np.ndarray, positions: np.ndarray, history_size: int) -> np.ndarray:
+    """
+    The items before targets.
 
+    Args:
+        items (`numpy.ndarray`):
+            The items of all sequences, those of a user one after the other.
+        places (`numpy.ndarray`):
+            Where in `items` the targets stand, of shape `(n,)`.
+        positions (`numpy.ndarray`):
+            How many items of the same user come before, of shape `(n,)`.
+        history_size (`int`):
+            How many to take at most.
 
-def random_numbers(keys: np.ndarray, count: int, start: int = 0) -> np.ndarray:
-    """`uint64` numbers of shape `(len(keys), count)`: numbers `start`, `start + 1`, ... of every key's stream."""
-    counters = np.arange(start + 1, start + count + 1, dtype=np.uint64)
-    return _mix(keys[:, None] + counters[None, :] * np.uint64(_GOLDEN_GAMMA))
-
-
-def _mix(x: np.ndarray) -> np.ndarray:
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
-
-
-class _Seen:
-    """Who interacted with which item of the catalogue, as a sorted array of user * items + item."""
-
-    def __init__(self, targets: pl.DataFrame, sequences: pl.DataFrame, items: pl.DataFrame):
-        self.users = targets.select(pl.col(USER_ID).unique().sort()).with_row_index("user")
-        pairs = sequences.join(self.users, on=USER_ID).join(items, on=ITEM_ID)
-        self.num_items = items.height
-        keys = pairs["user"].to_numpy().astype(np.int64) * self.num_items + pairs["code"].to_numpy()
-        self.keys = np.unique(keys)
-        self.rows = targets.join(self.users, on=USER_ID, how="left", maintain_order="left")["user"].to_numpy()
-        self.rows = self.rows.astype(np.int64)
-
-    def __call__(self, rows: np.ndarray, codes: np.ndarray) -> np.ndarray:
-        wanted = self.rows[rows][:, None] * self.num_items + codes
-        if not len(self.keys):
-            return np.zeros(wanted.shape, dtype=bool)
-        found = np.minimum(np.searchsorted(self.keys, wanted), len(self.keys) - 1)
-        return self.keys[found] == wanted
-
-    def check_enough(self, target_codes: np.ndarray, pool_size: int) -> None:
-        counts = np.bincount(self.keys // self.num_items, minlength=self.users.height)[self.rows]
-        own = self(np.arange(len(self.rows)), target_codes[:, None])[:, 0]
-        left = self.num_items - counts - ~own
-        short = np.flatnonzero(left < pool_size)
-        if len(short):
-            row = short[0]
-            user = self.users[USER_ID][int(self.rows[row])]
-            raise ValueError(
-                f"targets: row {row}, column '{USER_ID}': user {user!r} leaves {left[row]} of {self.num_items} items "
-                f"to draw {pool_size} negatives from ({len(short)} such rows). Draw fewer negatives, use more items, "
-                "or drop the user."
-            )
-
-
-def _fill_pool(pool: np.ndarray, keys: np.ndarray, seen: _Seen, target_codes: np.ndarray, num_items: int) -> None:
-    # The first numbers of a stream are the same however many are drawn, so a row that comes out short is drawn again,
-    # longer, with the same beginning.
-    pool_size = pool.shape[1]
-    waiting, draws = np.arange(len(pool)), pool_size + pool_size // 2 + 8
-    while len(waiting):
-        short = []
-        step = max(1, _DRAWS_PER_CHUNK // draws)
-        for begin in range(0, len(waiting), step):
-            rows = waiting[begin : begin + step]
-            codes = ((random_numbers(keys[rows], draws) >> np.uint64(32)) * np.uint64(num_items)) >> np.uint64(32)
-            codes = codes.astype(np.int64)
-            good = ~seen(rows, codes) & (codes != target_codes[rows][:, None]) & _first_in_row(codes)
-            rank = np.cumsum(good, axis=1)
-            done = rank[:, -1] >= pool_size
-            take = good & (rank <= pool_size) & done[:, None]
-            pool[rows[done]] = codes[take].reshape(-1, pool_size)
-            short.append(rows[~done])
-        waiting, draws = np.concatenate(short), draws * 2
+    Returns:
+        `numpy.ndarray`: Of shape `(n, history_size)`, the last one at the right; -1 where there is none.
+    """
+    back = np.arange(history_size, 0, -1)
+    there = back <= positions[:, None]
+    return np.where(there, items[np.where(there, places[:, None] - back, 0)], -1)
 
 
 def _first_in_row(codes: np.ndarray) -> np.ndarray:
-    order = np.argsort(codes, axis=1, kind="stable")
-    ordered = np.take_along_axis(codes, order, axis=1)
     first = np.ones(codes.shape, dtype=bool)
-    first[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
-    result = np.empty_like(first)
-    np.put_along_axis(result, order, first, axis=1)
-    return result
-
-
-def _check_items(items: pl.DataFrame) -> pl.DataFrame:
-    for column in (ITEM_ID, TITLE):
-        again = items.select((~pl.col(column).is_first_distinct()).arg_true()).to_series()
-        if len(again):
-            raise ValueError(
-                f"items: row {again[0]}, column '{column}': {items[column][again[0]]!r} occurs in an earlier row "
-                "already. Merge equal titles with `resolve_duplicate_titles(events, items)`."
-            )
-    if items.height >= 2**32:
-        raise ValueError(f"items: {items.height} rows are more than 2**32 - 1. Filter the catalogue.")
-    return items.select(ITEM_ID, TITLE)
-
-
-def _encode_targets(targets: pl.DataFrame, items: pl.DataFrame) -> np.ndarray:
-    codes = targets.join(items, on=ITEM_ID, how="left", maintain_order="left")["code"]
-    missing = codes.is_null().arg_true()
-    if len(missing):
-        row = missing[0]
-        raise ValueError(
-            f"targets: row {row}, column '{ITEM_ID}': {targets[ITEM_ID][row]!r} is not among the items. Add it to them."
-        )
-    return codes.to_numpy().astype(np.int64)
+    ordered = np.sort(codes, axis=1)
+    # Few rows hold anything twice, and only those need to know where.
+    rows = np.flatnonzero((ordered[:, 1:] == ordered[:, :-1]).any(axis=1))
+    if len(rows):
+        order = np.argsort(codes[rows], axis=1, kind="stable")
+        again = np.zeros(order.shape, dtype=bool)
+        again[:, 1:] = ordered[rows, 1:] == ordered[rows, :-1]
+        twice = np.empty_like(again)
+        np.put_along_axis(twice, order, again, axis=1)
+        first[rows] = ~twice
+    return first
 
 
 def _gather_lists(ids: pl.Series, codes: np.ndarray, name: str) -> pl.Series:

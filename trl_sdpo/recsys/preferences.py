@@ -1,51 +1,54 @@
 """From interactions to multi-preference records: prompt, chosen, and a list of rejected."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
 from datasets import Dataset, DatasetDict
 
-from .candidates import (
-    CANDIDATES,
-    NEGATIVES,
-    SUBSAMPLE_STREAM,
-    TEMPLATE_STREAM,
-    hash_keys,
-    random_numbers,
-    sample_negatives,
-    stream_keys,
+from ._codes import sorted_catalogue
+from ._rendering import plain
+from .candidates import CandidateSampler
+from .interactions import ITEM_ID, USER_ID, Interactions
+from .negatives import parse_negatives
+from .prompts import select_templates
+from .record_config import RecordConfig
+from .records import CHUNK_SIZE, ROW, Chunk, RecordBuilder
+from .sequences import build_sequences_with_report
+from .splits import (
+    BY_USER,
+    BY_USER_IN_TIME,
+    LEAVE_ONE_OUT,
+    SPLIT,
+    SPLITS,
+    leave_one_out_split,
+    split_leaks,
+    temporal_split,
+    user_split,
 )
-from .interactions import ITEM_ID, TIMESTAMP, TITLE, USER_ID, Interactions
-from .prompts import PromptTemplate, select_templates
-from .sequences import POSITION, build_sequences_with_report
-from .splits import SPLIT, SPLITS, temporal_split
+from .target_seeded import TargetSeededSampler
+from .targets import select_targets
+from .token_budget import TokenBudget
 
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
-
-_ROW = "row"
 
 
 def build_preference_dataset(
     interactions: Interactions,
     *,
     seed: int,
-    prompt_style: str = "history",
-    template: str | PromptTemplate | None = None,
-    history_size: int = 10,
-    min_history: int = 3,
-    num_candidates: int = 20,
-    pool_size: int | None = None,
-    min_rating: float | None = None,
-    min_interactions: int = 1,
-    ratios: tuple[float, float, float] = (0.8, 0.1, 0.1),
-    max_train_records: int | None = None,
-    max_validation_records: int | None = None,
-    max_test_records: int | None = None,
-    train_stride: int = 1,
-    conversational: bool = False,
+    processing_class: "PreTrainedTokenizerBase | None" = None,
+    num_workers: int = 1,
+    **options,
 ) -> tuple[DatasetDict, dict]:
     """
     Turn interactions into records of a history, the item that came next, and items that the user never took.
@@ -56,35 +59,20 @@ def build_preference_dataset(
     filters, without any item that the user ever touched, filtered or not. The setting of the S-DPO paper
     (https://huggingface.co/papers/2406.09215) is `prompt_style="candidates"` with the defaults here.
 
+    All records are in memory. [`prepare`] writes them to disk as they are made, with a report.
+
     Args:
         interactions ([`Interactions`]):
             The source.
         seed (`int`):
             The seed of everything that is drawn.
-        prompt_style (`str`, *optional*, defaults to `"history"`):
-            `"history"`, or `"candidates"` to show the list in the prompt.
-        template (`str` or [`PromptTemplate`], *optional*):
-            A name, a template, or `"random"` for one of the style per record. By default the first of the style.
-        history_size (`int`, *optional*, defaults to `10`):
-            How many of the last titles the prompt holds at most.
-        min_history (`int`, *optional*, defaults to `3`):
-            Targets with fewer events before them are dropped and counted.
-        num_candidates (`int`, *optional*, defaults to `20`):
-            The length of the list: the target and `num_candidates - 1` negatives.
-        pool_size (`int`, *optional*):
-            How many rejected a training record has; by default `num_candidates - 1`, of which the list is the first.
-            Records of the other splits have those of the list.
-        min_rating (`float`, *optional*), min_interactions (`int`, *optional*, defaults to `1`):
-            See [`build_sequences`].
-        ratios (`tuple[float, float, float]`, *optional*, defaults to `(0.8, 0.1, 0.1)`):
-            See [`temporal_split`]. A split with share 0 is left out.
-        max_train_records, max_validation_records, max_test_records (`int`, *optional*):
-            Keep this many of the split, drawn uniformly. A smaller number gives a subset of a larger one.
-        train_stride (`int`, *optional*, defaults to `1`):
-            Keep every so many-th training target of a user, counted back from the last one. With `history_size + 1`
-            the windows of a user do not overlap.
-        conversational (`bool`, *optional*, defaults to `False`):
-            Make `prompt`, `chosen` and every rejected a list of messages. The title is the whole answer.
+        processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
+            Tokenizer to count tokens with, for `max_length`, and to check with that prompts end where a token ends.
+        num_workers (`int`, *optional*, defaults to `1`):
+            Threads. The records do not depend on it.
+        **options:
+            The fields of [`RecordConfig`], such as `prompt_style`, `template`, `history_size`, `min_history`,
+            `num_candidates`, `pool_size`, `negatives`, `split`, `ratios`, `max_train_records`, `conversational`.
 
     Returns:
         `tuple[DatasetDict, dict]`: The data set, in order of user and position, with the columns `prompt`, `chosen`,
@@ -104,138 +92,197 @@ def build_preference_dataset(
         dataset["train"][0]["chosen"]
         ```
     """
-    _check_options(history_size, min_history, num_candidates, pool_size, train_stride)
-    templates = select_templates(prompt_style, template)
-    sequences, source_report = build_sequences_with_report(
-        interactions, min_rating=min_rating, min_interactions=min_interactions
-    )
-    events = temporal_split(sequences, ratios).with_row_index(_ROW)
-    catalogue = interactions.items.join(events, on=ITEM_ID, how="semi")
-    report = {"source": interactions.name, "seed": seed, **source_report}
-    limits = (max_train_records, max_validation_records, max_test_records)
+    plan = plan_records(interactions, RecordConfig(seed=seed, **options), processing_class)
     dataset = DatasetDict()
-    for split, ratio, limit in zip(SPLITS, ratios, limits, strict=True):
-        if ratio == 0:
-            continue
-        stride = train_stride if split == "train" else 1
-        targets, report[split] = _select_targets(events, split, min_history, stride, limit, seed)
-        pool = pool_size if split == "train" else None
-        drawn = sample_negatives(
-            targets, interactions.events, catalogue, num_negatives=num_candidates - 1, seed=seed, pool_size=pool
-        )
-        records = _records(drawn, events, catalogue, templates, history_size, seed, conversational)
-        dataset[split] = Dataset.from_dict(records)
-    logger.info("%s: records: %s", interactions.name, report)
-    return dataset, report
+    for split in plan.targets:
+        tables = [pa.table(_plain_columns(chunk.table)) for chunk in plan.chunks(split, num_workers)]
+        dataset[split] = Dataset(pa.concat_tables(tables))
+    logger.info("%s: records: %s", interactions.name, plan.report)
+    return dataset, plan.report
 
 
-def _check_options(history_size, min_history, num_candidates, pool_size, train_stride) -> None:
-    lowest = {"history_size": 1, "min_history": 1, "num_candidates": 2, "train_stride": 1}
-    values = {
-        "history_size": history_size,
-        "min_history": min_history,
-        "num_candidates": num_candidates,
-        "train_stride": train_stride,
+def _plain_columns(table: pa.Table) -> dict[str, pa.Array]:
+    return {
+        name: plain(column.combine_chunks()) for name, column in zip(table.column_names, table.columns, strict=True)
     }
-    for name, value in values.items():
-        if value < lowest[name]:
-            raise ValueError(f"{name}={value} is below {lowest[name]}. Pass at least {lowest[name]}.")
-    if pool_size is not None and pool_size < num_candidates - 1:
-        raise ValueError(
-            f"pool_size={pool_size} is below the {num_candidates - 1} negatives of the list. Pass at least that many, "
-            "or None."
+
+
+@dataclass
+class RecordPlan:
+    """
+    All that is decided before the first record is made.
+
+    Args:
+        config ([`RecordConfig`]):
+            The options.
+        targets (`dict[str, polars.DataFrame]`):
+            The targets by split.
+        builder ([`RecordBuilder`]):
+            Makes records of them.
+        catalogue (`polars.DataFrame`):
+            The items, sorted.
+        train_counts (`numpy.ndarray`):
+            Training events of every item of the catalogue.
+        report (`dict`):
+            Counts. What is known only after the last record of a split is added by [`RecordPlan.chunks`].
+    """
+
+    config: RecordConfig
+    targets: dict[str, pl.DataFrame]
+    builder: RecordBuilder
+    catalogue: pl.DataFrame
+    train_counts: np.ndarray
+    report: dict
+
+    def pool_size(self, split: str) -> int:
+        """Negatives of a record of this split."""
+        size = self.config.pool_size if split == "train" else None
+        return self.config.num_candidates - 1 if size is None else size
+
+    def chunks(self, split: str, num_workers: int = 1) -> Iterator[Chunk]:
+        """
+        The records of a split in order, in chunks whose size does not depend on the number of threads.
+
+        Raises:
+            ValueError: no record of the split fits `max_length`.
+        """
+        targets, pool_size = self.targets[split], self.pool_size(split)
+        shares = parse_negatives(self.config.negatives if split == "train" else self.config.eval_negatives)
+        parts = [targets[begin : begin + CHUNK_SIZE] for begin in range(0, targets.height, CHUNK_SIZE)]
+        counts = {"dropped_too_long": 0, "histories_shortened": 0, "records": 0}
+        for chunk in _in_order(lambda part: self.builder.build(part, pool_size, shares), parts, num_workers):
+            counts["dropped_too_long"] += chunk.dropped
+            counts["histories_shortened"] += chunk.shortened
+            counts["records"] += chunk.table.num_rows
+            yield chunk
+        if not counts["records"]:
+            raise ValueError(
+                f"split '{split}': none of {targets.height} records fits max_length={self.config.max_length} with a "
+                "history of one item. Pass a larger one, fewer candidates, or prompt_style='history'."
+            )
+        self.report[split] |= counts if self.builder.budget is not None else {}
+
+
+def _in_order(function, parts: list, num_workers: int) -> Iterator:
+    """Map over parts in threads, holding no more results than there are threads."""
+    if num_workers < 1:
+        raise ValueError(f"num_workers={num_workers} is below 1. Pass the number of threads.")
+    if num_workers == 1:
+        yield from map(function, parts)
+        return
+    with ThreadPoolExecutor(num_workers) as executor:
+        waiting = []
+        for part in parts:
+            waiting.append(executor.submit(function, part))
+            if len(waiting) > num_workers:
+                yield waiting.pop(0).result()
+        while waiting:
+            yield waiting.pop(0).result()
+
+
+def plan_records(
+    interactions: Interactions, config: RecordConfig, processing_class: "PreTrainedTokenizerBase | None" = None
+) -> RecordPlan:
+    """
+    Filter, order, split, and decide on targets: all steps of [`build_preference_dataset`] but the records themselves.
+
+    Args:
+        interactions ([`Interactions`]):
+            The source.
+        config ([`RecordConfig`]):
+            The options.
+        processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
+            See [`build_preference_dataset`].
+
+    Returns:
+        [`RecordPlan`]: The plan.
+
+    Raises:
+        ValueError: see [`build_preference_dataset`].
+    """
+    if config.max_length is not None and processing_class is None:
+        raise ValueError(f"max_length={config.max_length} needs a tokenizer to count with. Pass processing_class.")
+    sequences, source_report = build_sequences_with_report(
+        interactions,
+        min_rating=config.min_rating,
+        min_interactions=config.min_interactions,
+        k_core=config.k_core,
+        min_length=config.min_length,
+        merge_repeats=config.merge_repeats,
+        order=config.order,
+        with_rating=False,
+    )
+    events = _split(sequences, config)
+    del sequences
+    report = {"source": interactions.name, "seed": config.seed, **source_report}
+    report |= {"split": config.split, "leaks": split_leaks(events)}
+    catalogue = sorted_catalogue(interactions.items.join(events, on=ITEM_ID, how="semi"))
+    events = events.with_row_index(ROW)
+    targets = {}
+    for split, ratio in zip(SPLITS, config.ratios, strict=True):
+        if ratio > 0 or config.split == LEAVE_ONE_OUT:
+            targets[split], report[split] = _select(events, split, config)
+    builder = _make_builder(interactions, events, catalogue, config, processing_class)
+    train = (events[SPLIT] == "train").to_numpy()
+    train_counts = np.bincount(builder.event_items[train], minlength=catalogue.height)
+    plan = RecordPlan(config, targets, builder, catalogue, train_counts, report)
+    for split, rows in targets.items():
+        builder.sampler.check_enough(
+            rows, builder.sampler.rows(rows, np.empty((rows.height, 0), np.int64)), plan.pool_size(split)
         )
+    return plan
 
 
-def _select_targets(
-    events: pl.DataFrame, split: str, min_history: int, stride: int, limit: int | None, seed: int
-) -> tuple[pl.DataFrame, dict[str, int]]:
-    if limit is not None and limit < 1:
-        raise ValueError(f"max_{split}_records={limit} is below 1. Pass None for all, or a ratio of 0 for no split.")
-    targets = events.filter(pl.col(SPLIT) == split)
-    report = {"targets": targets.height}
-    long_enough = targets.filter(pl.col(POSITION) >= min_history)
-    report["dropped_short_history"] = targets.height - long_enough.height
-    # From the last one back, so that every user keeps the target with the longest history.
-    from_last = pl.int_range(pl.len()).reverse().over(USER_ID)
-    strided = long_enough.filter(from_last % stride == 0)
-    report["dropped_by_stride"] = long_enough.height - strided.height
-    kept = strided
-    if limit is not None and limit < strided.height:
-        # The smallest of numbers that belong to (seed, user, position), so independent of the other targets.
-        keys = stream_keys(seed, SUBSAMPLE_STREAM, hash_keys(strided[USER_ID]), strided[POSITION].to_numpy())
-        kept = strided[np.sort(np.argsort(random_numbers(keys, 1)[:, 0], kind="stable")[:limit])]
-    report["dropped_by_subsampling"] = strided.height - kept.height
-    if kept.is_empty():
-        raise ValueError(
-            f"split '{split}' has no record: {report}. Lower min_history={min_history}, change the ratios, or use "
-            "more data."
-        )
-    report |= {"records": kept.height, "users": kept[USER_ID].n_unique(), "items": kept[ITEM_ID].n_unique()}
-    return kept, report
-
-
-def _records(
-    drawn: pl.DataFrame,
+def _make_builder(
+    interactions: Interactions,
     events: pl.DataFrame,
     catalogue: pl.DataFrame,
-    templates: tuple[PromptTemplate, ...],
-    history_size: int,
-    seed: int,
-    conversational: bool,
-) -> dict[str, list]:
-    histories = _histories(drawn, events, history_size)
-    codes = dict(zip(catalogue[ITEM_ID].to_list(), range(catalogue.height), strict=True))
-    titles = catalogue[TITLE].to_numpy().astype(object)
-    shown = titles[_encode(drawn[CANDIDATES], codes)].tolist()
-    past = (titles[[codes[item] for item in history]].tolist() for history in histories)
-    keys = stream_keys(seed, TEMPLATE_STREAM, hash_keys(drawn[USER_ID]), drawn[POSITION].to_numpy())
-    wording = (random_numbers(keys, 1)[:, 0] % np.uint64(len(templates))).astype(np.int64)
-    prompts = [templates[w].render(*texts) for w, *texts in zip(wording, past, shown, strict=True)]
-    completions = np.array(
-        [[title if conversational else template.complete(title) for title in titles] for template in templates],
-        dtype=object,
+    config: RecordConfig,
+    processing_class: "PreTrainedTokenizerBase | None",
+) -> RecordBuilder:
+    by_target = config.candidate_seed == "target"
+    sampler = (TargetSeededSampler if by_target else CandidateSampler)(
+        interactions.events,
+        catalogue,
+        seed=config.seed,
+        train_events=events.lazy().filter(pl.col(SPLIT) == "train").select(USER_ID, ITEM_ID),
+        popularity_alpha=config.popularity_alpha,
     )
-    chosen = completions[wording, _encode(drawn[ITEM_ID], codes)].tolist()
-    rejected = completions[wording[:, None], _encode(drawn[NEGATIVES], codes)].tolist()
-    if conversational:
-        prompts = [_message("user", text) for text in prompts]
-        chosen = [_message("assistant", text) for text in chosen]
-        rejected = [[_message("assistant", text) for text in texts] for texts in rejected]
-    return {
-        "prompt": prompts,
-        "chosen": chosen,
-        "rejected": rejected,
-        USER_ID: drawn[USER_ID].to_list(),
-        ITEM_ID: drawn[ITEM_ID].to_list(),
-        "rejected_item_ids": drawn[NEGATIVES].to_list(),
-        "history_item_ids": histories,
-        "candidates": shown,
-        TIMESTAMP: drawn[TIMESTAMP].to_list(),
-        POSITION: drawn[POSITION].to_list(),
-    }
+    sampler.prepare([*parse_negatives(config.negatives), *parse_negatives(config.eval_negatives)])
+    sampler.train_events = None  # counted by now, and large
+    if by_target:
+        sampler.number_items(events[ITEM_ID])
+    return RecordBuilder(
+        events,
+        catalogue,
+        sampler,
+        select_templates(config.prompt_style, config.template, config.domain),
+        history_size=config.history_size,
+        num_candidates=config.num_candidates,
+        conversational=config.conversational,
+        budget=None if processing_class is None else TokenBudget(processing_class, config.max_length),
+    )
 
 
-def _histories(drawn: pl.DataFrame, events: pl.DataFrame, history_size: int) -> list[list]:
-    # The events of a user are neighbours in `events`, so the history of a target is a slice that ends before it.
-    lengths = drawn[POSITION].clip(upper_bound=history_size)
-    slices = pl.DataFrame({"end": drawn[_ROW].cast(pl.Int64), "length": lengths})
-    rows = slices.select(pl.int_ranges(pl.col("end") - pl.col("length"), "end").alias("rows"))["rows"]
-    items = events[ITEM_ID].gather(rows.explode())
-    owner = np.repeat(np.arange(len(rows)), lengths.to_numpy())
-    grouped = pl.DataFrame({"owner": owner, ITEM_ID: items}).group_by("owner", maintain_order=True).agg(ITEM_ID)
-    return grouped[ITEM_ID].to_list()
+def _split(sequences: pl.DataFrame, config: RecordConfig) -> pl.DataFrame:
+    if config.split == LEAVE_ONE_OUT:
+        return leave_one_out_split(sequences, file_order=config.file_order)
+    if config.split in (BY_USER, BY_USER_IN_TIME):
+        return user_split(sequences, config.ratios, seed=config.seed if config.split == BY_USER else None)
+    return temporal_split(sequences, config.ratios)
 
 
-def _encode(ids: pl.Series, codes: dict) -> np.ndarray:
-    """Rows of the catalogue: shape `(n,)`, or `(n, k)` for lists of equal length."""
-    flat = ids.explode() if isinstance(ids.dtype, pl.List) else ids
-    result = flat.replace_strict(codes, return_dtype=pl.Int64).to_numpy()
-    return result.reshape(len(ids), -1) if isinstance(ids.dtype, pl.List) else result
-
-
-def _message(role: str, content: str) -> list[dict[str, str]]:
-    return [{"role": role, "content": content}]
+def _select(events: pl.DataFrame, split: str, config: RecordConfig) -> tuple[pl.DataFrame, dict[str, int]]:
+    train = split == "train"
+    return select_targets(
+        events,
+        split,
+        min_history=config.min_history,
+        seed=config.seed,
+        stride=config.train_stride if train else 1,
+        windows=config.windows if train else config.eval_windows,
+        limit=getattr(config, f"max_{split}_records"),
+    )
 
 
 def popularity_scores(train_events: pl.DataFrame, records: Dataset) -> np.ndarray | list[np.ndarray]:

@@ -1,13 +1,12 @@
 """The words around the titles."""
 
-import logging
+import string
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 
-logger = logging.getLogger(__name__)
-
 PROMPT_STYLES = ("history", "candidates")
+_PLACEHOLDERS = ("history", "num_history", "candidates", "num_candidates")
 
 
 @dataclass(frozen=True)
@@ -69,8 +68,10 @@ class PromptTemplate:
         if self.style == "history" and any(placeholder in self.text for placeholder in shown):
             raise ValueError(f"{where}: text shows candidates, style 'history' does not. Pass style='candidates'.")
         try:
-            self.text.format(history="", candidates="", num_candidates=0, num_history=0)
-        except (KeyError, IndexError, ValueError) as error:
+            for _, field, spec, conversion in string.Formatter().parse(self.text):
+                if field is not None and (field not in _PLACEHOLDERS or spec or conversion):
+                    raise ValueError(f"'{field}', where {_PLACEHOLDERS} are known, without format or conversion")
+        except ValueError as error:
             raise ValueError(f"{where}: text {self.text!r}: unknown placeholder or brace: {error}.") from error
         at_line_start = self.text.endswith("\n")
         prefix = self.completion_prefix
@@ -118,59 +119,101 @@ class PromptTemplate:
         return f"{self.completion_prefix}{title}{self.completion_suffix}"
 
 
-HISTORY_TEMPLATES = (
-    # A title of the history stands in the very form of a completion, so that every one of them teaches the next.
-    PromptTemplate(
-        name="lines",
-        style="history",
-        text="Movies in the order in which one user watched them:\n{history}\n",
-        history_separator="\n",
-        completion_prefix="",
-        completion_suffix="\n",
-    ),
-    PromptTemplate(name="watched", style="history", text="This user has watched {history}. Next:"),
-    PromptTemplate(
-        name="question",
-        style="history",
-        text="A user watched these movies, oldest first: {history}\nWhich movie does the user watch next?\nAnswer:",
-        history_separator="; ",
-    ),
-)
+@dataclass(frozen=True)
+class _Words:
+    one: str
+    many: str
+    do: str
+    does: str
+    did: str
+    done: str
+    name: str = "title"
 
-CANDIDATE_TEMPLATES = (
-    PromptTemplate(
-        name="choose",
-        style="candidates",
-        text=(
-            "This user has watched these movies, oldest first:\n{history}\n"
-            "Choose the movie that the user watches next from these {num_candidates}:\n{candidates}\nAnswer:"
-        ),
-        history_separator="\n",
-        candidate_separator="\n",
-    ),
-    PromptTemplate(
-        name="recommend",
-        style="candidates",
-        text=(
-            "You recommend movies. A user watched, in this order: {history}. There are {num_candidates} candidates: "
-            "{candidates}. Recommend exactly one of them by its title.\nRecommendation:"
-        ),
-        history_separator="; ",
-        candidate_separator="; ",
-    ),
-    PromptTemplate(
-        name="predict",
-        style="candidates",
-        text=(
-            "Candidates ({num_candidates}): {candidates}\nWatched so far: {history}\n"
-            "One of the candidates is watched next. It is"
-        ),
-        history_separator=" | ",
-        candidate_separator=" | ",
-    ),
-)
 
-TEMPLATES = {template.name: template for template in (*HISTORY_TEMPLATES, *CANDIDATE_TEMPLATES)}
+_WORDS = {
+    "movies": _Words("movie", "movies", "watch", "watches", "watched", "watched"),
+    "books": _Words("book", "books", "read", "reads", "read", "read"),
+    "music": _Words("artist", "artists", "hear", "hears", "heard", "heard", name="name"),
+    "items": _Words("item", "items", "choose", "chooses", "chose", "chosen", name="name"),
+}
+DOMAINS = tuple(_WORDS)
+
+
+def _history_templates(domain: str) -> tuple[PromptTemplate, ...]:
+    words = _WORDS[domain]
+    return (
+        # A title of the history stands in the very form of a completion, so that every one of them teaches the next.
+        PromptTemplate(
+            name=_name(domain, "lines"),
+            style="history",
+            text=f"{words.many.capitalize()} in the order in which one user {words.did} them:\n{{history}}\n",
+            history_separator="\n",
+            completion_prefix="",
+            completion_suffix="\n",
+        ),
+        PromptTemplate(
+            name=_name(domain, "watched"), style="history", text=f"This user has {words.done} {{history}}. Next:"
+        ),
+        PromptTemplate(
+            name=_name(domain, "question"),
+            style="history",
+            text=(
+                f"A user {words.did} these {words.many}, oldest first: {{history}}\n"
+                f"Which {words.one} does the user {words.do} next?\nAnswer:"
+            ),
+            history_separator="; ",
+        ),
+    )
+
+
+def _candidate_templates(domain: str) -> tuple[PromptTemplate, ...]:
+    words = _WORDS[domain]
+    return (
+        PromptTemplate(
+            name=_name(domain, "choose"),
+            style="candidates",
+            text=(
+                f"This user has {words.done} these {words.many}, oldest first:\n{{history}}\n"
+                f"Choose the {words.one} that the user {words.does} next from these {{num_candidates}}:\n"
+                "{candidates}\nAnswer:"
+            ),
+            history_separator="\n",
+            candidate_separator="\n",
+        ),
+        PromptTemplate(
+            name=_name(domain, "recommend"),
+            style="candidates",
+            text=(
+                f"You recommend {words.many}. A user {words.did}, in this order: {{history}}. There are "
+                "{num_candidates} candidates: {candidates}. "
+                f"Recommend exactly one of them by its {words.name}.\nRecommendation:"
+            ),
+            history_separator="; ",
+            candidate_separator="; ",
+        ),
+        PromptTemplate(
+            name=_name(domain, "predict"),
+            style="candidates",
+            text=(
+                f"Candidates ({{num_candidates}}): {{candidates}}\n{words.done.capitalize()} so far: {{history}}\n"
+                f"One of the candidates is {words.done} next. It is"
+            ),
+            history_separator=" | ",
+            candidate_separator=" | ",
+        ),
+    )
+
+
+def _name(domain: str, name: str) -> str:
+    return name if domain == "movies" else f"{domain}-{name}"
+
+
+HISTORY_TEMPLATES, CANDIDATE_TEMPLATES = _history_templates("movies"), _candidate_templates("movies")
+TEMPLATES = {
+    template.name: template
+    for domain in DOMAINS
+    for template in (*_history_templates(domain), *_candidate_templates(domain))
+}
 
 
 def get_template(name: str) -> PromptTemplate:
@@ -199,7 +242,9 @@ def get_template(name: str) -> PromptTemplate:
     return TEMPLATES[name]
 
 
-def select_templates(style: str, template: str | PromptTemplate | None) -> tuple[PromptTemplate, ...]:
+def select_templates(
+    style: str, template: str | PromptTemplate | None, domain: str = "movies"
+) -> tuple[PromptTemplate, ...]:
     """
     The templates to draw from: one, or all of the style for `"random"`.
 
@@ -207,13 +252,15 @@ def select_templates(style: str, template: str | PromptTemplate | None) -> tuple
         style (`str`):
             `"history"` or `"candidates"`.
         template (`str` or [`PromptTemplate`], *optional*):
-            A name, a template, `"random"`, or `None` for the first of the style.
+            A name, with or without the domain before it, a template, `"random"`, or `None` for the first of the style.
+        domain (`str`, *optional*, defaults to `"movies"`):
+            What the items are: `"movies"`, `"books"`, `"music"` or `"items"`.
 
     Returns:
         `tuple[PromptTemplate, ...]`: At least one template.
 
     Raises:
-        ValueError: style or name is unknown, or the template is of the other style.
+        ValueError: style, name or domain is unknown, or the template is of the other style.
 
     Example:
         ```python
@@ -224,11 +271,15 @@ def select_templates(style: str, template: str | PromptTemplate | None) -> tuple
     """
     if style not in PROMPT_STYLES:
         raise ValueError(f"prompt style {style!r} is none of {PROMPT_STYLES}. Pass one of them.")
-    of_style = HISTORY_TEMPLATES if style == "history" else CANDIDATE_TEMPLATES
+    if domain not in DOMAINS:
+        raise ValueError(f"domain {domain!r} is none of {DOMAINS}. Pass one of them.")
+    of_style = _history_templates(domain) if style == "history" else _candidate_templates(domain)
     if template == "random":
         return of_style
     if template is None:
         return of_style[:1]
+    if isinstance(template, str) and f"{domain}-{template}" in TEMPLATES:
+        template = f"{domain}-{template}"
     chosen = template if isinstance(template, PromptTemplate) else get_template(template)
     if chosen.style != style:
         names = [one.name for one in of_style]

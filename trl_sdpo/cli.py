@@ -1,0 +1,76 @@
+"""
+The console script `trl-sdpo`.
+
+A command is a module of `trl_sdpo.commands` with `make_parser(prog)`, which gives a [`CommandParser`], and `run(args)`,
+which does the work. Nothing heavy is imported before the command is known.
+"""
+
+import argparse
+import difflib
+import importlib
+import logging
+import sys
+from collections.abc import Sequence
+
+from . import __version__
+
+
+# What each command does, in one line.
+COMMANDS = {"prepare": "Make a data set of multi-preference records from the files of interactions."}
+
+# What a user can mend: one line says it, and no traceback.
+_USER_ERRORS = (ValueError, OSError, ImportError)
+
+
+def suggest(value: str, known: Sequence[str]) -> str:
+    """A question that names the nearest of the known values, or nothing."""
+    near = difflib.get_close_matches(value, known, n=1)
+    return f" Did you mean {near[0]!r}?" if near else ""
+
+
+def _make_parser() -> argparse.ArgumentParser:
+    commands = "\n".join(f"  {name:12}{text}" for name, text in COMMANDS.items())
+    parser = argparse.ArgumentParser(
+        prog="trl-sdpo",
+        usage="trl-sdpo [-h] [--version] COMMAND ...",
+        description="Softmax-DPO (S-DPO) for LLM recommenders.",
+        epilog=f"commands:\n{commands}\n\n`trl-sdpo COMMAND --help` lists the flags of a command.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"trl-sdpo {__version__}")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """
+    Run a command.
+
+    Args:
+        argv (`Sequence[str]`, *optional*):
+            The words behind `trl-sdpo`. By default those of the process.
+
+    Returns:
+        `int`: The exit status: 0, or 1 after an error of the data; errors of the words themselves exit with 2.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    parser = _make_parser()
+    if not argv or argv[0].startswith("-"):
+        parser.parse_args(argv)
+        parser.error("which command? See --help.")
+    name, *rest = argv
+    if name not in COMMANDS:
+        parser.error(f"{name!r} is no command.{suggest(name, list(COMMANDS))} See --help.")
+    command = importlib.import_module(f".commands.{name}", __package__)
+    prog = f"trl-sdpo {name}"
+    args = command.make_parser(prog).parse_args(rest)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    try:
+        command.run(args)
+    except _USER_ERRORS as error:
+        print(f"{prog}: error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The commands of `trl-sdpo`: a module each, with `make_parser` and `run`."""

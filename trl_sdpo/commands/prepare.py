@@ -1,0 +1,102 @@
+"""`trl-sdpo prepare SOURCE --output DIR`: from the files of a publisher to records on disk."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from ..recsys.preparation import prepare
+from ..recsys.prompts import PromptTemplate
+from ..recsys.recipes import DEFAULT, RECIPES
+from ..recsys.record_config import RecordConfig
+from ..recsys.splits import SPLITS
+from ._parser import CommandParser, flat_fields
+
+
+_SOURCES = "such as movielens-1m, goodreads-poetry, lastfm, recbole or table"
+
+
+@dataclasses.dataclass
+class _Command:
+    source: str | None = dataclasses.field(default=None, metadata={"help": f"The source by name, {_SOURCES}."})
+    output: str | None = dataclasses.field(default=None, metadata={"help": "Directory to make. Needed."})
+    path: str | None = dataclasses.field(
+        default=None, metadata={"help": "Files of the source. Default: downloaded once and cached."}
+    )
+    recipe: str = dataclasses.field(
+        default=DEFAULT, metadata={"help": "'s-dpo' repeats the published records.", "choices": RECIPES}
+    )
+    tokenizer: str | None = dataclasses.field(
+        default=None, metadata={"help": "Name or directory of a tokenizer, to count tokens with and for --max_length."}
+    )
+    num_workers: int | None = dataclasses.field(
+        default=None, metadata={"help": "Threads. Default: the cores, 4 at most."}
+    )
+    overwrite: bool = dataclasses.field(default=False, metadata={"help": "Replace the data set in --output."})
+    loader_options: list[str] = dataclasses.field(
+        default_factory=list, metadata={"help": "Options of the loader of the source, as name=value."}
+    )
+
+
+PrepareArguments = dataclasses.make_dataclass("PrepareArguments", [*flat_fields(RecordConfig)], bases=(_Command,))
+
+
+class _PrepareParser(CommandParser):
+    def parse_args(self, args: list[str]) -> Any:
+        """As the parent; the source may stand without its flag, and must be there, as the output."""
+        if args and not args[0].startswith("-"):
+            args = ["--source", *args]
+        arguments = super().parse_args(args)
+        for name in ("source", "output"):
+            if getattr(arguments, name) is None:
+                self.error(f"--{name} is missing. Usage: {self.usage}")
+        return arguments
+
+
+def make_parser(prog: str) -> CommandParser:
+    """The parser of the command."""
+    return _PrepareParser(
+        PrepareArguments, prog=prog, usage=f"{prog} SOURCE --output DIR [flags]", description=__doc__
+    )
+
+
+def run(arguments: Any) -> None:
+    """Make the data set, and say where it is and what its lists tell."""
+    given = {one.name: getattr(arguments, one.name) for one in dataclasses.fields(RecordConfig)}
+    given = {name: value for name, value in given.items() if value is not None}
+    if "ratios" in given:
+        given["ratios"] = tuple(given["ratios"])
+    if given.get("template", "").endswith(".json"):
+        given["template"] = _read_template(Path(given["template"]))
+    report = prepare(
+        arguments.source,
+        arguments.output,
+        path=arguments.path,
+        recipe=arguments.recipe,
+        processing_class=arguments.tokenizer,
+        num_workers=arguments.num_workers,
+        overwrite=arguments.overwrite,
+        loader_options=dict(_name_and_value(text) for text in arguments.loader_options),
+        **given,
+    )
+    counts = ", ".join(f"{report[split]['records']:,} {split}" for split in SPLITS if split in report)
+    probe = report["leak_probe"]
+    print(f"{arguments.output}: {counts} records. See report.md there.")
+    print(
+        f"Leak probe, hr@1 without the history: {probe['hr_at_1']:.3f} (95% interval {probe['ci'][0]:.3f} to "
+        f"{probe['ci'][1]:.3f}), chance {probe['chance']:.3f}, popularity {probe['popularity']:.3f}, n = {probe['n']:,}."
+    )
+
+
+def _read_template(path: Path) -> PromptTemplate:
+    try:
+        return PromptTemplate(**json.loads(path.read_text(encoding="utf-8")))
+    except (json.JSONDecodeError, TypeError) as error:
+        raise ValueError(f"{path}: not the fields of a template ({error}): name, style, text, ...") from error
+
+
+def _name_and_value(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise ValueError(f"--loader_options: {text!r} is not name=value.")
+    return name, value

@@ -1,0 +1,218 @@
+"""The report of a preparation, in Markdown and as a figure."""
+
+import importlib.util
+import logging
+from pathlib import Path
+
+import numpy as np
+
+from .split_statistics import SplitStatistics
+from .splits import SPLITS
+
+
+logger = logging.getLogger(__name__)
+
+_COUNTS = {
+    "targets": "events of the split",
+    "dropped_short_history": "dropped: too few events before",
+    "dropped_by_stride": "dropped: stride",
+    "dropped_by_windows": "dropped: not among the last of the user",
+    "dropped_by_subsampling": "dropped: subsampling",
+    "dropped_too_long": "dropped: too long for `max_length`",
+    "records": "**records**",
+    "histories_shortened": "of these with a shortened history",
+    "users": "users",
+    "items": "items that are a target",
+}
+_SUMMARIES = {
+    "history_titles": "titles in the history",
+    "tokens": "tokens of prompt and longest completion",
+    "train_events_of_targets": "training events of a target",
+    "train_events_of_negatives": "training events of a negative",
+}
+_POINTS = 300
+_COLORS = {"train": "#2f6db3", "validation": "#c2571a", "test": "#3a8a4d"}
+
+
+def write_markdown(report: dict, path: Path, figure: bool) -> None:
+    """
+    Write the report for people.
+
+    Args:
+        report (`dict`):
+            What [`prepare`] returns.
+        path (`Path`):
+            The file.
+        figure (`bool`):
+            Whether `report.png` lies beside it.
+    """
+    splits = [split for split in SPLITS if split in report]
+    lines = [f"# {report['source']}: multi-preference records", ""]
+    lines += [f"Recipe `{report['recipe']}`, split `{report['split']}`, seed {report['seed']}.", ""]
+    lines += ["![Counts, lengths, popularity and leak probe](report.png)", ""] if figure else []
+    lines += ["## Source", "", *_table(["", "count"], _source_rows(report)), ""]
+    rows = [[text, *_values(report, splits, key)] for key, text in _COUNTS.items() if _any(report, splits, key)]
+    lines += ["## Records", "", *_table(["", *splits], rows), ""]
+    lines += ["## Lengths and popularity", ""]
+    for key, text in _SUMMARIES.items():
+        if key in report[splits[0]]:
+            names = list(report[splits[0]][key])
+            rows = [[split, *(_number(report[split][key][name]) for name in names)] for split in splits]
+            lines += [*_table([text, *names], rows), ""]
+    filled = report["negatives_drawn_uniformly_instead"]
+    if filled:
+        lines += [f"{filled:,} negatives were drawn uniformly, where another strategy had none left to give.", ""]
+    lines += ["## Leaks", "", *_table(["of the split", "count"], _leak_rows(report)), "", *_probe_lines(report), ""]
+    options = [[f"`{name}`", f"`{value}`"] for name, value in report["options"].items()]
+    lines += ["## Options", "", *_table(["", ""], options), ""]
+    path.write_text("\n".join(lines), encoding="utf-8")
+
+
+def _source_rows(report: dict) -> list[list[str]]:
+    counts = {f"loader: {key}": value for key, value in report["loader"].items()}
+    names = ("events", "events_below_min_rating", "events_repeated", "events_below_min_interactions")
+    counts |= {name: report[name] for name in (*names, "events_below_min_length", "users", "items")}
+    return [[name.replace("_", " "), _number(value)] for name, value in counts.items()]
+
+
+def _leak_rows(report: dict) -> list[list[str]]:
+    return [
+        [name.replace("_", " "), "unknown (no time)" if value is None else _number(value)]
+        for name, value in report["leaks"].items()
+    ]
+
+
+def _probe_lines(report: dict) -> list[str]:
+    probe = report["leak_probe"]
+    low, high = probe["ci"]
+    rows = [
+        ["history-blind lookup", f"{probe['hr_at_1']:.3f}", f"{low:.3f} to {high:.3f}"],
+        ["chance", f"{probe['chance']:.3f}", "exact"],
+        ["popularity as a target", f"{probe['popularity']:.3f}", ""],
+    ]
+    verdict = (
+        "The lists tell more of their targets than popularity does: **results on these records are not of the history**."
+        if low > max(probe["popularity"], probe["chance"])
+        else "The lists tell no more of their targets than popularity does."
+    )
+    return [
+        f"Leak probe: {probe['n']:,} records of `{probe['split']}`, looked up in {probe['reference']}, 95% interval.",
+        "",
+        *_table(["", "hr@1", "95% interval"], rows),
+        "",
+        verdict,
+    ]
+
+
+def _table(header: list[str], rows: list[list[str]]) -> list[str]:
+    return [f"| {' | '.join(row)} |" for row in (header, ["---", *["---:"] * (len(header) - 1)], *rows)]
+
+
+def _any(report: dict, splits: list[str], key: str) -> bool:
+    return any(key in report[split] for split in splits)
+
+
+def _values(report: dict, splits: list[str], key: str) -> list[str]:
+    return [_number(report[split].get(key, 0)) for split in splits]
+
+
+def _number(value: float | str) -> str:
+    return f"{value:,}" if isinstance(value, (int, float)) else str(value)
+
+
+def plot_report(report: dict, statistics: dict[str, SplitStatistics], path: Path) -> bool:
+    """
+    Plot counts, lengths, popularity and the leak probe.
+
+    Args:
+        report (`dict`):
+            The report.
+        statistics (`dict[str, SplitStatistics]`):
+            What was gathered by split.
+        path (`Path`):
+            The PNG file.
+
+    Returns:
+        `bool`: Whether there is a figure: `False` without matplotlib, with a warning.
+    """
+    if importlib.util.find_spec("matplotlib") is None:
+        logger.warning(
+            "matplotlib is not installed: the report has no figure. Run `python -m pip install matplotlib`."
+        )
+        return False
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    # Without pyplot: no global state, and the same in any thread.
+    figure = Figure(figsize=(12, 8), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(2, 2)
+    figure.suptitle(f"{report['source']}: recipe {report['recipe']}, split {report['split']}, seed {report['seed']}")
+    _plot_counts(axes[0, 0], report, list(statistics))
+    _plot_lengths(axes[0, 1], statistics)
+    _plot_popularity(axes[1, 0], statistics)
+    _plot_probe(axes[1, 1], report["leak_probe"])
+    for axis in axes.flat:
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=110, metadata={"Software": None})
+    return True
+
+
+def _plot_counts(axis, report: dict, splits: list[str]) -> None:
+    kept = np.array([report[split]["records"] for split in splits])
+    begun = np.array([report[split]["targets"] for split in splits])
+    axis.barh(splits, begun, color="#d9dce1", label="events of the split")
+    axis.barh(splits, kept, color=[_COLORS[split] for split in splits], height=0.5, label="records")
+    for row, (records, events) in enumerate(zip(kept, begun, strict=True)):
+        axis.text(events, row, f"  {records:,} of {events:,}", va="center")
+    axis.invert_yaxis()
+    axis.set(title="Records (narrow bars) of the events of a split", xlim=(0, 1.4 * begun.max()))
+
+
+def _plot_lengths(axis, statistics: dict[str, SplitStatistics]) -> None:
+    in_tokens = all(gathered.tokens is not None for gathered in statistics.values())
+    for split, gathered in statistics.items():
+        values = gathered.tokens if in_tokens else gathered.history_lengths
+        shares = np.bincount(values) / len(values)
+        if in_tokens:
+            axis.plot(np.arange(len(shares)), np.cumsum(shares), color=_COLORS[split], label=split)
+        else:
+            axis.plot(np.flatnonzero(shares), shares[shares > 0], "o-", color=_COLORS[split], label=split)
+    if in_tokens:
+        axis.set(title="Tokens of prompt and longest completion", xlabel="tokens", ylabel="share of records below")
+    else:
+        axis.set(title="Titles in the history", xlabel="titles", ylabel="share of records")
+    axis.legend(frameon=False)
+    axis.grid(alpha=0.25)
+
+
+def _plot_popularity(axis, statistics: dict[str, SplitStatistics]) -> None:
+    for split, gathered in statistics.items():
+        counts, places = np.unique(gathered.train_counts, return_inverse=True)
+        for hits, style, what in ((gathered.target_hits, "-", "targets"), (gathered.negative_hits, ":", "negatives")):
+            shares = np.cumsum(np.bincount(places, weights=hits)) / hits.sum()
+            # some hundreds of points show what tens of thousands would, sooner
+            shown = np.unique(np.searchsorted(shares, np.linspace(0, shares[-1], _POINTS)).clip(max=len(shares) - 1))
+            label = f"{split}, {what}"
+            axis.plot(np.maximum(counts[shown], 0.5), shares[shown], style, color=_COLORS[split], label=label)
+    axis.set(
+        title="Popularity", xlabel="training events of the item (0 drawn at 0.5)", ylabel="share of items at or below"
+    )
+    axis.set_xscale("log")
+    axis.legend(frameon=False, fontsize="small")
+    axis.grid(alpha=0.25)
+
+
+def _plot_probe(axis, probe: dict) -> None:
+    names = ["history-blind lookup", "chance", "popularity as a target"]
+    values = [probe["hr_at_1"], probe["chance"], probe["popularity"]]
+    axis.barh(names, values, color=["#c2571a", "#b9bec6", "#b9bec6"])
+    low, high = probe["ci"]
+    axis.plot([low, high], [0, 0], color="#333333")
+    for row, value in enumerate(values):
+        axis.text(max(value, high if row == 0 else 0) + 0.01, row, f"{value:.3f}", va="center")
+    axis.invert_yaxis()
+    axis.set(
+        title=f"Leak probe: hr@1 on {probe['n']:,} records of {probe['split']}",
+        xlim=(0, min(1.15, 1.4 * max(0.3, *values))),
+    )
