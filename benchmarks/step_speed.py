@@ -1,20 +1,19 @@
 """
 What a training step costs, against what TRL's layout costs: time, memory, and the bound that the token counts set.
 
-    python benchmarks/step_speed.py                 # the whole table, about 15 minutes on two cores
+    python benchmarks/step_speed.py                 # the whole table, about 10 minutes on two cores
     python benchmarks/step_speed.py --negatives 3   # one column
     python benchmarks/step_speed.py --device cuda --dtype bfloat16 --negatives 3,15,63,255 --systems ours,ours-flex,padded
 
 A step is the forward of the reference, and the forward and backward of the policy: SmolLM2-135M with LoRA (r = 16, all
-linear layers), prompts of MovieLens-100k that list 20 candidates, no gradient checkpointing. It takes as many records as
-make 8 padded rows, two at K = 3 and one from K = 7 on; seconds and tokens are given per record. The systems, each in
-a process of its own, take turns on the same records:
+linear layers), prompts of MovieLens-100k that list 20 candidates, no gradient checkpointing. It takes two records;
+seconds and tokens are given per record, and memory is the peak of a step with one record. The systems, each in a process
+of its own, take turns on the same records:
 
 - `ours`: `SoftmaxDPOTrainer`, its collator and its loss;
 - `padded`: 1 + K padded rows in the layout of TRL (prompt and completion, right-padded) through TRL's own fused LM head,
-  and the same loss: built here, of nothing but TRL;
-- `pairs`: `trl.DPOTrainer` over the K pairs of each record, four pairs at a time, which is what TRL offers today.
-
+  and the same loss: built here, of nothing but TRL. 16 rows at a time, as more would not fit 24 GiB;
+- `pairs`: `trl.DPOTrainer` over the K pairs of each record, eight pairs at a time, which is what TRL offers today;
 - `ours-upper`: `ours` with LoRA in the upper half of the layers alone, of which the lower half then runs once for policy
   and reference; `ours-upper-separate`: the same with the lower half run for both.
 
@@ -26,21 +25,18 @@ import argparse
 import json
 import os
 import platform
-import re
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
+from step_speed_systems import RECORDS_OF_A_STEP, SYSTEMS, load_groups
 
-HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE.parent / "examples")]
+
+sys.path.append(str(Path(__file__).resolve().parent.parent / "examples"))  # where the model comes from
 
 ANSWER = "step_speed:"
-PADDED_ROWS = 8
-SPARE_NEGATIVES = 8
-YEAR = re.compile(r" \(\d{4}\)")
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -51,8 +47,9 @@ def parse_arguments() -> argparse.Namespace:
         default="ours,padded,pairs,ours-upper,ours-upper-separate,ranking",
         help=f"of ranking, {', '.join(SYSTEMS)}",
     )
-    parser.add_argument("--limit", type=int, default=15, help="largest K of padded and pairs (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=5, help="steps measured (default: %(default)s)")
+    parser.add_argument("--padded-limit", type=int, default=15, help="largest K of padded (default: %(default)s)")
+    parser.add_argument("--pairs-limit", type=int, default=3, help="largest K of pairs (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=4, help="steps measured (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="seed of records and LoRA (default: %(default)s)")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
@@ -61,235 +58,6 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--output", type=Path, default=Path("outputs/step_speed"), help="folder of the table and plot")
     parser.add_argument("--one", help=argparse.SUPPRESS)  # in a child: system:K
     return parser.parse_args()
-
-
-def records_of_a_step(negatives: int) -> int:
-    return max(PADDED_ROWS // (1 + negatives), 1)
-
-
-def load_groups(args: argparse.Namespace, negatives: int) -> list[list[dict]]:
-    """
-    The records of each step, of which the first is the warm-up; the same records for every K: a larger pool
-    begins with the smaller one. The years are left out of the titles, as in RecBole's copy of the data; with them, the
-    padded rows for K = 15 do not fit 24 GiB.
-    """
-    from trl_sdpo.recsys import build_preference_dataset
-    from trl_sdpo.recsys.download import load_movielens_100k
-
-    size = records_of_a_step(negatives)
-    dataset, _ = build_preference_dataset(
-        load_movielens_100k(args.data),
-        seed=args.seed,
-        prompt_style="candidates",
-        pool_size=max(negatives, 19) + SPARE_NEGATIVES,
-        max_train_records=(args.steps + 1) * size,
-        max_validation_records=1,
-        max_test_records=1,
-    )
-    rows = dataset["train"].select_columns(["prompt", "chosen", "rejected"]).to_list()
-    records = []
-    for row in rows:
-        prompt, chosen, *rejected = (YEAR.sub("", text) for text in (row["prompt"], row["chosen"], *row["rejected"]))
-        # without the year, a remake has the title of the original
-        rejected = [title for title in dict.fromkeys(rejected) if title != chosen]
-        records.append({"prompt": prompt, "chosen": chosen, "rejected": rejected[:negatives]})
-    return [records[start : start + size] for start in range(0, len(records), size)]
-
-
-def load_model(args: argparse.Namespace, attn_implementation: str = "sdpa"):
-    import torch
-    from language_models import resolve_model
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    path = resolve_model(args.model)
-    model = AutoModelForCausalLM.from_pretrained(
-        path, dtype=getattr(torch, args.dtype), attn_implementation=attn_implementation
-    )
-    return model.to(args.device), AutoTokenizer.from_pretrained(path)
-
-
-def trainer_arguments(args: argparse.Namespace, folder: str) -> dict:
-    return {
-        "output_dir": folder,
-        "beta": 1.0,
-        "max_length": None,
-        "report_to": "none",
-        "gradient_checkpointing": False,
-        "bf16": args.dtype == "bfloat16",
-        "use_cpu": args.device == "cpu",
-        "remove_unused_columns": False,
-    }
-
-
-def lora_config(**more):
-    from peft import LoraConfig
-
-    return LoraConfig(task_type="CAUSAL_LM", r=16, **{"target_modules": "all-linear", **more})
-
-
-def our_steps(args, groups, folder, system):
-    """The model, and for each step a call and the tokens that it computes."""
-    from datasets import Dataset
-
-    from trl_sdpo import SoftmaxDPOConfig, SoftmaxDPOTrainer
-    from trl_sdpo.frozen_layers import FrozenTrunk
-
-    model, tokenizer = load_model(args, "flex_attention" if system == "ours-flex" else "sdpa")
-    lora = lora_config()
-    if "upper" in system:
-        layers = model.config.num_hidden_layers
-        projections = [f"{name}_proj" for name in ("q", "k", "v", "o", "gate", "up", "down")]
-        lora = lora_config(target_modules=projections, layers_to_transform=list(range(layers // 2, layers)))
-    trainer = SoftmaxDPOTrainer(
-        model=model,
-        args=SoftmaxDPOConfig(**trainer_arguments(args, folder)),
-        train_dataset=Dataset.from_list([record for group in groups for record in group]),
-        processing_class=tokenizer,
-        peft_config=lora,
-    )
-    if "separate" in system:
-        trainer._trunk = FrozenTrunk([])  # frozen layers run for policy and reference
-    return _steps_of_trainer(trainer, len(groups), len(groups[0]))
-
-
-def pair_steps(args, groups, folder, system):
-    from datasets import Dataset
-    from trl import DPOConfig, DPOTrainer
-
-    from trl_sdpo import to_preference_pairs
-
-    model, tokenizer = load_model(args)
-    trainer = DPOTrainer(
-        model=model,
-        args=DPOConfig(**trainer_arguments(args, folder)),
-        train_dataset=to_preference_pairs(Dataset.from_list([record for group in groups for record in group])),
-        processing_class=tokenizer,
-        peft_config=lora_config(),
-    )
-    return _steps_of_trainer(trainer, len(groups), PADDED_ROWS // 2)
-
-
-def _steps_of_trainer(trainer, count, rows_at_a_time):
-    trainer.model.train()
-    rows = list(trainer.train_dataset)
-    size = len(rows) // count
-
-    def batches(rows):
-        return (
-            trainer.data_collator(rows[start : start + rows_at_a_time])
-            for start in range(0, len(rows), rows_at_a_time)
-        )
-
-    def step(rows):
-        for batch in batches(rows):
-            batch = trainer._prepare_inputs(batch)
-            with trainer.compute_loss_context_manager():
-                loss = trainer.compute_loss(trainer.model, batch)
-            loss.backward()
-        trainer.model.zero_grad()
-
-    def tokens(rows):
-        return sum(batch["input_ids"].numel() for batch in batches(rows))
-
-    steps = [rows[start : start + size] for start in range(0, len(rows), size)]
-    return trainer.model, [(lambda rows=rows: step(rows), tokens(rows)) for rows in steps]
-
-
-def padded_batch(records, tokenizer, device):
-    """The rows of records as TRL's collator would lay them out, were there one for several rejected completions."""
-    from torch import ones, tensor
-    from trl.trainer.utils import pad
-
-    from trl_sdpo.data_utils import tokenize_multi_preference
-
-    rows = []
-    for record in records:
-        row = tokenize_multi_preference(record, 0, tokenizer, tokenizer.eos_token)
-        rows += [(row["prompt_ids"], ids) for ids in (row["chosen_ids"], *row["rejected_ids"])]
-    input_ids = pad([tensor(prompt + ids) for prompt, ids in rows], padding_value=tokenizer.pad_token_id)
-    mask = pad([ones(len(prompt) + len(ids), dtype=int) for prompt, ids in rows])
-    scored = pad([tensor([0] * len(prompt) + [1] * len(ids)) for prompt, ids in rows]).bool()
-    labels = input_ids.masked_fill(~scored, -100)
-    batch = {"input_ids": input_ids, "attention_mask": mask, "labels": labels}
-    return {name: value.to(device) for name, value in batch.items()}
-
-
-def padded_steps(args, groups, folder, system):
-    import torch
-    from peft import get_peft_model
-    from trl.trainer.utils import add_fused_lm_head, use_adapter
-
-    from trl_sdpo import softmax_dpo_loss
-
-    model, tokenizer = load_model(args)
-    torch.manual_seed(args.seed)
-    add_fused_lm_head(model, outputs=("log_probs", "entropy", "mean_logits", "is_top1"))  # as DPOTrainer does
-    model = get_peft_model(model, lora_config()).train()
-
-    def log_probs(batch):
-        return model(**batch, use_cache=False, fused_lm_head=True).log_probs.sum(dim=1)
-
-    def step(batch):
-        with torch.autocast(args.device, torch.bfloat16, enabled=args.dtype == "bfloat16"):
-            policy = log_probs(batch)
-            with torch.no_grad(), use_adapter(model, adapter_name=None):
-                reference = log_probs(batch)
-            logratios = (policy - reference).view(len(groups[0]), -1)
-            loss = softmax_dpo_loss(logratios[:, 0], logratios[:, 1:], 1.0).mean()
-        loss.backward()
-        model.zero_grad()
-
-    batches = [padded_batch(group, tokenizer, args.device) for group in groups]
-    return model, [(lambda batch=batch: step(batch), batch["input_ids"].numel()) for batch in batches]
-
-
-def our_ranking(args, groups, folder, system):
-    import torch
-    from trl.trainer.utils import add_fused_lm_head
-
-    from trl_sdpo import DataCollatorForMultiPreference
-    from trl_sdpo.data_utils import tokenize_multi_preference
-    from trl_sdpo.prefix_sharing import score_completions
-
-    model, tokenizer = load_model(args)
-    add_fused_lm_head(model)
-    collator = DataCollatorForMultiPreference(tokenizer.pad_token_id)
-    rows = [tokenize_multi_preference(record, 0, tokenizer, tokenizer.eos_token) for (record,) in groups]
-    batches = [{name: value.to(args.device) for name, value in collator([row]).items()} for row in rows]
-
-    def rank(batch):
-        with torch.no_grad():
-            return score_completions(model.eval(), batch).log_probs.argmax().item()
-
-    return model, [(lambda batch=batch: rank(batch), batch["input_ids"].numel()) for batch in batches]
-
-
-def padded_ranking(args, groups, folder, system):
-    import torch
-    from trl.trainer.utils import add_fused_lm_head
-
-    model, tokenizer = load_model(args)
-    add_fused_lm_head(model)
-    batches = [padded_batch(group, tokenizer, args.device) for group in groups]
-
-    def rank(batch):
-        with torch.no_grad():
-            log_probs = model.eval()(**batch, use_cache=False, fused_lm_head=True).log_probs
-            return log_probs.sum(dim=1).argmax().item()
-
-    return model, [(lambda batch=batch: rank(batch), batch["input_ids"].numel()) for batch in batches]
-
-
-SYSTEMS = {
-    "ours": our_steps,
-    "ours-flex": our_steps,
-    "ours-upper": our_steps,
-    "ours-upper-separate": our_steps,
-    "padded": padded_steps,
-    "pairs": pair_steps,
-    "ours-ranking": our_ranking,
-    "padded-ranking": padded_ranking,
-}
 
 
 class PeakMemory:
@@ -323,7 +91,7 @@ class PeakMemory:
 
 
 def serve(args: argparse.Namespace) -> None:
-    """In a child process: run one step for each line of the input, and tell its seconds; then the peak of memory."""
+    """In a child process: tell the peak of memory, then run one step for each line of the input, and tell its seconds."""
     system, negatives = args.one.split(":")
     with tempfile.TemporaryDirectory() as folder:
         model, (warm_up, *steps) = SYSTEMS[system](args, load_groups(args, int(negatives)), folder, system)
@@ -331,7 +99,7 @@ def serve(args: argparse.Namespace) -> None:
             param.data.sum()  # weights mapped from a file are in memory only when they have been read
         memory = PeakMemory(args.device)
         warm_up[0]()
-        print(ANSWER, json.dumps([tokens for _, tokens in steps]), flush=True)
+        print(ANSWER, json.dumps({"peak": memory.peak(), "tokens": [tokens for _, tokens in steps]}), flush=True)
         for step, _ in steps:
             sys.stdin.readline()
             start = time.perf_counter()
@@ -341,7 +109,6 @@ def serve(args: argparse.Namespace) -> None:
 
                 torch.cuda.synchronize()
             print(ANSWER, time.perf_counter() - start, flush=True)
-        print(ANSWER, memory.peak(), flush=True)
 
 
 class Child:
@@ -375,30 +142,26 @@ def compare(args: argparse.Namespace, systems: list[str], negatives: int, progre
     Seconds and memory of several systems. They take turns step by step, so that a slow minute of the machine does
     not fall on one of them alone.
     """
-    size = records_of_a_step(negatives)
     with tempfile.TemporaryDirectory() as folder:
-        children = {}
+        children, results = {}, {}
         for system in systems:
             progress.set_description(f"{system}, K = {negatives}")
             children[system] = Child(args, system, negatives, Path(folder, f"{system}.log"))
-            tokens = children[system].answer()  # loaded and warm, before the next one starts
-            children[system].tokens = sum(tokens) / len(tokens) / size
-        seconds = {system: [] for system in systems}
-        for _ in range(args.steps):
-            for system, child in children.items():
-                seconds[system].append(child.step() / size)
-                progress.update()
-        return [
-            {
+            size = 1 if system.endswith("-ranking") else RECORDS_OF_A_STEP
+            answer = children[system].answer()  # loaded and warm, before the next one starts
+            results[system] = {
                 "system": system,
                 "negatives": negatives,
                 "records_of_a_step": size,
-                "tokens": child.tokens,
-                "seconds": seconds[system],
-                "peak_bytes": child.answer(),
+                "tokens": sum(answer["tokens"]) / len(answer["tokens"]) / size,
+                "peak_bytes": answer["peak"],
+                "seconds": [],
             }
-            for system, child in children.items()
-        ]
+        for _ in range(args.steps):
+            for system, child in children.items():
+                results[system]["seconds"].append(child.step() / results[system]["records_of_a_step"])
+                progress.update()
+    return list(results.values())
 
 
 def machine(args: argparse.Namespace) -> dict:
@@ -426,11 +189,9 @@ def main() -> None:
     from tqdm import tqdm
 
     systems = args.systems.split(",")
+    limits = {"padded": args.padded_limit, "pairs": args.pairs_limit}
     groups = [
-        (
-            [name for name in systems if name in SYSTEMS and (name.startswith("ours") or negatives <= args.limit)],
-            negatives,
-        )
+        ([name for name in systems if name in SYSTEMS and negatives <= limits.get(name, negatives)], negatives)
         for negatives in map(int, args.negatives.split(","))
     ]
     if "ranking" in systems:

@@ -1,6 +1,7 @@
 """Which architectures may share a prefix, and that the answer is right: tiny random instances of each."""
 
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -160,6 +161,19 @@ def test_flex_attention(token_records, plain_log_probs, name):
         log_probs = score_completions(model, batch).log_probs
         expected = torch.nn.utils.rnn.pad_sequence(plain_log_probs(reference, records), batch_first=True)
     torch.testing.assert_close(log_probs, expected, rtol=0, atol=1e-4)
+
+
+def test_documented_models_are_those_of_these_tests():
+    text = (Path(__file__).parent.parent / "docs" / "prefix_sharing.md").read_text(encoding="utf-8")
+    rows = [line.split("|")[1:3] for line in text.splitlines() if re.match(r"\| [A-Z]\w+(,| \()", line)]
+    documented = {
+        attention.strip(): set(re.findall(r"\b[A-Z]\w+", models.split(" (")[0])) for models, attention in rows
+    }
+    tested = {name.split("-")[0] for name in SOUND}
+    experts = {name for name in tested if "oe" in name or name == "Mixtral"}
+    assert documented["sdpa, eager"] in (tested - experts, experts)
+    assert documented["eager"] == {name.split("-")[0] for name in EAGER_ONLY}
+    assert len(rows) == 4
 
 
 UNSOUND = {

@@ -38,17 +38,16 @@ from transformers.trainer_utils import EvalPrediction
 from trl import DPOConfig, DPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.dpo_trainer import DataCollatorForPreference
-from trl.trainer.utils import get_config_model_id, global_then_local_main_first, use_adapter
+from trl.trainer.utils import get_config_model_id, use_adapter
 
 from .adapters import complete_reference_adapter, keep_4bit_layers_differentiable, remove_saved_adapter
 from .checkpoints import invalidate_checkpoint, resolve_checkpoint
 from .checks import check_multi_preference_options, check_preference_options, check_supported
 from .collators import DataCollatorForMultiPreference, EpochCallback
-from .data_utils import drop_too_long, is_multi_preference, tokenize_multi_preference
+from .data_utils import is_multi_preference
 from .frozen_layers import FrozenTrunk, frozen_layers
 from .loss_types import LOSS_TYPES_OF_ONE_PAIR, multi_preference_losses
 from .losses import check_finite
-from .prefix_masks import why_prefix_sharing_is_unsound
 from .prefix_sharing import (
     CompletionScores,
     completion_exists,
@@ -58,6 +57,7 @@ from .prefix_sharing import (
     score_completions,
     sharing_excess,
 )
+from .preparation import can_share_prefix, largest_pool, prepare_multi_preference, sharing_holds
 from .reward_metrics import num_before_padding, preference_metrics
 from .samplers import LengthGroupedSampler
 from .softmax_dpo_config import SoftmaxDPOConfig, to_softmax_dpo_config
@@ -225,7 +225,8 @@ class SoftmaxDPOTrainer(DPOTrainer):
         self._eval_data_collator = self.data_collator
         if isinstance(self.data_collator, DataCollatorForMultiPreference):
             # a collator of the user's own decides on its draw, but not on what the model can take
-            if self.data_collator.prefix_sharing and not self._can_share_prefix():
+            models = [model for model in (self.model, self.ref_model) if model is not None]
+            if self.data_collator.prefix_sharing and not can_share_prefix(models, self.args.prefix_sharing):
                 self.data_collator.prefix_sharing = False
             self._eval_data_collator = dataclasses.replace(self.data_collator, num_negatives=None)
 
@@ -260,24 +261,6 @@ class SoftmaxDPOTrainer(DPOTrainer):
         with self._whole_pool():
             return super()._precompute_ref_logps(dataset, name, batch_size)
 
-    def _can_share_prefix(self) -> bool:
-        if self.args.prefix_sharing == "false":
-            return False
-        models = [self.model] if self.ref_model is None else [self.model, self.ref_model]
-        reasons = [why_prefix_sharing_is_unsound(model) for model in models]
-        reason = next((reason for reason in reasons if reason is not None), None)
-        if reason is not None and self.args.prefix_sharing == "true":
-            raise ValueError(
-                f"`prefix_sharing='true'` is not possible here: {reason}. Use `prefix_sharing='auto'`, which falls back "
-                "to padded rows."
-            )
-        if reason is not None:
-            logger.warning(
-                f"The prompt is computed once per completion instead of once per record, because {reason}. The results "
-                "are the same, but slower. `prefix_sharing='false'` silences this warning."
-            )
-        return reason is None
-
     def _prepare_dataset(
         self,
         dataset: Dataset | IterableDataset,
@@ -301,39 +284,11 @@ class SoftmaxDPOTrainer(DPOTrainer):
             args.accelerator_config.dispatch_batches = False
             if hasattr(self, "accelerator"):
                 self.accelerator.dataloader_config.dispatch_batches = False
-        # Build the kwargs for the `map` function: IterableDataset supports neither `num_proc` nor `desc`
-        map_kwargs = {} if stream else {"num_proc": args.dataset_num_proc}
+        dataset = prepare_multi_preference(dataset, processing_class, args, dataset_name)
         if not stream:
-            # records are read as they are, not as the arrays that a format makes of them
-            dataset = dataset.with_format(None)
-        with global_then_local_main_first():
-            if not stream:
-                map_kwargs["desc"] = f"Tokenizing {dataset_name} dataset"
-            dataset = dataset.map(
-                tokenize_multi_preference,
-                fn_kwargs={
-                    "processing_class": processing_class,
-                    "eos_token": self._tokenizer.eos_token,
-                    "stream": stream,
-                },
-                with_indices=True,
-                **map_kwargs,
-            )
-            if args.max_length is not None:
-                if not stream:
-                    map_kwargs["desc"] = f"Dropping too long examples from {dataset_name} dataset"
-                dataset = drop_too_long(dataset, args.max_length, dataset_name, **map_kwargs)
-        if not stream:
-            self._note_pools([len(rejected) for rejected in dataset["rejected_ids"]], args.num_negatives, dataset_name)
+            pool = largest_pool(dataset, args.num_negatives, dataset_name)
+            self._largest_pool = max(self._largest_pool, pool)
         return dataset
-
-    def _note_pools(self, pool_sizes: list[int], num_negatives: int | None, dataset_name: str) -> None:
-        self._largest_pool = max(self._largest_pool, *pool_sizes)
-        if num_negatives is not None and num_negatives > min(pool_sizes):
-            logger.warning_once(
-                f"`num_negatives={num_negatives}` is more than some records have (the smallest pool of the "
-                f"{dataset_name} dataset is {min(pool_sizes)}): all of theirs are used."
-            )
 
     def _set_signature_columns_if_needed(self):
         if self._signature_columns is None:
@@ -395,16 +350,7 @@ class SoftmaxDPOTrainer(DPOTrainer):
         finally:
             model.train(training)
         excess = self.accelerator.gather(excess.reshape(1)).max().item()
-        if excess <= 0:
-            return True
-        message = (
-            "Shared-prefix rows and padded rows give different log-probabilities on the first batch, by "
-            f"{excess:.3g} nats beyond rounding: the model does not heed the mask"
-        )
-        if self.args.prefix_sharing == "true":
-            raise ValueError(f"{message}. Use `prefix_sharing='false'`.")
-        logger.warning(f"{message}. Falling back to padded rows.")
-        return False
+        return sharing_holds(excess, self.args.prefix_sharing)
 
     def _lay_out(self, model, inputs):
         """Shared-prefix rows if they are sound, else padded rows."""
