@@ -209,3 +209,19 @@ class TestStreams:
         assert logged(trainers[1]) == logged(trainers[0])
         for left, right in zip(trainers[0].model.parameters(), trainers[1].model.parameters(), strict=True):
             assert torch.equal(left, right)
+
+
+def test_automatic_batch_size(llama, records, make_trainer, logged):
+    """Where the batch fits, nothing changes."""
+    losses = []
+    for auto_find_batch_size in (False, True):
+        args = {"auto_find_batch_size": auto_find_batch_size}
+        trainer = make_trainer(llama(), records(8), args=args, ref_model=llama(seed=1))
+        trainer.train()
+        losses.append(logged(trainer))
+    assert losses[1] == pytest.approx(losses[0], abs=1e-6)
+
+
+def test_torch_compile_raises(llama, records, make_trainer):
+    with pytest.raises(ValueError, match="`torch_compile=True` is not supported with several rejected completions"):
+        make_trainer(llama(), records(4), args={"torch_compile": True, "torch_compile_backend": "eager"})

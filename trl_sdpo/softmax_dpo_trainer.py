@@ -334,7 +334,7 @@ class SoftmaxDPOTrainer(DPOTrainer):
     def _frozen_trunk(self) -> FrozenTrunk:
         """The layers that policy and reference have in common, if they are this process's own and without dropout."""
         if self._trunk is None:
-            own = not (self.is_fsdp_enabled or self.is_deepspeed_enabled or self.args.torch_compile)
+            own = not (self.is_fsdp_enabled or self.is_deepspeed_enabled)
             shared = own and self.args.disable_dropout and self.ref_model is None and not self.precompute_ref_logps
             self._trunk = FrozenTrunk(frozen_layers(self.model) if shared else [])
         return self._trunk
