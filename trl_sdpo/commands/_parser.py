@@ -5,6 +5,7 @@ import dataclasses
 import re
 import types
 import typing
+from collections.abc import Sequence
 from typing import Any
 
 from trl.scripts.utils import TrlParser
@@ -23,7 +24,7 @@ class CommandParser(TrlParser):
             Passed to `argparse.ArgumentParser`.
     """
 
-    def __init__(self, arguments: type, **kwargs):
+    def __init__(self, arguments: type, **kwargs) -> None:
         # An abbreviation that is unique today may mean another flag tomorrow.
         super().__init__(arguments, allow_abbrev=False, formatter_class=argparse.HelpFormatter, **kwargs)
         self.add_argument("--config", metavar="FILE", help="YAML file with values of these flags.")
@@ -35,7 +36,9 @@ class CommandParser(TrlParser):
         except (ValueError, TypeError, OSError) as error:
             return self.error(str(error))
 
-    def parse_known_args(self, args=None, namespace=None):
+    def parse_known_args(
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
         known, unknown = super().parse_known_args(args, namespace)
         if unknown:
             flag = unknown[0].partition("=")[0]
