@@ -41,7 +41,7 @@ from trl.trainer.dpo_trainer import DataCollatorForPreference
 from trl.trainer.utils import get_config_model_id, use_adapter
 
 from .adapters import complete_reference_adapter, keep_4bit_layers_differentiable, remove_saved_adapter
-from .checkpoints import invalidate_checkpoint, resolve_checkpoint
+from .checkpoints import invalidate_checkpoint, place_in_stream, resolve_checkpoint
 from .checks import check_multi_preference_options, check_preference_options, check_supported
 from .collators import DataCollatorForMultiPreference, EpochCallback
 from .data_utils import is_multi_preference
@@ -454,6 +454,18 @@ class SoftmaxDPOTrainer(DPOTrainer):
             resume_from_checkpoint, self.args.output_dir, self.args.save_only_model
         )
         return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def _init_training_state(
+        self, max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
+    ):
+        epochs_trained, steps_trained_in_current_epoch = super()._init_training_state(
+            max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
+        )
+        if resume_from_checkpoint is None or isinstance(self.train_dataset, Dataset):
+            return epochs_trained, steps_trained_in_current_epoch
+        # The parent takes all steps of a stream as those of its first pass
+        passes, batches = place_in_stream(resume_from_checkpoint, self.args.gradient_accumulation_steps)
+        return passes, 0 if self.args.ignore_data_skip else batches
 
     def _save_checkpoint(self, model, trial):
         if self.args.should_save:
