@@ -225,7 +225,7 @@ class SoftmaxDPOTrainer(DPOTrainer):
         self._eval_data_collator = self.data_collator
         if isinstance(self.data_collator, DataCollatorForMultiPreference):
             # a collator of the user's own decides on its draw, but not on what the model can take
-            models = [model for model in (self.model, self.ref_model) if model is not None]
+            models = [self.accelerator.unwrap_model(m) for m in (self.model, self.ref_model) if m is not None]
             if self.data_collator.prefix_sharing and not can_share_prefix(models, self.args.prefix_sharing):
                 self.data_collator.prefix_sharing = False
             self._eval_data_collator = dataclasses.replace(self.data_collator, num_negatives=None)
