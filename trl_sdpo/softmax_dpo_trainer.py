@@ -42,7 +42,7 @@ from trl.trainer.dpo_trainer import DataCollatorForPreference
 from trl.trainer.utils import get_config_model_id, use_adapter
 
 from .adapters import complete_reference_adapter, keep_4bit_layers_differentiable, remove_saved_adapter
-from .checkpoints import invalidate_checkpoint, resolve_checkpoint
+from .checkpoints import invalidate_checkpoint, place_in_stream, resolve_checkpoint
 from .checks import check_multi_preference_options, check_preference_options, check_supported
 from .collators import DataCollatorForMultiPreference, EpochCallback
 from .data_utils import is_multi_preference
@@ -228,7 +228,7 @@ class SoftmaxDPOTrainer(DPOTrainer):
         self._eval_data_collator = self.data_collator
         if isinstance(self.data_collator, DataCollatorForMultiPreference):
             # a collator of the user's own decides on its draw, but not on what the model can take
-            models = [model for model in (self.model, self.ref_model) if model is not None]
+            models = [self.accelerator.unwrap_model(m) for m in (self.model, self.ref_model) if m is not None]
             if self.data_collator.prefix_sharing and not can_share_prefix(models, self.args.prefix_sharing):
                 self.data_collator.prefix_sharing = False
             self._eval_data_collator = dataclasses.replace(self.data_collator, num_negatives=None)
@@ -475,6 +475,23 @@ class SoftmaxDPOTrainer(DPOTrainer):
             resume_from_checkpoint, self.args.output_dir, self.args.save_only_model
         )
         return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def _init_training_state(
+        self,
+        max_steps: int,
+        num_update_steps_per_epoch: int,
+        num_train_epochs: int,
+        resume_from_checkpoint: str | None,
+        trial: Any,
+    ) -> tuple[int, int]:
+        epochs_trained, steps_trained_in_current_epoch = super()._init_training_state(
+            max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
+        )
+        if resume_from_checkpoint is None or isinstance(self.train_dataset, Dataset):
+            return epochs_trained, steps_trained_in_current_epoch
+        # The parent takes all steps of a stream as those of its first pass
+        passes, batches = place_in_stream(resume_from_checkpoint, self.args.gradient_accumulation_steps)
+        return passes, 0 if self.args.ignore_data_skip else batches
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         if self.args.should_save:
