@@ -46,7 +46,7 @@ class RecommenderConfig:
         domain (`str`, *optional*):
             What the items are, such as `"movies"`.
         source (`str`, *optional*):
-            The data set's name, such as `"ml-100k"`.
+            The data set's name as [`load_source`] takes it, such as `"movielens-100k"`, or that of the interactions.
 
     Raises:
         ValueError: there is no template, or a number is out of range.

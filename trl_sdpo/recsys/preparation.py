@@ -121,7 +121,7 @@ def prepare(
         (stage / REPORT).write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         figure = plot_report(report, statistics, stage / "report.png")
         write_markdown(report, stage / "report.md", figure)
-        _write_recommender_files(plan, stage)
+        _write_recommender_files(plan, name, stage)
     logger.info("%s: %s", output, {split: report[split]["records"] for split in statistics})
     return report
 
@@ -170,7 +170,7 @@ def _probe(statistics: dict[str, SplitStatistics]) -> dict | None:
     return {"split": last, "reference": looked_up, **probe._asdict(), "ci": list(probe.ci)}
 
 
-def _write_recommender_files(plan: RecordPlan, folder: Path) -> None:
+def _write_recommender_files(plan: RecordPlan, source: str, folder: Path) -> None:
     config = plan.config
     recommender_config = recommender_files.RecommenderConfig(
         select_templates(config.prompt_style, config.template, config.domain),
@@ -178,7 +178,7 @@ def _write_recommender_files(plan: RecordPlan, folder: Path) -> None:
         conversational=config.conversational,
         max_length=config.max_length,
         domain=config.domain,
-        source=plan.report["source"],
+        source=source,
     )
     ids, titles = (plan.catalogue[column].cast(pl.String).to_list() for column in (ITEM_ID, TITLE))
     catalogue = recommender_files.Catalogue(ids, titles, plan.train_counts.tolist())
