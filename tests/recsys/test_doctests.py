@@ -16,6 +16,7 @@ MODULES = (
     "metrics",
     "preferences",
     "ranking",
+    "title_trie",
     "prompts",
     "sdpo_json",
     "sequences",
