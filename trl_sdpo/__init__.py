@@ -12,6 +12,14 @@ if TYPE_CHECKING:
         to_prompt_completion,
     )
     from .losses import dmpo_loss, mppo_loss, nca_loss, softmax_dpo_loss
+    from .recommender_files import (
+        Catalogue,
+        RecommenderConfig,
+        RecommenderFiles,
+        copy_recommender_files,
+        load_recommender_files,
+        save_recommender_files,
+    )
     from .softmax_dpo_config import SoftmaxDPOConfig, to_softmax_dpo_config
     from .softmax_dpo_trainer import SoftmaxDPOTrainer
 
@@ -19,16 +27,22 @@ if TYPE_CHECKING:
 __version__ = "0.1.0.dev0"
 
 __all__ = [
+    "Catalogue",
     "DataCollatorForMultiPreference",
+    "RecommenderConfig",
+    "RecommenderFiles",
     "SoftmaxDPOConfig",
     "SoftmaxDPOTrainer",
     "check_multi_preference",
+    "copy_recommender_files",
     "dmpo_loss",
     "draw_negatives",
     "from_flat_columns",
     "is_multi_preference",
+    "load_recommender_files",
     "mppo_loss",
     "nca_loss",
+    "save_recommender_files",
     "softmax_dpo_loss",
     "to_preference_pairs",
     "to_prompt_completion",
@@ -46,6 +60,14 @@ _NAMES_BY_MODULE = {
         "to_prompt_completion",
     ),
     "losses": ("dmpo_loss", "mppo_loss", "nca_loss", "softmax_dpo_loss"),
+    "recommender_files": (
+        "Catalogue",
+        "RecommenderConfig",
+        "RecommenderFiles",
+        "copy_recommender_files",
+        "load_recommender_files",
+        "save_recommender_files",
+    ),
     "softmax_dpo_config": ("SoftmaxDPOConfig", "to_softmax_dpo_config"),
     "softmax_dpo_trainer": ("SoftmaxDPOTrainer",),
 }

@@ -16,6 +16,7 @@ from .interactions import (
 )
 from .lastfm import load_lastfm
 from .leaks import LeakProbe, leak_probe
+from .matching import match_title, normalize_title
 from .metrics import (
     bootstrap_interval,
     chance_level,
@@ -74,8 +75,10 @@ __all__ = [
     "load_sdpo_json",
     "load_source",
     "load_table",
+    "match_title",
     "mean_reciprocal_rank",
     "ndcg",
+    "normalize_title",
     "popularity_scores",
     "prepare",
     "ranking_metrics",
