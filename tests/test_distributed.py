@@ -124,6 +124,15 @@ def test_precomputed_reference(one_and_two):
     assert_same_records(one, two)
 
 
+def test_resuming_in_a_later_pass_of_a_stream(one_and_two):
+    one, two = one_and_two(two_processes.resumed_stream)
+    assert one["same_as_whole"]
+    assert two[0]["same_as_whole"]
+    assert two[1]["same_as_whole"]
+    assert_same_trajectory(one, two)
+    assert_same_records(one, two)
+
+
 def test_resuming_after_a_half_written_checkpoint(one_and_two):
     one, two = one_and_two(two_processes.resumed)
     assert one["same_as_whole"]

@@ -196,19 +196,43 @@ class TestData:
 
 
 class TestStreams:
-    def test_resume_within_the_first_pass(self, llama, records, make_trainer, logged):
-        """In the same order with the same negatives; after the first pass, transformers loses its place in a stream."""
-        rows = [{**row, "prompt": f"User {i}. {row['prompt']}"} for i, row in enumerate(records(24, 5, 5))]
-        args = {"num_negatives": 2, "max_steps": 6, "save_strategy": "steps", "save_steps": 3}
-        trainers = [
-            make_trainer(llama(), Dataset.from_list(rows).to_iterable_dataset(), args=args, ref_model=llama(seed=1))
-            for _ in range(2)
-        ]
-        trainers[0].train()
-        trainers[1].train(resume_from_checkpoint=f"{trainers[0].args.output_dir}/checkpoint-3")
-        assert logged(trainers[1]) == logged(trainers[0])
-        for left, right in zip(trainers[0].model.parameters(), trainers[1].model.parameters(), strict=True):
-            assert torch.equal(left, right)
+    @pytest.fixture
+    def make_stream_trainer(self, llama, records, make_trainer):
+        """Ten records are passes of three batches, the last one smaller, each pass in another order."""
+        rows = [{**row, "prompt": f"User {i}. {row['prompt']}"} for i, row in enumerate(records(10, 5, 5))]
+
+        def make(**args):
+            args = {"num_negatives": 2, "max_steps": 8, "save_strategy": "steps", "save_steps": 1, **args}
+            stream = Dataset.from_list(rows).to_iterable_dataset().shuffle(seed=0, buffer_size=10)
+            return make_trainer(llama(), stream, args=args, ref_model=llama(seed=1))
+
+        return make
+
+    @pytest.mark.parametrize("accumulation", [1, 2])
+    def test_resume_in_any_pass(self, make_stream_trainer, logged, accumulation):
+        """In the order of that pass, with its negatives; a pass of three batches is two steps with accumulation."""
+        args = {"gradient_accumulation_steps": accumulation}
+        whole = make_stream_trainer(**args)
+        whole.train()
+        # within the first pass, at its end, within the second and the third, after the last step of a pass
+        for step in (1, 3, 4, 5, 6, 7):
+            trainer = make_stream_trainer(**args)
+            trainer.train(resume_from_checkpoint=f"{whole.args.output_dir}/checkpoint-{step}")
+            assert logged(trainer) == logged(whole), step
+            for left, right in zip(whole.model.parameters(), trainer.model.parameters(), strict=True):
+                assert torch.equal(left, right)
+
+    def test_resume_to_train_longer(self, make_stream_trainer, logged):
+        """A run that ended within its first pass, or beyond it, goes on in the same pass."""
+        options = {"lr_scheduler_type": "constant"}
+        whole = make_stream_trainer(**options)
+        whole.train()
+        for steps in (2, 5):
+            short = make_stream_trainer(**options, max_steps=steps)
+            short.train()
+            trainer = make_stream_trainer(**options)
+            trainer.train(resume_from_checkpoint=f"{short.args.output_dir}/checkpoint-{steps}")
+            assert logged(trainer) == logged(whole), steps
 
 
 def test_automatic_batch_size(llama, records, make_trainer, logged):

@@ -67,6 +67,11 @@ SIGNATURES = [
         f"{TRAINER}: SoftmaxDPOTrainer.train looks the checkpoint up before it",
     ),
     (
+        Trainer._init_training_state,
+        "self max_steps num_update_steps_per_epoch num_train_epochs resume_from_checkpoint trial",
+        f"{TRAINER}: SoftmaxDPOTrainer._init_training_state corrects the place in a stream that it returns",
+    ),
+    (
         DPOTrainer._save_checkpoint,
         "self model trial",
         f"{TRAINER}: SoftmaxDPOTrainer._save_checkpoint invalidates the folder before it",

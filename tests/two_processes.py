@@ -51,10 +51,9 @@ class Recorder(SoftmaxDPOTrainer):
         return super().training_step(model, inputs, *args, **kwargs)
 
 
-def make_trainer(output_dir, train_dataset, with_lora=False, args=None, **kwargs):
+def make_config(output_dir, args=None):
     """Four records in a step, on however many processes."""
     num_processes = int(os.environ.get("WORLD_SIZE", "1"))
-    tokenizer = build_tokenizer()
     config = {
         "output_dir": str(output_dir),
         "per_device_train_batch_size": 4 // num_processes,
@@ -70,6 +69,12 @@ def make_trainer(output_dir, train_dataset, with_lora=False, args=None, **kwargs
         "bf16": False,
         "gradient_checkpointing": False,
     }
+    return SoftmaxDPOConfig(**{**config, **(args or {})})
+
+
+def make_trainer(output_dir, train_dataset, with_lora=False, args=None, **kwargs):
+    tokenizer = build_tokenizer()
+    args = make_config(output_dir, args)
     model = build_llama(len(tokenizer))
     if with_lora:
         lora = LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear", r=4, init_lora_weights=False)
@@ -77,13 +82,7 @@ def make_trainer(output_dir, train_dataset, with_lora=False, args=None, **kwargs
         model = get_peft_model(model, lora)
     else:
         kwargs["ref_model"] = build_llama(len(tokenizer), seed=1)
-    return Recorder(
-        model,
-        args=SoftmaxDPOConfig(**{**config, **(args or {})}),
-        train_dataset=train_dataset,
-        processing_class=tokenizer,
-        **kwargs,
-    )
+    return Recorder(model, args=args, train_dataset=train_dataset, processing_class=tokenizer, **kwargs)
 
 
 def result(trainer):
@@ -134,6 +133,18 @@ def stream(folder):
     trainer = make_trainer(folder, dataset, args={"num_negatives": 2})
     trainer.train()
     return result(trainer)
+
+
+def resumed_stream(folder):
+    """From the second step of the second pass."""
+    dataset = Dataset.from_list(make_records(12)).to_iterable_dataset()
+    args = {"num_negatives": 2, "max_steps": 7, "save_strategy": "steps", "save_steps": 5}
+    whole = make_trainer(folder, dataset, args=args)
+    whole.train()
+    trainer = make_trainer(folder, dataset, args=args)
+    trainer.train(resume_from_checkpoint=str(Path(folder) / "checkpoint-5"))
+    same = all(torch.equal(a, b) for a, b in zip(whole.model.parameters(), trainer.model.parameters(), strict=True))
+    return {**result(trainer), "same_as_whole": same}
 
 
 def precomputed_reference(folder):
@@ -207,6 +218,7 @@ SCENARIOS = (
     uneven_evaluation,
     uneven_evaluation_of_streams,
     stream,
+    resumed_stream,
     precomputed_reference,
     resumed,
     sampled_ranking,
