@@ -7,7 +7,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(Path(__file__).parent / "_ext")]
 
-import trl_sdpo
+import trl_sdpo  # noqa: E402
 
 
 project = "trl_sdpo"
