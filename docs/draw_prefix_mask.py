@@ -14,8 +14,8 @@ from trl_sdpo.prefix_sharing import shared_prefix_row
 
 
 matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
-from matplotlib.axes import Axes  # noqa: E402
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
 
 
 PROMPT = ["Alien,", "Ran,", "Big.", "Next:"]

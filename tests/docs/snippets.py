@@ -201,8 +201,8 @@ class Page:
     def _command(self, command: str) -> None:
         if re.match(r"(python3? -m )?pip install ", command):
             self._check_install(command)
-        elif re.match(r"(python3? -m )?pytest\b", command):
-            self._check_paths(command)  # the tests that are running
+        elif re.match(r"(python3? -m )?(pytest|sphinx)\b", command):
+            self._check_paths(command)  # the tests that are running, and what test_build.py builds
         elif command.startswith("cd "):
             os.chdir(shlex.split(command)[1])
         elif assignment := _ASSIGNMENT.match(command):
