@@ -12,7 +12,7 @@ from sphinx.application import Sphinx
 
 README = "overview"
 _SECTION = re.compile(r"^## (?P<title>.+?)$(?P<body>.*?)(?=^## |\Z)", re.MULTILINE | re.DOTALL)
-_ITEM = re.compile(r"^- \[[^\]]+\]\((?P<page>[\w/-]+)\.md\)", re.MULTILINE)
+_ITEM = re.compile(r"^- \[(?P<title>[^\]]+)\]\((?P<page>[\w/-]+)\.md\)", re.MULTILINE)
 
 
 def toctrees(index: str) -> str:
@@ -28,7 +28,7 @@ def toctrees(index: str) -> str:
     """
     parts = []
     for section in _SECTION.finditer(index):
-        if pages := [item["page"] for item in _ITEM.finditer(section["body"])]:
+        if pages := [f"{item['title']} <{item['page']}>" for item in _ITEM.finditer(section["body"])]:
             parts.append("\n".join(["```{toctree}", ":hidden:", f":caption: {section['title']}", "", *pages, "```"]))
     return "\n\n".join(parts)
 

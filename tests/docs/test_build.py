@@ -82,3 +82,11 @@ def test_every_page_is_on_the_map():
     pages = {str(path.relative_to(DOCS)) for path in DOCS.rglob("*.md")} - {"index.md"}
     missing = {page for page in pages if f"]({page})" not in index}
     assert not missing, f"docs/index.md does not link to {missing}"
+
+
+def test_the_map_is_the_navigation(site):
+    text = (site / "index.html").read_text(encoding="utf-8")
+    tree = text[text.index('class="sidebar-tree"') :]
+    order = [tree.index(f'href="{page}.html"') for page in ("overview", "quickstart", "losses", "api/trl_sdpo")]
+    assert order == sorted(order)
+    assert "Quick start</a>" in tree
