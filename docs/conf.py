@@ -7,24 +7,19 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(Path(__file__).parent / "_ext")]
 
-import trl_sdpo
+import trl_sdpo  # noqa: E402
 
 
 project = "trl_sdpo"
 author = "the authors of trl_sdpo"
 release = trl_sdpo.__version__
 
-extensions = ["myst_parser", "sphinx.ext.mathjax", "api_reference"]
+extensions = ["myst_parser", "sphinx.ext.mathjax", "api_reference", "pages"]
 myst_enable_extensions = ["alert", "colon_fence", "deflist"]
 # links to headings, as GitHub makes them
 myst_heading_anchors = 4
 source_suffix = {".md": "markdown"}
 exclude_patterns = ["_ext"]
-suppress_warnings = [
-    # the map of the pages has a pattern for each, which need not be there
-    "toc.empty_glob",
-]
-
 # The Python domain looks for what a docstring calls by its name, "Interactions", in the module of the entry.
 add_module_names = False
 python_maximum_signature_line_length = 100
@@ -33,6 +28,5 @@ smartquotes = False
 
 html_theme = "furo"
 html_title = f"trl_sdpo {release}"
-html_static_path = ["_static"]
 html_copy_source = False
 html_show_sphinx = False

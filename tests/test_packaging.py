@@ -148,3 +148,8 @@ def test_help_waits_for_no_heavy_library(installed, tmp_path):
     code += "print(*sys.modules)"
     loaded = run(sys.executable, "-W", "error", "-c", code, cwd=tmp_path, PYTHONPATH=str(installed)).splitlines()[-1]
     assert NOT_FOR_HELP & set(loaded.split()) == set()
+
+
+def test_the_console_script_is_installed(installed, tmp_path):
+    said = run(str(installed / "bin" / "trl-sdpo"), "--help", cwd=tmp_path, PYTHONPATH=str(installed))
+    assert said.startswith("usage: trl-sdpo")

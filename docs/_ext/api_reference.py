@@ -97,6 +97,7 @@ def _emphasised(name: str, section: str) -> str:
 
 def _with_roles(text: str) -> str:
     text = re.sub(r"^\$\$ (.+?) \$\$$", r"```{math}\n\1\n```", text, flags=re.MULTILINE | re.DOTALL)
+    text = re.sub(r"(?<![$`])\$([^$`\n]+)\$(?![$`])", r"{math}`\1`", text)
     text = re.sub(r"\\\\\( (.+?) \\\\\)", r"{math}`\1`", text, flags=re.DOTALL)
     return _REFERENCE.sub(_role, text)
 
@@ -131,7 +132,14 @@ def describe(package: str, name: str) -> str:
         return _directive("class", f"{name}{_signature(value)}", f"{text}\n\n{_methods(value)}", package)
     if callable(value):
         return _directive("function", f"{name}{_signature(value)}", to_markdown(inspect.getdoc(value) or ""), package)
-    return _directive("data", name, f"`{textwrap.shorten(repr(value), 300)}`", package)
+    return _directive("data", name, _constant(value), package)
+
+
+def _constant(value: Any) -> str:
+    """A constant itself, or the names of what a collection holds."""
+    if isinstance(value, dict | tuple | list):
+        return f"A {type(value).__name__} of " + ", ".join(f"`{getattr(one, 'name', one)}`" for one in value) + "."
+    return f"`{value!r}`"
 
 
 def _methods(cls: type) -> str:

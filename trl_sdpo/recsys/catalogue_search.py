@@ -41,7 +41,7 @@ class TrieLogitsProcessor(LogitsProcessor):
 
     def __init__(
         self, trie: TitleTrie, prompt_length: int, num_beams: int, closed: Sequence[np.ndarray] | None = None
-    ):
+    ) -> None:
         self.trie, self.prompt_length, self.num_beams = trie, prompt_length, num_beams
         offsets = [number * trie.num_nodes + nodes for number, nodes in enumerate(closed or ())]
         self._closed = torch.as_tensor(np.concatenate(offsets) if offsets else np.empty(0, dtype=np.int64))
@@ -71,7 +71,7 @@ class EndOfTitleCriteria(StoppingCriteria):
             Tokens of a row before those that are generated.
     """
 
-    def __init__(self, trie: TitleTrie, prompt_length: int):
+    def __init__(self, trie: TitleTrie, prompt_length: int) -> None:
         self.trie, self.prompt_length = trie, prompt_length
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor | None, **kwargs) -> torch.BoolTensor:
@@ -175,7 +175,15 @@ def _closed_nodes(trie: TitleTrie, row: int, titles: Sequence[int]) -> np.ndarra
         raise ValueError(f"exclude, row {row}: {error}") from error
 
 
-def _search_batch(model, batch, trie, num_beams, top_k, closed, pad_token_id) -> list[list[tuple[int, float]]]:
+def _search_batch(
+    model: PreTrainedModel,
+    batch: dict[str, torch.Tensor],
+    trie: TitleTrie,
+    num_beams: int,
+    top_k: int,
+    closed: list[np.ndarray] | None,
+    pad_token_id: int,
+) -> list[list[tuple[int, float]]]:
     prompt_length = batch["input_ids"].size(1)
     output = model.generate(
         **batch,
