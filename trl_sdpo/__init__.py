@@ -12,6 +12,7 @@ if TYPE_CHECKING:
         to_prompt_completion,
     )
     from .losses import dmpo_loss, mppo_loss, nca_loss, softmax_dpo_loss
+    from .recommender import Recommendation, Recommender
     from .recommender_files import (
         Catalogue,
         RecommenderConfig,
@@ -29,6 +30,8 @@ __version__ = "0.1.0.dev0"
 __all__ = [
     "Catalogue",
     "DataCollatorForMultiPreference",
+    "Recommendation",
+    "Recommender",
     "RecommenderConfig",
     "RecommenderFiles",
     "SoftmaxDPOConfig",
@@ -60,6 +63,7 @@ _NAMES_BY_MODULE = {
         "to_prompt_completion",
     ),
     "losses": ("dmpo_loss", "mppo_loss", "nca_loss", "softmax_dpo_loss"),
+    "recommender": ("Recommendation", "Recommender"),
     "recommender_files": (
         "Catalogue",
         "RecommenderConfig",

@@ -119,7 +119,7 @@ def score_records(
         model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
             Model to score with. It is not changed.
         records ([`~datasets.Dataset`] or `Sequence[dict]`):
-            Of [`tokenize_multi_preference`]. There may be no rejected completion here.
+            Of [`tokenize_multi_preference`].
         pad_token_id (`int`):
             Token to pad with.
         batch_size (`int`, *optional*, defaults to `32`):
