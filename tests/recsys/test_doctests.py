@@ -10,6 +10,8 @@ MODULES = (
     "recipes",
     "targets",
     "candidates",
+    "catalogue_metrics",
+    "comparison",
     "generation",
     "interactions",
     "matching",

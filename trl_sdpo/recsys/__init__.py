@@ -1,6 +1,8 @@
 """From files of interactions to multi-preference records, and the metrics of a ranking. No model is needed here."""
 
 from .candidates import sample_negatives
+from .catalogue_metrics import catalogue_metrics, coverage, exposure, gini, mean_popularity, recommendation_ranks
+from .comparison import compare_scores, exact_mcnemar_test, paired_comparison, sampled_label, sign_flip_test
 from .goodbooks import load_goodbooks
 from .goodreads import load_goodreads
 from .interactions import (
@@ -59,11 +61,17 @@ __all__ = [
     "build_preference_dataset",
     "build_sequences",
     "canonical_title",
+    "catalogue_metrics",
     "chance_level",
     "chance_metrics",
     "check_token_boundary",
+    "compare_scores",
+    "coverage",
     "drop_untitled",
+    "exact_mcnemar_test",
+    "exposure",
     "get_template",
+    "gini",
     "hit_rate",
     "leak_probe",
     "leave_one_out_split",
@@ -76,16 +84,21 @@ __all__ = [
     "load_source",
     "load_table",
     "match_title",
+    "mean_popularity",
     "mean_reciprocal_rank",
     "ndcg",
     "normalize_title",
+    "paired_comparison",
     "popularity_scores",
     "prepare",
     "ranking_metrics",
     "ranks",
     "recipe_options",
+    "recommendation_ranks",
     "resolve_duplicate_titles",
     "sample_negatives",
+    "sampled_label",
+    "sign_flip_test",
     "split_leaks",
     "temporal_split",
     "user_split",
