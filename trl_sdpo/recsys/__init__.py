@@ -1,5 +1,6 @@
 """From files of interactions to multi-preference records, and the metrics of a ranking. No model is needed here."""
 
+from .baselines import cooccurrence_scorer, events_of_records, item_knn_scorer, popularity_scorer
 from .candidates import sample_negatives
 from .goodbooks import load_goodbooks
 from .goodreads import load_goodreads
@@ -33,6 +34,7 @@ from .prompts import CANDIDATE_TEMPLATES, HISTORY_TEMPLATES, TEMPLATES, PromptTe
 from .recbole import load_recbole
 from .recipes import recipe_options
 from .record_config import RecordConfig
+from .scorers import read_scores, score_records, write_scores
 from .sdpo_json import load_sdpo_json
 from .sequences import build_sequences
 from .sources import load_source
@@ -61,9 +63,12 @@ __all__ = [
     "chance_level",
     "chance_metrics",
     "check_token_boundary",
+    "cooccurrence_scorer",
     "drop_untitled",
+    "events_of_records",
     "get_template",
     "hit_rate",
+    "item_knn_scorer",
     "leak_probe",
     "leave_one_out_split",
     "load_goodbooks",
@@ -76,14 +81,18 @@ __all__ = [
     "load_table",
     "mean_reciprocal_rank",
     "ndcg",
+    "popularity_scorer",
     "popularity_scores",
     "prepare",
     "ranking_metrics",
     "ranks",
+    "read_scores",
     "recipe_options",
     "resolve_duplicate_titles",
     "sample_negatives",
+    "score_records",
     "split_leaks",
     "temporal_split",
     "user_split",
+    "write_scores",
 ]
