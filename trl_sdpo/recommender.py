@@ -25,7 +25,7 @@ from .recommender_prompts import PromptMaker, select_template
 from .recsys.catalogue_search import search_catalogue
 from .recsys.generation import generate_answers
 from .recsys.prompts import PromptTemplate
-from .recsys.ranking import completion_log_probs, score_records, sharing_agrees
+from .recsys.ranking import completion_log_probs, score_tokenized, sharing_agrees
 from .recsys.title_trie import TitleTrie
 from .title_lookup import UNKNOWN_TITLES, TitleLookup
 
@@ -370,7 +370,7 @@ class Recommender:
             self._prefix_sharing = why_prefix_sharing_is_unsound(self.model) is None and sharing_agrees(
                 self.model, records, pad_token_id, batch_size
             )
-        scores = score_records(
+        scores = score_tokenized(
             self.model, records, pad_token_id, batch_size, prefix_sharing=self._prefix_sharing, desc=desc
         )
         return [values[: len(row)] for values, row in zip(scores, candidates, strict=True)]

@@ -97,12 +97,12 @@ def completion_log_probs(
     pad_token_id = processing_class.pad_token_id
     if prefix_sharing:
         prefix_sharing = sharing_agrees(model, tokenized, pad_token_id, batch_size)
-    return score_records(
+    return score_tokenized(
         model, tokenized, pad_token_id, batch_size, prefix_sharing=prefix_sharing, desc=desc, per_token=per_token
     )
 
 
-def score_records(
+def score_tokenized(
     model: PreTrainedModel,
     records: Dataset | Sequence[dict],
     pad_token_id: int,
@@ -227,7 +227,7 @@ def sharing_agrees(
     Args:
         model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]), records ([`~datasets.Dataset`] or
             `Sequence[dict]`), pad_token_id (`int`), batch_size (`int`, *optional*, defaults to `32`):
-            See [`score_records`].
+            See [`score_tokenized`].
 
     Returns:
         `bool`: Whether they agree but for rounding.
