@@ -109,6 +109,7 @@ class Recommender:
         *,
         template: str | PromptTemplate | None = None,
         catalogue: Catalogue | str | Path | None = None,
+        config: RecommenderConfig | None = None,
         base_model: str | Path | None = None,
         device: str | torch.device | None = None,
         dtype: str | torch.dtype = "auto",
@@ -129,6 +130,8 @@ class Recommender:
             catalogue ([`Catalogue`], `str` or `Path`, *optional*):
                 What can be recommended, or a directory or Hub id with a `catalogue.json`, such as a prepared data set.
                 By default that of the model.
+            config ([`RecommenderConfig`], *optional*):
+                How prompts are made, in the place of the `recommender.json` of the model.
             base_model (`str` or `Path`, *optional*):
                 The model under an adapter, where it is no longer where `adapter_config.json` has it.
             device (`str` or `torch.device`, *optional*):
@@ -151,7 +154,7 @@ class Recommender:
         hub_kwargs = {"revision": revision, "token": token, "cache_dir": cache_dir}
         hub_kwargs = {name: value for name, value in hub_kwargs.items() if value is not None}
         files = load_recommender_files(model, **hub_kwargs)
-        config = files.config
+        config = config or files.config
         if config is None:
             if not isinstance(template, PromptTemplate):
                 raise missing_file(model, RECOMMENDER_FILE)
@@ -307,9 +310,7 @@ class Recommender:
         """The records with the tokens that the model was trained on: with or without an EOS token, as it was then."""
 
         def tokenize(example, index):
-            ends_in_eos = self.config.ends_in_eos(example.get("chosen"))
-            eos_token = self.processing_class.eos_token if ends_in_eos else ""
-            return tokenize_multi_preference(example, index, self.processing_class, eos_token)
+            return tokenize_multi_preference(example, index, self.processing_class, self._eos_token)
 
         return dataset.map(tokenize, with_indices=True, desc="Tokenizing")
 
@@ -321,10 +322,15 @@ class Recommender:
                 raise missing_file(self.name, CATALOGUE_FILE)
             titles = self.catalogue.titles
             (prompt,) = self._prompts.make([titles[:1]], None, titles)
-            template, ends_in_eos = self.template, self.config.ends_in_eos(self._prompts.complete(titles[0]))
-            affixes = template.completion_prefix, template.completion_suffix
-            self._trie = TitleTrie.from_titles(titles, self.processing_class, prompt, *affixes, ends_in_eos)
+            affixes = self.template.completion_prefix, self.template.completion_suffix
+            self._trie = TitleTrie.from_titles(
+                titles, self.processing_class, prompt, *affixes, self.config.ends_in_eos
+            )
         return self._trie
+
+    @property
+    def _eos_token(self) -> str:
+        return self.processing_class.eos_token if self.config.ends_in_eos else ""
 
     def _find(self, row: Sequence[str | int], where: str, unknown: str) -> list[tuple[int | None, str]]:
         if isinstance(row, str) or not isinstance(row, Sequence | np.ndarray) or not len(row):
@@ -378,8 +384,7 @@ class Recommender:
     def _tokenize(self, prompt: str | list[dict], titles: Sequence[str]) -> dict[str, Any]:
         completions = [self._prompts.complete(title) for title in titles]
         example = {"prompt": prompt, "chosen": completions[0], "rejected": completions[1:]}
-        eos_token = self.processing_class.eos_token if self.config.ends_in_eos(completions[0]) else ""
-        prompt_ids, ids = _tokenize_completions(example, self.processing_class, eos_token)
+        prompt_ids, ids = _tokenize_completions(example, self.processing_class, self._eos_token)
         if len(ids) == 1:
             ids = ids * 2  # a record has at least two completions
         length = len(prompt_ids) + sum(map(len, ids)) + len(ids) - 1

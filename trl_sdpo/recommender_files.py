@@ -38,9 +38,9 @@ class RecommenderConfig:
         conversational (`bool`, *optional*, defaults to `False`):
             Whether prompt and completion are messages, which the chat template of the tokenizer turns into text.
         append_eos (`bool`, *optional*):
-            Whether an EOS token ends a completion. If `None`, one does unless the suffix of the template ends in a line
-            break, which is how `trl-sdpo sft` and `trl-sdpo train` tokenize. `True` for a model whose records a trainer
-            tokenized itself, which adds one to every text. Messages end as the chat template has it.
+            Whether an EOS token ends a completion. If `None`, one does unless the completions of all templates are lines,
+            which is how `trl-sdpo sft` and `trl-sdpo train` tokenize. `True` for a model whose records a trainer tokenized
+            itself, which adds one to every text. Messages end as the chat template has it.
         max_length (`int`, *optional*):
             Tokens of a prompt with its longest completion at most, to which histories were shortened.
         domain (`str`, *optional*):
@@ -81,10 +81,11 @@ class RecommenderConfig:
             if value is not None and (not isinstance(value, int) or value < lowest):
                 raise ValueError(f"{name}={value!r} is no whole number from {lowest}. Pass one.")
 
-    def ends_in_eos(self, completion: str | list[dict]) -> bool:
-        """Whether an EOS token follows a completion, text or messages."""
+    @property
+    def ends_in_eos(self) -> bool:
+        """Whether an EOS token follows a completion that is text: `append_eos`, or what it is where that is `None`."""
         if self.append_eos is None:
-            return not (isinstance(completion, str) and completion.endswith("\n"))
+            return not all(template.completion_suffix.endswith("\n") for template in self.templates)
         return self.append_eos
 
 

@@ -306,5 +306,5 @@ def _leave_recommender_files(dataset_name: str, output_dir: str, append_eos: boo
         return
     files = load_recommender_files(dataset_name)
     if files.config is not None:
-        config = dataclasses.replace(files.config, append_eos=files.config.append_eos and append_eos)
+        config = dataclasses.replace(files.config, append_eos=append_eos)
         save_recommender_files(output_dir, config, files.catalogue)
