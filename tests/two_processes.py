@@ -17,6 +17,7 @@ from datasets import Dataset, load_dataset
 from peft import LoraConfig, get_peft_model
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from transformers import AutoModelForCausalLM
 from trl.trainer.utils import add_fused_lm_head
 
 from trl_sdpo import DataCollatorForMultiPreference, RankingCallback, SoftmaxDPOConfig, SoftmaxDPOTrainer
@@ -185,15 +186,34 @@ def sampled_ranking(folder):
 
 
 def sharded_forward(folder):
-    """Log-probabilities and gradients through FSDP2 of torch itself, since accelerate shards nothing on a CPU."""
-    tokenizer = build_tokenizer()
-    model = build_llama(len(tokenizer))
+    """Through FSDP2 of torch itself, since accelerate shards nothing on a CPU."""
+    model = build_llama(len(build_tokenizer()))
     add_fused_lm_head(model)
     if torch.distributed.is_initialized():
         mesh = init_device_mesh("cpu", (torch.distributed.get_world_size(),))
         for layer in model.model.layers:
             fully_shard(layer, mesh=mesh)
         fully_shard(model, mesh=mesh)
+    return log_probs_and_gradients(model)
+
+
+def tensor_parallel_forward(folder):
+    """Of transformers itself, since accelerate takes no `tp_size` on a CPU."""
+    kwargs = {}
+    if not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0:
+        build_llama(len(build_tokenizer())).save_pretrained(folder)
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        kwargs = {"tp_plan": "auto"}
+    model = AutoModelForCausalLM.from_pretrained(folder, **kwargs)
+    assert getattr(model, "tp_size", None) == (2 if kwargs else None)
+    add_fused_lm_head(model)
+    return log_probs_and_gradients(model)
+
+
+def log_probs_and_gradients(model):
+    """By layout; on two processes some parameters must be split, and their gradients are put together."""
+    tokenizer = build_tokenizer()
     rows = [tokenize_multi_preference(row, i, tokenizer, tokenizer.eos_token) for i, row in enumerate(make_records(4))]
     output = {"logs": []}
     for prefix_sharing in (True, False):
@@ -202,10 +222,10 @@ def sharded_forward(folder):
         scores = score_completions(model, collator(copy.deepcopy(rows)))
         scores.log_probs.sum().backward()
         gradients = {name: param.grad for name, param in model.named_parameters()}
-        sharded = [name for name, gradient in gradients.items() if hasattr(gradient, "full_tensor")]
-        assert len(sharded) == (len(gradients) if torch.distributed.is_initialized() else 0)
+        split = {name for name, gradient in gradients.items() if hasattr(gradient, "full_tensor")}
+        output["split"] = sorted(split)
         gradients = {
-            name: (gradient.full_tensor() if name in sharded else gradient).clone()
+            name: (gradient.full_tensor() if name in split else gradient).clone()
             for name, gradient in gradients.items()
         }
         output["shared" if prefix_sharing else "padded"] = {"log_probs": scores.log_probs.detach(), **gradients}
@@ -223,6 +243,7 @@ SCENARIOS = (
     resumed,
     sampled_ranking,
     sharded_forward,
+    tensor_parallel_forward,
 )
 
 

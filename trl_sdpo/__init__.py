@@ -13,6 +13,7 @@ if TYPE_CHECKING:
         to_prompt_completion,
     )
     from .losses import dmpo_loss, mppo_loss, nca_loss, softmax_dpo_loss
+    from .recommender import Recommendation, Recommender
     from .recommender_files import (
         Catalogue,
         RecommenderConfig,
@@ -31,6 +32,8 @@ __all__ = [
     "Catalogue",
     "DataCollatorForMultiPreference",
     "RankingCallback",
+    "Recommendation",
+    "Recommender",
     "RecommenderConfig",
     "RecommenderFiles",
     "SoftmaxDPOConfig",
@@ -63,6 +66,7 @@ _NAMES_BY_MODULE = {
         "to_prompt_completion",
     ),
     "losses": ("dmpo_loss", "mppo_loss", "nca_loss", "softmax_dpo_loss"),
+    "recommender": ("Recommendation", "Recommender"),
     "recommender_files": (
         "Catalogue",
         "RecommenderConfig",

@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 
 import torch
 from transformers import PreTrainedModel
-from transformers.utils import ModelOutput, logging
+from transformers.modeling_outputs import BaseModelOutput
+from transformers.utils import logging
 
 from .prefix_masks import PADDING_SEGMENT, PROMPT_SEGMENT, base_model, shared_prefix_masks
 
@@ -162,7 +163,7 @@ def _hooked_backbone(
         masks = shared_prefix_masks(causal_lm.config.get_text_config(), batch, causal_lm.dtype)
         return args, {**kwargs, "attention_mask": masks}
 
-    def keep_scored(module: torch.nn.Module, args: tuple, output: ModelOutput) -> ModelOutput:
+    def keep_scored(module: torch.nn.Module, args: tuple, output: BaseModelOutput) -> BaseModelOutput:
         # Prompt-learning PEFT prepends virtual tokens to the outputs; keep the positions of the real tokens
         hidden_states = output.last_hidden_state[:, -scored.size(1) :]
         output.last_hidden_state = hidden_states[scored.to(hidden_states.device)].unsqueeze(0)

@@ -488,6 +488,8 @@ class SoftmaxDPOTrainer(DPOTrainer):
         resume_from_checkpoint: str | None,
         trial: Any,
     ) -> tuple[int, int]:
+        # of a run before, or of a batch that did not fit, which `auto_find_batch_size` begins anew
+        self._metric_sums["train"].clear()
         epochs_trained, steps_trained_in_current_epoch = super()._init_training_state(
             max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
         )

@@ -5,6 +5,8 @@ import pytest
 
 
 MODULES = (
+    "baselines",
+    "scorers",
     "leaks",
     "negatives",
     "recipes",

@@ -30,7 +30,7 @@ SECTIONS = (COMMON, *(name for name in COMMANDS if name != "run"))
 class _UniqueKeyLoader(yaml.SafeLoader):
     """YAML in which a key that stands twice is an error, and not the last one's value."""
 
-    def construct_mapping(self, node, deep=False):
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
         for number, key in enumerate(keys):
             if key in keys[:number]:

@@ -140,10 +140,10 @@ class CommandParser(TrlParser):
 class FlagHelpFormatter(argparse.HelpFormatter):
     """One spelling of each flag, and its default where it says something."""
 
-    def __init__(self, prog: str):
+    def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=34)
 
-    def _format_action_invocation(self, action):
+    def _format_action_invocation(self, action: argparse.Action) -> str:
         flag = next((one for one in action.option_strings if one.startswith("--")), "")
         if action.nargs == 0:
             return flag
@@ -154,7 +154,7 @@ class FlagHelpFormatter(argparse.HelpFormatter):
             metavar = "|".join(map(str, action.choices)) if len(action.choices) < 5 else "NAME"
         return f"{flag} {metavar}{' ...' if action.nargs == '+' else ''}"
 
-    def _expand_help(self, action):
+    def _expand_help(self, action: argparse.Action) -> str:
         text, default = super()._expand_help(action), action.default
         if default in (None, "", argparse.SUPPRESS) or default == [] or "efault" in text or action.nargs == 0:
             return text
@@ -162,10 +162,10 @@ class FlagHelpFormatter(argparse.HelpFormatter):
 
 
 class _HelpAll(argparse.Action):
-    def __init__(self, option_strings, dest, **kwargs):
+    def __init__(self, option_strings: Sequence[str], dest: str, **kwargs) -> None:
         super().__init__(option_strings, dest, nargs=0, default=argparse.SUPPRESS, **kwargs)
 
-    def __call__(self, parser, namespace, values, option_string=None):
+    def __call__(self, parser: CommandParser, *_) -> None:
         print(parser.format_help_all(), end="")
         parser.exit()
 

@@ -1,5 +1,6 @@
 """What the stages do to records before a trainer takes them: the same tokens for both."""
 
+from collections.abc import Callable
 from typing import Any
 
 from accelerate.logging import get_logger
@@ -13,35 +14,45 @@ from ..data_utils import _tokenize_completions, check_multi_preference, tokenize
 logger = get_logger(__name__)
 
 _COLUMNS = ("prompt", "chosen", "rejected")
-_TOKENS = ("input_ids", "completion_mask")
 
 
-def ends_itself(completion: Any) -> bool:
+def completions_are_lines(dataset: Dataset | IterableDataset) -> bool:
     """
-    Whether a completion is a line, whose end is its line break.
+    Whether each completion of a multi-preference dataset is a line, whose end is its line break.
 
-    An EOS token behind it would not stand behind the titles of the history, which are lines as it is: a model would
-    have to count titles to foresee it, noise in the score of a candidate.
+    An EOS token behind it would not stand behind the titles of the history, which are lines as well: a model would have
+    to count titles to foresee it, noise in the score of a candidate.
+
+    Args:
+        dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
+            Records. Of a stream the first one is looked at.
+
+    Returns:
+        `bool`: The answer; `False` for messages, tokens and preference data of TRL.
     """
-    return isinstance(completion, str) and completion.endswith("\n")
+    first = next(iter(dataset), {})
+    if not isinstance(first.get("rejected"), list) or not isinstance(first.get("chosen"), str):
+        return False
+    chosen = dataset["chosen"] if isinstance(dataset, Dataset) else [first["chosen"]]
+    return all(isinstance(text, str) and text.endswith("\n") for text in chosen)
 
 
 def tokenize_lines(
     dataset: Dataset | IterableDataset,
-    processing_class: PreTrainedTokenizerBase,
     dataset_name: str,
+    processing_class: PreTrainedTokenizerBase,
     num_proc: int | None,
 ) -> Dataset | IterableDataset:
     """
-    Tokenize multi-preference records, without an EOS token behind completions that end themselves.
+    Tokenize multi-preference records whose completions are lines, without an EOS token behind them.
 
     Args:
         dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
-            Records. Where no completion is a line, they are returned as they are, for the trainer to tokenize.
-        processing_class ([`~transformers.PreTrainedTokenizerBase`]):
-            Tokenizer.
+            Records, standard.
         dataset_name (`str`):
             Name for messages.
+        processing_class ([`~transformers.PreTrainedTokenizerBase`]):
+            Tokenizer.
         num_proc (`int`, *optional*):
             Number of processes.
 
@@ -52,26 +63,16 @@ def tokenize_lines(
     Raises:
         `ValueError`: If a record is malformed, see [`check_multi_preference`].
     """
-    stream = not isinstance(dataset, Dataset)
-    first = next(iter(dataset), {})
-    if not isinstance(first.get("rejected"), list) or not isinstance(first.get("chosen"), str):
-        return dataset
-    if not (ends_itself(first["chosen"]) if stream else any(map(ends_itself, dataset["chosen"]))):
-        return dataset
-
-    def tokenize(example, index):
-        check_multi_preference(example, index)
-        eos_token = "" if ends_itself(example["chosen"]) else processing_class.eos_token
-        return tokenize_multi_preference(example, index, processing_class, eos_token, stream)
-
-    logger.info(f"Completions of the {dataset_name} dataset are lines: their end is the line break, and no EOS token.")
-    return _map(dataset, tokenize, f"Tokenizing {dataset_name} dataset", num_proc, list(_COLUMNS))
+    options = {"processing_class": processing_class, "eos_token": "", "stream": not isinstance(dataset, Dataset)}
+    desc = f"Tokenizing {dataset_name} dataset"
+    return _map(dataset, tokenize_multi_preference, desc, num_proc, list(_COLUMNS), options)
 
 
 def chosen_rows(
     dataset: Dataset | IterableDataset,
     dataset_name: str,
     processing_class: PreTrainedTokenizerBase,
+    eos_token: str,
     max_length: int | None,
     num_proc: int | None,
 ) -> Dataset | IterableDataset:
@@ -86,6 +87,8 @@ def chosen_rows(
             Name for messages.
         processing_class ([`~transformers.PreTrainedTokenizerBase`]):
             Tokenizer.
+        eos_token (`str`):
+            Token to end the completions of standard records with; empty for [`completions_are_lines`].
         max_length (`int`, *optional*):
             Most tokens of a row.
         num_proc (`int`, *optional*):
@@ -104,8 +107,8 @@ def chosen_rows(
             "completions and bare texts are what `trl sft` trains on."
         )
 
-    def join(example, index):
-        prompt_ids, chosen_ids = _tokenize_chosen(example, index, processing_class)
+    def join(example: dict[str, Any], index: int) -> dict[str, list[int]]:
+        prompt_ids, chosen_ids = _tokenize_chosen(example, index, processing_class, eos_token)
         mask = [0] * len(prompt_ids) + [1] * len(chosen_ids)
         return {"input_ids": prompt_ids + chosen_ids, "completion_mask": mask}
 
@@ -116,14 +119,13 @@ def chosen_rows(
 
 
 def _tokenize_chosen(
-    example: dict[str, Any], index: int, processing_class: PreTrainedTokenizerBase
+    example: dict[str, Any], index: int, processing_class: PreTrainedTokenizerBase, eos_token: str
 ) -> tuple[list[int], list[int]]:
     if isinstance(example.get("rejected"), str) or _is_messages(example.get("rejected")):
         example = {**example, "rejected": [example["rejected"]]}
     check_multi_preference(example, index)
     if "rejected_ids" in example:
         return example["prompt_ids"], example["chosen_ids"]
-    eos_token = "" if ends_itself(example["chosen"]) else processing_class.eos_token
     prompt_ids, (chosen_ids,) = _tokenize_completions({**example, "rejected": []}, processing_class, eos_token)
     return prompt_ids, chosen_ids
 
@@ -132,7 +134,9 @@ def _is_messages(rejected: Any) -> bool:
     return isinstance(rejected, list) and bool(rejected) and isinstance(rejected[0], dict)
 
 
-def _drop_long_rows(rows, max_length: int, dataset_name: str, num_proc: int | None):
+def _drop_long_rows(
+    rows: Dataset | IterableDataset, max_length: int, dataset_name: str, num_proc: int | None
+) -> Dataset | IterableDataset:
     options = {"num_proc": num_proc} if isinstance(rows, Dataset) else {}
     with global_then_local_main_first():
         kept = rows.filter(lambda row: len(row["input_ids"]) <= max_length, **options)
@@ -147,8 +151,15 @@ def _drop_long_rows(rows, max_length: int, dataset_name: str, num_proc: int | No
     return kept
 
 
-def _map(dataset, function, desc: str, num_proc: int | None, remove_columns: list[str]):
+def _map(
+    dataset: Dataset | IterableDataset,
+    function: Callable,
+    desc: str,
+    num_proc: int | None,
+    remove_columns: list[str],
+    fn_kwargs: dict[str, Any] | None = None,
+) -> Dataset | IterableDataset:
     # a stream takes neither `desc` nor `num_proc`
     options = {"desc": desc, "num_proc": num_proc} if isinstance(dataset, Dataset) else {}
     with global_then_local_main_first():
-        return dataset.map(function, with_indices=True, remove_columns=remove_columns, **options)
+        return dataset.map(function, with_indices=True, remove_columns=remove_columns, fn_kwargs=fn_kwargs, **options)

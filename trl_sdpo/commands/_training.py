@@ -1,8 +1,10 @@
 """What `trl-sdpo sft` and `trl-sdpo train` share: their flags, the model to train, and what a run leaves."""
 
+import argparse
 import dataclasses
 import logging
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -99,7 +101,7 @@ class TrainingParser(CommandParser):
             Passed to `argparse.ArgumentParser`.
     """
 
-    def __init__(self, config: type, help_groups: dict[str, tuple[str, ...]], **kwargs):
+    def __init__(self, config: type, help_groups: dict[str, tuple[str, ...]], **kwargs) -> None:
         self.launch_words: list[str] = []
         groups = {"data": DATA_FLAGS, "model": MODEL_FLAGS, **help_groups, "training": RUN_FLAGS}
         super().__init__(
@@ -118,7 +120,9 @@ class TrainingParser(CommandParser):
         parsed = super().parse_args(args)
         return TrainingRun(*parsed, launch_words=self.launch_words, words=list(args))
 
-    def parse_known_args(self, args=None, namespace=None):
+    def parse_known_args(
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
         # past the parent, whose answer to what it does not know is an error
         known, unknown = TrlParser.parse_known_args(self, args, namespace)
         self._take_launch_words(unknown)
@@ -210,7 +214,7 @@ def load_policy(
     return model, tokenizer, {}
 
 
-def _load_tokenizer(auto, names: list[str], revision: str, trust_remote_code: bool) -> "PreTrainedTokenizerBase":
+def _load_tokenizer(auto: type, names: list[str], revision: str, trust_remote_code: bool) -> "PreTrainedTokenizerBase":
     name, base = names
     if name != base and not (Path(name) / "tokenizer_config.json").is_file() and Path(name).is_dir():
         name, revision = base, "main"
@@ -255,23 +259,28 @@ def check_output_dir(script_args: RecordArguments, training_args: "TrainingArgum
             shutil.rmtree(checkpoint)
 
 
-def train_and_save(trainer: "Trainer", script_args: RecordArguments) -> None:
+def train_and_save(trainer: "Trainer", script_args: RecordArguments, append_eos: bool) -> None:
     """
     Train, evaluate where there is a split for it, and save the model with its metrics.
 
     The output directory then holds the adapter or the model, its tokenizer, `train_results.json`, `eval_results.json`,
-    `trainer_state.json` with the log, and the files that a recommender needs of the dataset, where it has them.
+    `trainer_state.json` with the log, and where the dataset has them, `recommender.json` and `catalogue.json`.
 
     Args:
         trainer ([`~transformers.Trainer`]):
             The trainer.
         script_args ([`RecordArguments`]):
             Where the dataset is.
+        append_eos (`bool`):
+            Whether an EOS token ended the completions, which a recommender must know.
     """
     from ..checkpoints import resolve_checkpoint
 
     args = trainer.args
     checkpoint = resolve_checkpoint(args.resume_from_checkpoint, args.output_dir, args.save_only_model)
+    if args.should_save:
+        # ahead of the first checkpoint, with which they are pushed
+        _leave_recommender_files(script_args.dataset_name, args.output_dir, append_eos)
     result = trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model(args.output_dir)
     trainer.log_metrics("train", result.metrics)
@@ -288,3 +297,14 @@ def train_and_save(trainer: "Trainer", script_args: RecordArguments) -> None:
         trainer.push_to_hub(dataset_name=None if is_local else script_args.dataset_name)
         trainer.accelerator.print(f"Pushed to https://huggingface.co/{trainer.hub_model_id}.")
     trainer.end()
+
+
+def _leave_recommender_files(dataset_name: str, output_dir: str, append_eos: bool) -> None:
+    from ..recommender_files import load_recommender_files, save_recommender_files
+
+    if not Path(dataset_name).is_dir():
+        return
+    files = load_recommender_files(dataset_name)
+    if files.config is not None:
+        config = dataclasses.replace(files.config, append_eos=append_eos)
+        save_recommender_files(output_dir, config, files.catalogue)

@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -157,11 +157,10 @@ def _change(config: dict[str, Any], changes: Sequence[str], path: str) -> dict[s
     return config
 
 
-def run_stages(
-    stages: Sequence[Stage], path: str, overwrite: bool = False, start: Callable[[str, list[str]], int] | None = None
-) -> None:
+def run_stages(stages: Sequence[Stage], path: str, overwrite: bool = False) -> None:
     """
-    Run commands one after the other, less what is done.
+    Run commands one after the other, less what is done, each in a process of its own, which gives back all of its
+    memory.
 
     Args:
         stages (`Sequence[Stage]`):
@@ -170,15 +169,11 @@ def run_stages(
             The file with their sections.
         overwrite (`bool`, *optional*, defaults to `False`):
             Do anew what was done with other settings.
-        start (`Callable[[str, list[str]], int]`, *optional*):
-            Runs a command with words and returns its exit status. By default in a process of its own, which gives back
-            all of its memory.
 
     Raises:
         ValueError: a directory holds what was made with other settings, or by something else.
         ChildProcessError: a command failed.
     """
-    start = start or _start
     for stage in stages:
         words = _words_to_go_on(stage, overwrite)
         if words is None:
@@ -187,7 +182,7 @@ def run_stages(
         logger.info("── %s%s", stage.name, f" {' '.join(words)}" if words else "")
         if stage.output is not None and stage.name in TRAINING:
             _write_state(stage, done=False)
-        status = start(stage.name, ["--config", path, *words])
+        status = _start(stage.name, ["--config", path, *words])
         if status != 0:
             raise ChildProcessError(
                 f"{stage.name} ended with status {status}. When its error is mended, the same command goes on from there."

@@ -34,7 +34,7 @@ def run_here(args: TrainingRun) -> None:
     from trl import SFTTrainer
 
     from ..adapters import keep_4bit_layers_differentiable
-    from ._records import chosen_rows
+    from ._records import chosen_rows, completions_are_lines
 
     script_args, training_args, model_args = args.script_args, args.training_args, args.model_args
     if training_args.chat_template_path is not None or training_args.assistant_only_loss:
@@ -49,7 +49,9 @@ def run_here(args: TrainingRun) -> None:
         tokenizer.eos_token = training_args.eos_token
     if training_args.completion_only_loss is None:
         training_args.completion_only_loss = True  # which TRL sees in a column that these rows do not need
-    options = tokenizer, training_args.max_length, training_args.dataset_num_proc
+    append_eos = not completions_are_lines(train)
+    eos_token = tokenizer.eos_token if append_eos else ""
+    options = tokenizer, eos_token, training_args.max_length, training_args.dataset_num_proc
     trainer = SFTTrainer(
         model=model,
         args=training_args,
@@ -59,7 +61,7 @@ def run_here(args: TrainingRun) -> None:
         **kwargs,
     )
     keep_4bit_layers_differentiable(trainer.model)
-    train_and_save(trainer, script_args)
+    train_and_save(trainer, script_args, append_eos)
 
 
 if __name__ == "__main__":

@@ -31,22 +31,26 @@ def run(args: TrainingRun) -> None:
 def run_here(args: TrainingRun) -> None:
     """Train in this process, which may be one of several."""
     from ..softmax_dpo_trainer import SoftmaxDPOTrainer
-    from ._records import tokenize_lines
+    from ._records import completions_are_lines, tokenize_lines
 
     script_args, training_args, model_args = args.script_args, args.training_args, args.model_args
     check_output_dir(script_args, training_args)
     train, evaluation = load_splits(script_args)
     model, tokenizer, kwargs = load_policy(model_args, training_args)
-    num_proc = training_args.dataset_num_proc
+    append_eos = not completions_are_lines(train)
+    if not append_eos:
+        options = tokenizer, training_args.dataset_num_proc
+        train = tokenize_lines(train, "train", *options)
+        evaluation = None if evaluation is None else tokenize_lines(evaluation, "eval", *options)
     trainer = SoftmaxDPOTrainer(
         model=model,
         args=training_args,
-        train_dataset=tokenize_lines(train, tokenizer, "train", num_proc),
-        eval_dataset=None if evaluation is None else tokenize_lines(evaluation, tokenizer, "eval", num_proc),
+        train_dataset=train,
+        eval_dataset=evaluation,
         processing_class=tokenizer,
         **kwargs,
     )
-    train_and_save(trainer, script_args)
+    train_and_save(trainer, script_args, append_eos)
 
 
 if __name__ == "__main__":
