@@ -118,11 +118,14 @@ def test_qlora(workplace):
         "none",
     )
     assert run("sft", *words, *LORA, "--model_name_or_path", "model", "--output_dir", "sft") == 0
-    assert run("train", *words, "--model_name_or_path", "sft", "--output_dir", "out", "--num_negatives", "2") == 0
-    assert losses(workplace / "out")[0] == pytest.approx(math.log(3), abs=1e-3)
+    slow = ("--learning_rate", "1e-5", "--lr_scheduler_type", "constant", "--num_negatives", "2")
+    assert run("train", *words, "--model_name_or_path", "sft", "--output_dir", "out", *slow) == 0
+    assert losses(workplace / "out")[0] == pytest.approx(math.log(3), abs=1e-5)
     before, after = adapter(workplace / "sft"), adapter(workplace / "out")
-    assert any(not torch.equal(before[name], after[name]) for name in before)
-    assert {tensor.dtype for tensor in after.values()} == {torch.bfloat16}
+    # in bfloat16, where TRL has them, hardly any would be moved by a learning rate as small as this
+    moved = torch.cat([(before[name] != after[name]).flatten() for name in before])
+    assert moved.float().mean() > 0.9
+    assert {tensor.dtype for tensor in after.values()} == {torch.float32}
 
 
 def test_published_json_trains_as_it_is(workplace):
