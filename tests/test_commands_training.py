@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+import yaml
 from datasets import Dataset, DatasetDict
 from peft import PeftModel
 from safetensors.torch import load_file
@@ -230,6 +231,20 @@ class TestTokens:
             chosen_rows(bad, "train", tokenizer, "", None, None)
         with pytest.raises(ValueError, match=r"no `prompt`, `chosen` and `rejected`, only \['text'\]"):
             chosen_rows(Dataset.from_list([{"text": "A"}]), "train", tokenizer, "", None, None)
+
+
+def test_accelerate_starts_the_process_that_trains(workplace, capfd):
+    """As a file for a CPU has it; the flags stand beside it, in words and in the file of `--config`."""
+    one = {"compute_environment": "LOCAL_MACHINE", "distributed_type": "NO", "num_processes": 1, "use_cpu": True}
+    (workplace / "one.yaml").write_text(yaml.safe_dump(one | {"mixed_precision": "no"}))
+    (workplace / "train.yaml").write_text("accelerate_config: one.yaml\nmax_steps: 1\noutput_dir: out\n")
+    words = ["--dataset_name", "data", "--model_name_or_path", "model", "--dataset_test_split", "none", *LORA]
+    assert run("train", *words, "--config", "train.yaml", "--logging_steps", "1", "--num_negatives", "2") == 0
+    assert losses(workplace / "out") == [pytest.approx(math.log(3), abs=1e-4)]
+    assert run("train", *words, "--config", "train.yaml", "--overwrite_output_dir", "--dataset_train_split", "x") == 1
+    error = capfd.readouterr().err
+    assert "trl-sdpo train: error: The dataset 'data' has no split 'x'" in error
+    assert "Traceback" not in error
 
 
 class TestFlags:
