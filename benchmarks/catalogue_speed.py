@@ -38,67 +38,19 @@ from language_models import resolve_model
 from small_llama import build_small_llama, train_title_tokenizer
 
 
-ADJECTIVES = [
-    "Quiet",
-    "Red",
-    "Last",
-    "Long",
-    "Broken",
-    "Silent",
-    "Golden",
-    "Lost",
-    "Secret",
-    "Winter",
-    "Distant",
-    "Hidden",
-    "Second",
-    "Blue",
-    "Empty",
-    "Burning",
-]
-NOUNS = [
-    "River",
-    "Hotel",
-    "Train",
-    "Summer",
-    "Door",
-    "Garden",
-    "Letter",
-    "Night",
-    "Island",
-    "Witness",
-    "Song",
-    "Mirror",
-    "Harbor",
-    "Stranger",
-    "Road",
-    "Daughter",
-]
-PLACES = [
-    "Lisbon",
-    "Oslo",
-    "Kyoto",
-    "Quito",
-    "Dublin",
-    "Cairo",
-    "Turin",
-    "Havana",
-    "Riga",
-    "Lagos",
-    "Hanoi",
-    "Bern",
-    "Malmo",
-    "Tunis",
-    "Perth",
-    "Graz",
-]
+WORDS = """
+    Quiet Red Last Long Broken Silent Golden Lost Secret Winter Distant Hidden Second Blue Empty Burning
+    River Hotel Train Summer Door Garden Letter Night Island Witness Song Mirror Harbor Stranger Road Daughter
+    Lisbon Oslo Kyoto Quito Dublin Cairo Turin Havana Riga Lagos Hanoi Bern Malmo Tunis Perth Graz
+"""
 FORMS = ("The {0} {1}", "{1} of {2}", "{0} {1} in {2}", "The {1}", "{0} {1}s", "A {0} {1}, Part II")
 
 
 def made_up_titles(number: int, seed: int) -> list[str]:
     """Distinct titles with years, of words that recur as they do in a catalogue."""
-    words = itertools.product(FORMS, ADJECTIVES, NOUNS, PLACES, range(1950, 2010, 3))
-    titles = sorted({f"{form.format(*names)} ({year})" for form, *names, year in words})
+    adjectives, nouns, places = (line.split() for line in WORDS.strip().splitlines())
+    combinations = itertools.product(FORMS, adjectives, nouns, places, range(1950, 2010, 3))
+    titles = sorted({f"{form.format(*words)} ({year})" for form, *words, year in combinations})
     return np.random.default_rng(seed).choice(titles, size=number, replace=False).tolist()
 
 

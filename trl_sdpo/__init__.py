@@ -3,6 +3,7 @@ from typing import TYPE_CHECKING, Any
 
 
 if TYPE_CHECKING:
+    from .callbacks import RankingCallback
     from .collators import DataCollatorForMultiPreference, draw_negatives
     from .data_utils import (
         check_multi_preference,
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
         to_prompt_completion,
     )
     from .losses import dmpo_loss, mppo_loss, nca_loss, softmax_dpo_loss
+    from .recommender import Recommendation, Recommender
     from .recommender_files import (
         Catalogue,
         RecommenderConfig,
@@ -29,6 +31,9 @@ __version__ = "0.1.0.dev0"
 __all__ = [
     "Catalogue",
     "DataCollatorForMultiPreference",
+    "RankingCallback",
+    "Recommendation",
+    "Recommender",
     "RecommenderConfig",
     "RecommenderFiles",
     "SoftmaxDPOConfig",
@@ -51,6 +56,7 @@ __all__ = [
 
 # Names are imported when they are asked for, so that what needs no torch, such as `trl-sdpo --help`, does not wait for it.
 _NAMES_BY_MODULE = {
+    "callbacks": ("RankingCallback",),
     "collators": ("DataCollatorForMultiPreference", "draw_negatives"),
     "data_utils": (
         "check_multi_preference",
@@ -60,6 +66,7 @@ _NAMES_BY_MODULE = {
         "to_prompt_completion",
     ),
     "losses": ("dmpo_loss", "mppo_loss", "nca_loss", "softmax_dpo_loss"),
+    "recommender": ("Recommendation", "Recommender"),
     "recommender_files": (
         "Catalogue",
         "RecommenderConfig",

@@ -21,7 +21,7 @@ FORMAT_VERSION = 1
 
 _HOW_TO_MAKE = (
     "Make it with `trl_sdpo.save_recommender_files(directory, RecommenderConfig(templates=...), Catalogue(...))`, or "
-    "copy it from the prepared data set with `trl_sdpo.copy_recommender_files(dataset_directory, model_directory)`."
+    "copy it from the prepared data set with `trl_sdpo.copy_recommender_files(dataset_directory, model_directory)`"
 )
 
 
@@ -37,10 +37,10 @@ class RecommenderConfig:
             Titles of the history at most; older ones are left out.
         conversational (`bool`, *optional*, defaults to `False`):
             Whether prompt and completion are messages, which the chat template of the tokenizer turns into text.
-        append_eos (`bool`, *optional*, defaults to `True`):
-            Whether an EOS token ends a completion, as the trainers add one to every text. `False` for models of records
-            that were tokenized without it, because the suffix of the template ends a title. Messages end as the chat
-            template has it.
+        append_eos (`bool`, *optional*):
+            Whether an EOS token ends a completion. If `None`, one does unless the completions of all templates are lines,
+            which is how `trl-sdpo sft` and `trl-sdpo train` tokenize. `True` for a model whose records a trainer tokenized
+            itself, which adds one to every text. Messages end as the chat template has it.
         max_length (`int`, *optional*):
             Tokens of a prompt with its longest completion at most, to which histories were shortened.
         domain (`str`, *optional*):
@@ -64,7 +64,7 @@ class RecommenderConfig:
     templates: Sequence[PromptTemplate]
     history_size: int = 10
     conversational: bool = False
-    append_eos: bool = True
+    append_eos: bool | None = None
     max_length: int | None = None
     domain: str | None = None
     source: str | None = None
@@ -80,6 +80,13 @@ class RecommenderConfig:
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or value < lowest):
                 raise ValueError(f"{name}={value!r} is no whole number from {lowest}. Pass one.")
+
+    @property
+    def ends_in_eos(self) -> bool:
+        """Whether an EOS token follows a completion that is text: `append_eos`, or what it is where that is `None`."""
+        if self.append_eos is None:
+            return not all(template.completion_suffix.endswith("\n") for template in self.templates)
+        return self.append_eos
 
 
 @dataclass(frozen=True)
@@ -191,7 +198,7 @@ def save_recommender_files(
         # not `asdict`, which copies value by value
         contents[CATALOGUE_FILE] = {"format_version": FORMAT_VERSION, **vars(catalogue)}
     return [
-        _write(directory / name, json.dumps(content, ensure_ascii=False, indent=1) + "\n")
+        write_text(directory / name, json.dumps(content, ensure_ascii=False, indent=1) + "\n")
         for name, content in contents.items()
     ]
 
@@ -216,7 +223,7 @@ def load_recommender_files(model: str | Path, **hub_kwargs) -> RecommenderFiles:
     """
     loaded = {}
     for name, (field, make) in _READERS.items():
-        path = _find(model, name, hub_kwargs)
+        path = find_file(model, name, **hub_kwargs)
         if path is not None:
             loaded[field] = _read(path, make)
     return RecommenderFiles(**loaded)
@@ -245,23 +252,27 @@ def copy_recommender_files(source: str | Path, destination: str | Path) -> list[
         return []
     load_recommender_files(source)
     destination.mkdir(parents=True, exist_ok=True)
-    return [_write(destination / name, (source / name).read_text(encoding="utf-8")) for name in present]
+    return [write_text(destination / name, (source / name).read_text(encoding="utf-8")) for name in present]
 
 
-def require_config(model: str | Path, config: RecommenderConfig | None) -> RecommenderConfig:
-    """The configuration, or an error that says how to make one for a model that has none."""
-    if config is None:
-        raise ValueError(
-            f"{model}: has no {RECOMMENDER_FILE}, so the wording of its prompts is unknown. {_HOW_TO_MAKE}"
-        )
-    return config
+def missing_file(model: str | Path, name: str) -> ValueError:
+    """
+    The error for a model that lacks a file, which says how to make it.
 
+    Args:
+        model (`str` or `Path`):
+            The model.
+        name (`str`):
+            `"recommender.json"` or `"catalogue.json"`.
 
-def require_catalogue(model: str | Path, catalogue: Catalogue | None) -> Catalogue:
-    """The catalogue, or an error that says how to make one for a model that has none."""
-    if catalogue is None:
-        raise ValueError(f"{model}: has no {CATALOGUE_FILE}, so what can be recommended is unknown. {_HOW_TO_MAKE}")
-    return catalogue
+    Returns:
+        `ValueError`: To raise.
+    """
+    unknown, argument = {
+        RECOMMENDER_FILE: ("how its prompts are worded", "template=get_template(...)"),
+        CATALOGUE_FILE: ("what can be recommended", "catalogue=DATASET_DIRECTORY"),
+    }[name]
+    return ValueError(f"{model}: has no {name}, so {unknown} is unknown. {_HOW_TO_MAKE}, or pass `{argument}`.")
 
 
 def _make_config(templates: list[dict[str, str]], **fields) -> RecommenderConfig:
@@ -276,9 +287,9 @@ def _read(path: Path, make) -> Any:
         content = json.loads(path.read_text(encoding="utf-8"))
         version = content.pop("format_version", None)
     except (ValueError, AttributeError, TypeError) as error:
-        raise ValueError(f"{path}: no JSON object ({error}). Copy the file again. {_HOW_TO_MAKE}") from error
+        raise ValueError(f"{path}: no JSON object ({error}). Copy the file again. {_HOW_TO_MAKE}.") from error
     if not isinstance(version, int):
-        raise ValueError(f"{path}: format_version is {version!r}, so this is another kind of file. {_HOW_TO_MAKE}")
+        raise ValueError(f"{path}: format_version is {version!r}, so this is another kind of file. {_HOW_TO_MAKE}.")
     if version > FORMAT_VERSION:
         raise ValueError(
             f"{path}: format_version {version} is of a later version of trl-sdpo, which reads up to {FORMAT_VERSION} "
@@ -287,11 +298,11 @@ def _read(path: Path, make) -> Any:
     try:
         return make(**content)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{path}: {error} {_HOW_TO_MAKE}") from error
+        raise ValueError(f"{path}: {error} {_HOW_TO_MAKE}.") from error
 
 
-def _find(model: str | Path, name: str, hub_kwargs: dict) -> Path | None:
-    """The file in a directory, or downloaded from the Hub; `None` where there is none."""
+def find_file(model: str | Path, name: str, **hub_kwargs) -> Path | None:
+    """The file in a directory, or downloaded from the Hub, see [`load_recommender_files`]; `None` where there is none."""
     if Path(model).is_dir():
         path = Path(model) / hub_kwargs.get("subfolder", "") / name
         return path if path.is_file() else None
@@ -301,6 +312,8 @@ def _find(model: str | Path, name: str, hub_kwargs: dict) -> Path | None:
     try:
         return Path(hf_hub_download(str(model), name, **hub_kwargs))
     except LocalEntryNotFoundError as error:  # is an EntryNotFoundError, and means that nobody could be asked
+        if _is_cached(model, hub_kwargs):
+            return None  # with a connection the file would have come with the others
         raise OSError(
             f"{model}: no such directory here, and {name} could neither be fetched from the Hub nor found in the cache "
             f"({error}). Correct the directory, or try again with a connection."
@@ -311,7 +324,18 @@ def _find(model: str | Path, name: str, hub_kwargs: dict) -> Path | None:
         raise ValueError(f"{model}: neither a directory nor the id of a repository ({error}). Correct it.") from error
 
 
-def _write(path: Path, text: str) -> Path:
+def _is_cached(model: str | Path, hub_kwargs: dict) -> bool:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    options = {name: value for name, value in hub_kwargs.items() if name != "subfolder"}
+    try:
+        return Path(snapshot_download(str(model), local_files_only=True, **options)).is_dir()
+    except LocalEntryNotFoundError:
+        return False
+
+
+def write_text(path: Path, text: str) -> Path:
     """Write a file that is there whole or as it was before."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}")
     try:

@@ -5,11 +5,15 @@ import pytest
 
 
 MODULES = (
+    "baselines",
+    "scorers",
     "leaks",
     "negatives",
     "recipes",
     "targets",
     "candidates",
+    "catalogue_metrics",
+    "comparison",
     "generation",
     "interactions",
     "matching",

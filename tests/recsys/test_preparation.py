@@ -109,7 +109,7 @@ def test_what_a_recommender_needs_lies_beside_the_records(interactions, tmp_path
     prepare(interactions, tmp_path / "out", min_interactions=11, **OPTIONS | {"template": "question"})
     files = load_recommender_files(tmp_path / "out")
     assert (files.config.history_size, files.config.domain, files.config.source) == (10, "items", "tiny")
-    assert (files.config.conversational, files.config.append_eos, files.config.max_length) == (False, True, None)
+    assert (files.config.conversational, files.config.append_eos, files.config.max_length) == (False, None, None)
     titles = dict(zip(files.catalogue.item_ids, files.catalogue.titles, strict=True))
     (template,) = files.config.templates
     loaded = load_dataset(str(tmp_path / "out"), cache_dir=str(tmp_path / "cache"))

@@ -328,5 +328,5 @@ def _recommender_files(dataset_name: str, append_eos: bool) -> "RecommenderFiles
     files = load_recommender_files(dataset_name) if Path(dataset_name).is_dir() else RecommenderFiles()
     if files.config is None:
         return None
-    config = dataclasses.replace(files.config, append_eos=files.config.append_eos and append_eos)
+    config = dataclasses.replace(files.config, append_eos=append_eos)
     return dataclasses.replace(files, config=config)
