@@ -43,8 +43,11 @@ class EvaluateArguments:
             "Directory or Hub id of a model or an adapter, or NAME=DIRECTORY. May be given again.", **_AGAIN
         ),
     )
-    scores: list[str] = _several(
-        "Scores of any other system: NAME=FILE.parquet, a row per record. May be given again."
+    scores: list[str] = dataclasses.field(
+        default_factory=list,
+        metadata=_help(
+            "Scores of any other system: NAME=FILE.parquet, a row per record. May be given again.", **_AGAIN
+        ),
     )
     reference: str | None = dataclasses.field(
         default=None, metadata=_help("Model before S-DPO: also rank by the implicit reward against it.")
