@@ -221,6 +221,7 @@ class TestTitles:
             ("x1", "Wall·E"),
             ("  red  RIVER (1948)", "Red River (1948)"),
             ("Long Summer, The (1977)", "The Long Summer (1977)"),
+            ("long summer, the (1977)", "The Long Summer (1977)"),
         ],
     )
     def test_what_is_meant(self, served, value, title):
