@@ -11,6 +11,7 @@ if TYPE_CHECKING:
         to_preference_pairs,
         to_prompt_completion,
     )
+    from .hub import HubPushError, push_dataset, push_model
     from .losses import dmpo_loss, mppo_loss, nca_loss, softmax_dpo_loss
     from .softmax_dpo_config import SoftmaxDPOConfig, to_softmax_dpo_config
     from .softmax_dpo_trainer import SoftmaxDPOTrainer
@@ -20,6 +21,7 @@ __version__ = "0.1.0.dev0"
 
 __all__ = [
     "DataCollatorForMultiPreference",
+    "HubPushError",
     "SoftmaxDPOConfig",
     "SoftmaxDPOTrainer",
     "check_multi_preference",
@@ -29,6 +31,8 @@ __all__ = [
     "is_multi_preference",
     "mppo_loss",
     "nca_loss",
+    "push_dataset",
+    "push_model",
     "softmax_dpo_loss",
     "to_preference_pairs",
     "to_prompt_completion",
@@ -45,6 +49,7 @@ _NAMES_BY_MODULE = {
         "to_preference_pairs",
         "to_prompt_completion",
     ),
+    "hub": ("HubPushError", "push_dataset", "push_model"),
     "losses": ("dmpo_loss", "mppo_loss", "nca_loss", "softmax_dpo_loss"),
     "softmax_dpo_config": ("SoftmaxDPOConfig", "to_softmax_dpo_config"),
     "softmax_dpo_trainer": ("SoftmaxDPOTrainer",),

@@ -16,7 +16,10 @@ from . import __version__
 
 
 # What each command does, in one line.
-COMMANDS = {"prepare": "Make a data set of multi-preference records from the files of interactions."}
+COMMANDS = {
+    "prepare": "Make a data set of multi-preference records from the files of interactions.",
+    "push": "Push a model or a prepared data set to the Hugging Face Hub.",
+}
 
 # What a user can mend: one line says it, and no traceback.
 _USER_ERRORS = (ValueError, OSError, ImportError)
