@@ -234,7 +234,7 @@ class Handler(BaseHTTPRequestHandler):
                 first = Commit(
                     hashlib.sha1(repo.encode()).hexdigest(), "initial commit", {".gitattributes": b"* lfs\n"}
                 )
-                self.server.repos[kind, repo] = Repo(bool(asked.get("private")), [first])
+                self.server.repos[kind, repo] = Repo(asked.get("visibility") == "private", [first])
         self.answer(409 if exists else 200, {"url": url, "name": repo, "error": "You already created this repo"})
 
     def validate_yaml(self, body):
