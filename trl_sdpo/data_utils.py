@@ -278,7 +278,7 @@ def drop_too_long(
     return kept
 
 
-def _flat_rejected_columns(columns: list[str]) -> list[str]:
+def flat_rejected_columns(columns: list[str]) -> list[str]:
     numbered = [(int(match.group(1)), column) for column in columns if (match := _FLAT_REJECTED.match(column))]
     return [column for _, column in sorted(numbered)]
 
@@ -311,7 +311,7 @@ def from_flat_columns(dataset: Dataset | IterableDataset) -> Dataset | IterableD
     ```
     """
     columns = list(dataset.column_names or next(iter(dataset)))
-    flat = _flat_rejected_columns(columns)
+    flat = flat_rejected_columns(columns)
     if flat and "rejected" in columns:
         raise ValueError(
             f"The dataset has both a column `rejected` and {flat}, and it is not clear which to keep. Remove either."

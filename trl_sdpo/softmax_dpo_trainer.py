@@ -52,7 +52,7 @@ from .cards import SDPO_CITATION
 from .checkpoints import invalidate_checkpoint, resolve_checkpoint
 from .checks import check_multi_preference_options, check_preference_options, check_supported
 from .collators import DataCollatorForMultiPreference, EpochCallback
-from .data_utils import is_multi_preference
+from .data_utils import flat_rejected_columns, from_flat_columns, is_multi_preference
 from .frozen_layers import FrozenTrunk, frozen_layers
 from .loss_types import LOSS_TYPES_OF_ONE_PAIR, multi_preference_losses
 from .losses import check_finite
@@ -273,6 +273,10 @@ class SoftmaxDPOTrainer(DPOTrainer):
         first_example = next(iter(dataset), None)
         if first_example is None:
             raise ValueError(f"The {dataset_name} dataset is empty.")
+        if "rejected" not in first_example and flat_rejected_columns(list(first_example)):
+            # as published S-DPO data have them
+            dataset = from_flat_columns(dataset)
+            first_example = next(iter(dataset))
         if not is_multi_preference(first_example, getattr(dataset, "features", None)):
             check_preference_options(self._loss_types)
             return super()._prepare_dataset(dataset, processing_class, args, dataset_name)
