@@ -150,6 +150,8 @@ def to_eval_results(evaluation: Evaluation, source: str) -> list[EvalResult]:
                 task_name="Recommendation over sampled candidates" if evaluation.num_candidates else "Preferences",
                 dataset_type=re.sub(r"[^\w./-]+", "-", source),
                 dataset_name=name,
+                # results of one type and configuration would be taken for those of one data set
+                dataset_config=public_name(evaluation.dataset),
                 metric_type=metric,
                 metric_value=round(value, 6),
                 metric_name=f"{metric}{bounds}",

@@ -90,7 +90,7 @@ def run_command(make_parser: Callable, run: Callable, prog: str, words: Sequence
     try:
         run(args)
     except _USER_ERRORS as error:
-        print(f"{prog}: error: {error}", file=sys.stderr)
+        print(f"{prog}: error:", error, *getattr(error, "__notes__", []), file=sys.stderr)
         return 1
     return 0
 

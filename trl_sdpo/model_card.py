@@ -12,13 +12,14 @@ from . import __version__
 from .card_evaluation import Evaluation, describe_evaluations, to_eval_results
 from .cards import SDPO_CITATION, TEMPLATES, TRL_CITATION, public_name, table, without_private
 from .dataset_card import lists_tell_too_much
+from .files import write_text
 from .recsys.licences import Licence, find_licence
 
 
-CURVES_FILE = "training_curves.png"
+CURVES_FILE, REPORT_FILE = "training_curves.png", "report.json"
 TAGS = ("trl", "softmax-dpo", "recommendation")
 _FRAMEWORKS = ("trl", "transformers", "peft", "torch", "datasets")
-_MODEL_VARIABLE = re.compile(r'(from_pretrained\(|model=)"[^"\n]*"')
+_MODEL_VARIABLE = re.compile(r'(from_pretrained\(|\bmodel=)"[^"\n]*"')
 
 
 @dataclass
@@ -255,5 +256,11 @@ def read_json(path: Path) -> dict | None:
 
 def read_data_report(folder: Path) -> dict | None:
     """The `report.json` of a prepared data set; another file of that name is passed over."""
-    report = read_json(folder / "report.json")
+    report = read_json(folder / REPORT_FILE)
     return report if report and {"recipe", "source", "options"} <= report.keys() else None
+
+
+def copy_data_report(dataset_dir: str | Path, output_dir: str | Path) -> None:
+    """Put the report of a prepared data set beside a model, whose card it informs. Nothing is done where there is none."""
+    if read_data_report(Path(dataset_dir)) is not None:
+        write_text(Path(output_dir) / REPORT_FILE, (Path(dataset_dir) / REPORT_FILE).read_text(encoding="utf-8"))

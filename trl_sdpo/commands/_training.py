@@ -300,6 +300,7 @@ def train_and_save(trainer: "Trainer", script_args: RecordArguments, append_eos:
 
 
 def _leave_recommender_files(dataset_name: str, output_dir: str, append_eos: bool) -> None:
+    from ..model_card import copy_data_report
     from ..recommender_files import load_recommender_files, save_recommender_files
 
     if not Path(dataset_name).is_dir():
@@ -308,3 +309,4 @@ def _leave_recommender_files(dataset_name: str, output_dir: str, append_eos: boo
     if files.config is not None:
         config = dataclasses.replace(files.config, append_eos=append_eos)
         save_recommender_files(output_dir, config, files.catalogue)
+    copy_data_report(dataset_name, output_dir)
