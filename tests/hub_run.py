@@ -2,8 +2,7 @@
 A run against the Hub of hub_server.py, for test_hub.py: `python hub_run.py OUTPUT_DIR '{"option": value}'`.
 
 It continues the adapter "me/sft" of the model "me/base". Beside the options of `SoftmaxDPOConfig` it takes `resume` (the
-folder of a checkpoint), `die_at` (SIGKILL before that step, when what was pushed has arrived), `sft` (another adapter to
-begin with), `recommender` (the contents of recommender.json) and `push` (call `push_to_hub` at the end).
+folder of a checkpoint), `die_at` (SIGKILL before that step, when what was pushed has arrived), `recommender` (the contents of recommender.json) and `push` (call `push_to_hub` at the end).
 """
 
 import json
@@ -65,7 +64,7 @@ def main(output_dir, options):
     resume, Dying.die_at = options.pop("resume", None), options.pop("die_at", None)
     push, recommender = options.pop("push", False), options.pop("recommender", None)
     base = AutoModelForCausalLM.from_pretrained("me/base")
-    model = PeftModel.from_pretrained(base, options.pop("sft", "me/sft"), is_trainable=True)
+    model = PeftModel.from_pretrained(base, "me/sft", is_trainable=True)
     if recommender is not None:
         Path(output_dir).mkdir(parents=True, exist_ok=True)
         Path(output_dir, "recommender.json").write_text(json.dumps(recommender))
