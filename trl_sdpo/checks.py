@@ -1,5 +1,7 @@
 """What a run refuses before it starts: models, data and options that are not defined for what the trainer does."""
 
+from collections.abc import Collection
+
 import torch
 from datasets import Dataset, IterableDataset
 from transformers import AutoConfig, PreTrainedModel
@@ -115,7 +117,7 @@ def check_multi_preference_options(args: DPOConfig, loss_types: list[str] | None
     _check_loss_types(loss_types)
     pairwise = list(PAIRWISE_LOSSES)
 
-    def check_every(option, allowed, reason):
+    def check_every(option: str, allowed: Collection[str], reason: str) -> None:
         if others := [name for name in loss_types if name not in allowed]:
             raise ValueError(
                 f"`{option}={getattr(args, option)!r}` is not defined for `loss_type={others}` over several rejected "

@@ -3,7 +3,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.data.data_collator import DataCollatorMixin
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 from trl.trainer.utils import pad
@@ -165,14 +165,14 @@ class DataCollatorForMultiPreference(DataCollatorMixin):
 class EpochCallback(TrainerCallback):
     """Tells [`DataCollatorForMultiPreference`] the epoch, on which its draw of negatives depends."""
 
-    def __init__(self, epoch: torch.Tensor):
+    def __init__(self, epoch: torch.Tensor) -> None:
         self.epoch = epoch
 
-    def on_train_begin(self, args, state, control, **kwargs):
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         # on resume, within an epoch, `state.epoch` has a fraction
         self.next_epoch = int(state.epoch or 0)
 
-    def on_epoch_begin(self, args, state, control, **kwargs):
+    def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         # counted, because `state.epoch` of a stream, whose length is not known, is a fraction of `max_steps`
         self.epoch.fill_(self.next_epoch)
         self.next_epoch += 1

@@ -112,7 +112,7 @@ class SoftmaxDPOConfig(DPOConfig):
         },
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self.prefix_sharing = str(self.prefix_sharing).lower()
         if self.prefix_sharing not in ("auto", "true", "false"):
             raise ValueError(f"`prefix_sharing` must be 'auto', 'true' or 'false', got {self.prefix_sharing!r}.")

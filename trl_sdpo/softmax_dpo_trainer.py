@@ -16,9 +16,10 @@
 
 import dataclasses
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
+from typing import Any
 
 import torch
 from accelerate.logging import get_logger
@@ -34,7 +35,7 @@ from transformers import (
     ProcessorMixin,
     TrainerCallback,
 )
-from transformers.trainer_utils import EvalPrediction
+from transformers.trainer_utils import EvalPrediction, TrainOutput
 from trl import DPOConfig, DPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.dpo_trainer import DataCollatorForPreference
@@ -72,6 +73,8 @@ from .softmax_dpo_config import SoftmaxDPOConfig, to_softmax_dpo_config
 
 
 logger = get_logger(__name__)
+
+Batch = dict[str, torch.Tensor]
 
 
 class SoftmaxDPOTrainer(DPOTrainer):
@@ -157,7 +160,7 @@ class SoftmaxDPOTrainer(DPOTrainer):
         optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
         quantization_config: "BitsAndBytesConfig | None" = None,
         peft_config: "PeftConfig | None" = None,
-    ):
+    ) -> None:
         if args is None:
             model_name = model if isinstance(model, str) else get_config_model_id(model.config)
             model_name = model_name.split("/")[-1]
@@ -233,7 +236,7 @@ class SoftmaxDPOTrainer(DPOTrainer):
             self._eval_data_collator = dataclasses.replace(self.data_collator, num_negatives=None)
 
     @contextmanager
-    def _whole_pool(self):
+    def _whole_pool(self) -> Iterator[None]:
         self._set_collators()
         train_data_collator, self.data_collator = self.data_collator, self._eval_data_collator
         try:
@@ -241,7 +244,15 @@ class SoftmaxDPOTrainer(DPOTrainer):
         finally:
             self.data_collator = train_data_collator
 
-    def _get_dataloader(self, dataset, description, batch_size, sampler_fn=None, is_training=False, **kwargs):
+    def _get_dataloader(
+        self,
+        dataset: Dataset | IterableDataset,
+        description: str,
+        batch_size: int,
+        sampler_fn: Callable[[Dataset], torch.utils.data.Sampler] | None = None,
+        is_training: bool = False,
+        **kwargs,
+    ) -> torch.utils.data.DataLoader:
         with nullcontext() if is_training else self._whole_pool():
             return super()._get_dataloader(dataset, description, batch_size, sampler_fn, is_training, **kwargs)
 
@@ -296,16 +307,16 @@ class SoftmaxDPOTrainer(DPOTrainer):
             self._largest_pool = max(self._largest_pool, pool)
         return dataset
 
-    def _set_signature_columns_if_needed(self):
+    def _set_signature_columns_if_needed(self) -> None:
         if self._signature_columns is None:
             super()._set_signature_columns_if_needed()
             self._signature_columns += ["record_id", "length"]
 
-    def _score(self, model, inputs, **model_kwargs) -> CompletionScores:
+    def _score(self, model: torch.nn.Module, inputs: Batch, **model_kwargs) -> CompletionScores:
         return score_completions(model, inputs, self.accelerator.unwrap_model(model), **model_kwargs)
 
     @contextmanager
-    def _reference(self):
+    def _reference(self) -> Iterator[None]:
         """The reference model, or the policy with its reference adapter."""
         # When gradient checkpointing is enabled with use_reentrant=True (non default), calling the model inside a
         # torch.no_grad() block triggers a harmless PyTorch warning ("None of the inputs have requires_grad=True").
@@ -321,7 +332,7 @@ class SoftmaxDPOTrainer(DPOTrainer):
             else:
                 yield
 
-    def compute_ref_log_probs(self, model, inputs):
+    def compute_ref_log_probs(self, model: torch.nn.Module, inputs: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """
         Computes reference log probabilities for a single batch: `(B,)` of the chosen, and `(B, K)` of the rejected
         completions, K the largest of the datasets, with NaN where a record has fewer.
@@ -345,7 +356,7 @@ class SoftmaxDPOTrainer(DPOTrainer):
             self._trunk = FrozenTrunk(frozen_layers(self.model) if shared else [])
         return self._trunk
 
-    def _check_sharing(self, model, inputs) -> bool:
+    def _check_sharing(self, model: torch.nn.Module, inputs: Batch) -> bool:
         """Whether sharing gives the results of padded rows on the first batch; all processes come to the same answer."""
         dtype = torch.bfloat16 if self.args.bf16 or self.args.fp16 else self.model.dtype
         training = model.training
@@ -358,7 +369,7 @@ class SoftmaxDPOTrainer(DPOTrainer):
         excess = self.accelerator.gather(excess.reshape(1)).max().item()
         return sharing_holds(excess, self.args.prefix_sharing)
 
-    def _lay_out(self, model, inputs):
+    def _lay_out(self, model: torch.nn.Module, inputs: Batch) -> Batch:
         """Shared-prefix rows if they are sound, else padded rows."""
         if not is_shared(inputs):
             return inputs
@@ -369,7 +380,9 @@ class SoftmaxDPOTrainer(DPOTrainer):
         # batches on their way from the workers are still shared
         return inputs if self._share_prefix else expand_shared_rows(inputs, self._tokenizer.pad_token_id)
 
-    def _compute_loss(self, model, inputs, return_outputs):
+    def _compute_loss(
+        self, model: torch.nn.Module, inputs: Batch, return_outputs: bool
+    ) -> torch.Tensor | tuple[torch.Tensor, dict[str, torch.Tensor]]:
         if "segment_ids" not in inputs:
             return super()._compute_loss(model, inputs, return_outputs)
         if return_outputs:
@@ -403,7 +416,15 @@ class SoftmaxDPOTrainer(DPOTrainer):
         self._add_metrics(mode, inputs, scores, self.beta * logratios.detach(), exists, record_losses)
         return loss
 
-    def _add_metrics(self, mode, inputs, scores, rewards, exists, losses) -> None:
+    def _add_metrics(
+        self,
+        mode: str,
+        inputs: Batch,
+        scores: CompletionScores,
+        rewards: torch.Tensor,  # (B, C)
+        exists: torch.Tensor,  # (B, C)
+        losses: torch.Tensor,  # (B,)
+    ) -> None:
         tokens_of_row = inputs["attention_mask"].sum(dim=1)
         num_tokens = tokens_of_row.new_zeros(exists.size(0)).index_add(0, record_of_row(inputs), tokens_of_row)
         columns = preference_metrics(scores, rewards, exists, ranking=mode == "eval")
@@ -458,7 +479,7 @@ class SoftmaxDPOTrainer(DPOTrainer):
             sums.clear()
         super().log(logs, start_time)
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs) -> TrainOutput:
         resume_from_checkpoint = resolve_checkpoint(
             resume_from_checkpoint, self.args.output_dir, self.args.save_only_model
         )
@@ -466,7 +487,7 @@ class SoftmaxDPOTrainer(DPOTrainer):
             check_reference_adapter(self.model, resume_from_checkpoint)
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
-    def _save_checkpoint(self, model, trial):
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         if self.args.should_save:
             invalidate_checkpoint(self._get_output_dir(trial=trial), self.state.global_step)
         self._saving_checkpoint = True

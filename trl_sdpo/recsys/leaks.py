@@ -121,7 +121,7 @@ def probe_lists(
 class _Index:
     """Which reference records have an item in their list, and which have it as their target."""
 
-    def __init__(self, targets: np.ndarray, flat: np.ndarray, lengths: np.ndarray):
+    def __init__(self, targets: np.ndarray, flat: np.ndarray, lengths: np.ndarray) -> None:
         self.targets = targets
         owner = np.repeat(np.arange(len(lengths)), lengths)
         order = np.argsort(flat, kind="stable")

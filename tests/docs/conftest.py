@@ -1,0 +1,7 @@
+"""The modules here import each other as siblings."""
+
+import sys
+from pathlib import Path
+
+
+sys.path.insert(0, str(Path(__file__).parent))
