@@ -240,7 +240,15 @@ def _split(path: Path) -> str:
     return re.sub(r"-\d+-of-\d+$", "", path.stem)
 
 
-def _upload(stage, repo_id, repo_type, token, revision, commit_message, delete_patterns=None) -> CommitInfo:
+def _upload(
+    stage: Path,
+    repo_id: str,
+    repo_type: str,
+    token: str | None,
+    revision: str | None,
+    commit_message: str,
+    delete_patterns: list[str] | None = None,
+) -> CommitInfo:
     return HfApi(token=token, library_name="trl_sdpo").upload_folder(
         repo_id=repo_id,
         repo_type=repo_type,

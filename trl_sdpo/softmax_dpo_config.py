@@ -13,16 +13,16 @@ class HubToken(str):
     goes to the Hub with it. Pickled, the token is `None`. Copies within the process keep it.
     """
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[type, tuple]:
         return type(None), ()
 
-    def __deepcopy__(self, memo):
+    def __deepcopy__(self, memo: dict) -> "HubToken":
         return self
 
-    def __copy__(self):
+    def __copy__(self) -> "HubToken":
         return self
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return "<HUB_TOKEN>"
 
 

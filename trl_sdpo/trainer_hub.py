@@ -30,6 +30,7 @@ from accelerate.logging import get_logger
 from accelerate.utils import is_peft_model
 from datasets import Dataset
 from huggingface_hub import CommitInfo
+from peft import PeftConfig
 from peft.utils import CONFIG_NAME as ADAPTER_CONFIG_NAME
 from transformers import is_wandb_available
 from transformers.trainer import TRAINING_ARGS_NAME
@@ -327,7 +328,7 @@ def _pools(dataset: Dataset) -> tuple[int, int] | None:
     return min(map(len, pools)), max(map(len, pools))
 
 
-def _recipe(trainer: "SoftmaxDPOTrainer", config) -> dict[str, object]:
+def _recipe(trainer: "SoftmaxDPOTrainer", config: PeftConfig | None) -> dict[str, object]:
     args, pools = trainer.args, _pools(trainer.train_dataset)
     recipe: dict[str, object] = {"loss": ", ".join(args.loss_type), "β": args.beta}
     if args.loss_weights:
