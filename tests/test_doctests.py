@@ -13,7 +13,16 @@ class MarkdownParser(doctest.DocTestParser):
 
 
 @pytest.mark.parametrize(
-    "module_name", ["losses", "data_utils", "collators", "samplers", "recommender_files", "evaluation_breakdowns"]
+    "module_name",
+    [
+        "card_evaluation",
+        "losses",
+        "data_utils",
+        "collators",
+        "samplers",
+        "recommender_files",
+        "evaluation_breakdowns",
+    ],
 )
 def test_examples_in_docstrings(module_name):
     module = importlib.import_module(f"trl_sdpo.{module_name}")
