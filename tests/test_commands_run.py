@@ -256,3 +256,10 @@ class TestFile:
     def test_a_shared_mapping_of_yaml_is_read(self, tmp_path):
         (tmp_path / "x.yaml").write_text("common: &base\n  seed: 1\nsft:\n  <<: *base\n  seed: 2\n")
         assert read_config(tmp_path / "x.yaml")["sft"] == {"seed": 2}
+
+
+def test_a_command_has_a_process_of_its_own(workplace, capfd):
+    assert main("run", "mine.yaml", "--stages", "prepare") == 0
+    assert (workplace / "data" / "report.json").is_file()
+    # said by the other process, to where this one speaks
+    assert "data: " in capfd.readouterr().out

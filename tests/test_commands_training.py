@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+import yaml
 from datasets import Dataset, DatasetDict
 from peft import PeftModel
 from safetensors.torch import load_file
@@ -118,11 +119,14 @@ def test_qlora(workplace):
         "none",
     )
     assert run("sft", *words, *LORA, "--model_name_or_path", "model", "--output_dir", "sft") == 0
-    assert run("train", *words, "--model_name_or_path", "sft", "--output_dir", "out", "--num_negatives", "2") == 0
-    assert losses(workplace / "out")[0] == pytest.approx(math.log(3), abs=1e-3)
+    slow = ("--learning_rate", "1e-5", "--lr_scheduler_type", "constant", "--num_negatives", "2")
+    assert run("train", *words, "--model_name_or_path", "sft", "--output_dir", "out", *slow) == 0
+    assert losses(workplace / "out")[0] == pytest.approx(math.log(3), abs=1e-5)
     before, after = adapter(workplace / "sft"), adapter(workplace / "out")
-    assert any(not torch.equal(before[name], after[name]) for name in before)
-    assert {tensor.dtype for tensor in after.values()} == {torch.bfloat16}
+    # in bfloat16, where TRL has them, hardly any would be moved by a learning rate as small as this
+    moved = torch.cat([(before[name] != after[name]).flatten() for name in before])
+    assert moved.float().mean() > 0.9
+    assert {tensor.dtype for tensor in after.values()} == {torch.float32}
 
 
 def test_published_json_trains_as_it_is(workplace):
@@ -227,6 +231,20 @@ class TestTokens:
             chosen_rows(bad, "train", tokenizer, "", None, None)
         with pytest.raises(ValueError, match=r"no `prompt`, `chosen` and `rejected`, only \['text'\]"):
             chosen_rows(Dataset.from_list([{"text": "A"}]), "train", tokenizer, "", None, None)
+
+
+def test_accelerate_starts_the_process_that_trains(workplace, capfd):
+    """As a file for a CPU has it; the flags stand beside it, in words and in the file of `--config`."""
+    one = {"compute_environment": "LOCAL_MACHINE", "distributed_type": "NO", "num_processes": 1, "use_cpu": True}
+    (workplace / "one.yaml").write_text(yaml.safe_dump(one | {"mixed_precision": "no"}))
+    (workplace / "train.yaml").write_text("accelerate_config: one.yaml\nmax_steps: 1\noutput_dir: out\n")
+    words = ["--dataset_name", "data", "--model_name_or_path", "model", "--dataset_test_split", "none", *LORA]
+    assert run("train", *words, "--config", "train.yaml", "--logging_steps", "1", "--num_negatives", "2") == 0
+    assert losses(workplace / "out") == [pytest.approx(math.log(3), abs=1e-4)]
+    assert run("train", *words, "--config", "train.yaml", "--overwrite_output_dir", "--dataset_train_split", "x") == 1
+    error = capfd.readouterr().err
+    assert "trl-sdpo train: error: The dataset 'data' has no split 'x'" in error
+    assert "Traceback" not in error
 
 
 class TestFlags:

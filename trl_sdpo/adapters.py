@@ -57,3 +57,24 @@ def keep_4bit_layers_differentiable(model: torch.nn.Module) -> None:
                 "bitsandbytes repacks its weights into a format without gradients. Load the model anew for training."
             )
         module.support_avx512bf16_for_cpu = False
+
+
+def raise_adapter_to_float32(model: PeftModel) -> None:
+    """
+    Let the adapter of a quantised model train in float32.
+
+    TRL rounds it to bfloat16, whose steps are 2^-15 from 2^-8 on: with the learning rate of 1e-5 of the S-DPO paper, each
+    weight of at least 0.004 is rounded back to where it was, three quarters of the A matrices of LoRA on 4,096 features.
+    The published code of S-DPO has the adapter in float32, too.
+
+    Args:
+        model ([`~peft.PeftModel`]):
+            Policy, before the optimizer is made. Where it has an adapter "ref", a copy of "default" from before the
+            rounding, the values are taken from there.
+    """
+    for name, param in model.named_parameters():
+        if not param.requires_grad or param.dtype != torch.bfloat16:
+            continue
+        param.data = param.data.float()
+        if "ref" in model.peft_config and ".default." in name:
+            param.data.copy_(model.get_parameter(name.replace(".default.", ".ref.")).data)

@@ -18,6 +18,7 @@ from transformers import (
 )
 from transformers.integrations import is_deepspeed_zero3_enabled
 
+from .adapters import keep_4bit_layers_differentiable
 from .data_utils import is_multi_preference
 from .recsys.generation import generate_answers, generation_metrics
 from .recsys.metrics import ranking_metrics, ranks
@@ -109,6 +110,8 @@ class RankingCallback(TrainerCallback):
         for option, number in {"every_n_steps": every_n_steps, "num_records": num_records}.items():
             if number is not None and number < 1:
                 raise ValueError(f"{option}={number} is below 1. Pass at least 1, or None.")
+        # a measurement is a forward pass in evaluation mode, in the midst of training
+        keep_4bit_layers_differentiable(trainer.model)
         self.trainer, self.seed, self.protocol, self.name = trainer, seed, protocol, name
         size = len(dataset) if num_records is None else min(num_records, len(dataset))
         self.dataset = dataset.select(np.sort(np.random.default_rng(seed).permutation(len(dataset))[:size]))

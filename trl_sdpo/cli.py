@@ -20,6 +20,8 @@ COMMANDS = {
     "prepare": "Make a data set of multi-preference records from the files of interactions.",
     "sft": "Fine-tune a model on the chosen completions.",
     "train": "Train a model, or the adapter of sft, with Softmax-DPO.",
+    "evaluate": "Evaluate models and other systems on the same records, with a report.",
+    "recommend": "Recommend what comes after a history.",
     "run": "Run the commands of a YAML file, one after the other.",
 }
 

@@ -308,11 +308,13 @@ class Recommender:
 
     def tokenize(self, dataset: Dataset) -> Dataset:
         """The records with the tokens that the model was trained on: with or without an EOS token, as it was then."""
-
-        def tokenize(example: dict[str, Any], index: int) -> dict[str, Any]:
-            return tokenize_multi_preference(example, index, self.processing_class, self._eos_token)
-
-        return dataset.map(tokenize, with_indices=True, desc="Tokenizing")
+        # not a function of its own, which would hold the model, and be hashed with its weights
+        return dataset.map(
+            tokenize_multi_preference,
+            with_indices=True,
+            fn_kwargs={"processing_class": self.processing_class, "eos_token": self._eos_token},
+            desc="Tokenizing",
+        )
 
     @property
     def trie(self) -> TitleTrie:

@@ -198,7 +198,7 @@ def save_recommender_files(
         # not `asdict`, which copies value by value
         contents[CATALOGUE_FILE] = {"format_version": FORMAT_VERSION, **vars(catalogue)}
     return [
-        _write(directory / name, json.dumps(content, ensure_ascii=False, indent=1) + "\n")
+        write_text(directory / name, json.dumps(content, ensure_ascii=False, indent=1) + "\n")
         for name, content in contents.items()
     ]
 
@@ -252,7 +252,7 @@ def copy_recommender_files(source: str | Path, destination: str | Path) -> list[
         return []
     load_recommender_files(source)
     destination.mkdir(parents=True, exist_ok=True)
-    return [_write(destination / name, (source / name).read_text(encoding="utf-8")) for name in present]
+    return [write_text(destination / name, (source / name).read_text(encoding="utf-8")) for name in present]
 
 
 def missing_file(model: str | Path, name: str) -> ValueError:
@@ -335,7 +335,7 @@ def _is_cached(model: str | Path, hub_kwargs: dict) -> bool:
         return False
 
 
-def _write(path: Path, text: str) -> Path:
+def write_text(path: Path, text: str) -> Path:
     """Write a file that is there whole or as it was before."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}")
     try:

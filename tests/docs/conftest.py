@@ -4,4 +4,5 @@ import sys
 from pathlib import Path
 
 
-sys.path.insert(0, str(Path(__file__).parent))
+# behind the folder of the tests, whose conftest.py other scripts import by its name
+sys.path.append(str(Path(__file__).parent))

@@ -7,6 +7,8 @@ from exceptions import GIVEN, NOT_RUN
 from page_files import write_all
 from snippets import PYTHON, SHELL, Block, Page, SnippetError, as_in_a_process_of_its_own, blocks_of, commands_of
 
+from trl_sdpo import cli
+
 
 ROOT = Path(__file__).parents[2]
 PAGES = {path.name: path for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]}
@@ -21,7 +23,14 @@ def directory(tmp_path, monkeypatch, llama, tokenizer):
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache" / "datasets"))
     # TRL trains in bfloat16 unless told otherwise, and transformers asks for a GPU then, though a CPU can do it
     monkeypatch.setattr("transformers.training_args.is_torch_bf16_gpu_available", lambda: True)
+    monkeypatch.setattr("trl_sdpo.commands.run._start", start_here)
     return tmp_path
+
+
+def start_here(name, words):
+    """A command of `trl-sdpo run` in this process, where the libraries are imported already."""
+    with as_in_a_process_of_its_own():
+        return cli.main([name, *words])
 
 
 @pytest.mark.parametrize("name", PAGES)

@@ -179,13 +179,16 @@ def _shortened(action: argparse.Action) -> argparse.Action:
 
 def _take_config(args: Sequence[str]) -> tuple[list[str], str | None]:
     """The words without `--config FILE`, or `--config=FILE`, and the file."""
-    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    finder.add_argument("--config")
-    try:
-        found, rest = finder.parse_known_args(list(args))
-    except argparse.ArgumentError as error:
-        raise ValueError(str(error)) from error
-    return rest, found.config
+    rest, path, words = [], None, iter(args)
+    for word in words:
+        flag, equals, value = word.partition("=")
+        if flag != "--config":
+            rest.append(word)
+            continue
+        path = value if equals else next(words, None)
+        if not path:
+            raise ValueError("--config: expected the name of a file behind it.")
+    return rest, path
 
 
 def _check_common(names: list[str], commands: list[str], path: str, own: list[str]) -> None:

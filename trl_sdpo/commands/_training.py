@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments
 
+    from ..recommender_files import RecommenderFiles
+
 logger = logging.getLogger(__name__)
 
 NO_SPLIT = "none"
@@ -175,7 +177,6 @@ def load_policy(
         to train it further; the tokenizer; and more arguments of the trainer.
     """
     from peft import PeftConfig, PeftModel
-    from transformers import AutoTokenizer
     from transformers.utils.peft_utils import find_adapter_config_file
     from trl import get_peft_config, get_quantization_config
     from trl.trainer.utils import create_model_from_path
@@ -190,7 +191,7 @@ def load_policy(
     quantization_config = get_quantization_config(model_args)
     is_adapter = find_adapter_config_file(name, revision=revision) is not None
     base = PeftConfig.from_pretrained(name, revision=revision).base_model_name_or_path if is_adapter else name
-    tokenizer = _load_tokenizer(AutoTokenizer, [name, base], revision, training_args.trust_remote_code)
+    tokenizer = _load_tokenizer(name, revision, base, training_args.trust_remote_code)
     if not is_adapter:
         training_args.model_init_kwargs = init_kwargs
         peft_config = get_peft_config(model_args)
@@ -214,11 +215,16 @@ def load_policy(
     return model, tokenizer, {}
 
 
-def _load_tokenizer(auto: type, names: list[str], revision: str, trust_remote_code: bool) -> "PreTrainedTokenizerBase":
-    name, base = names
-    if name != base and not (Path(name) / "tokenizer_config.json").is_file() and Path(name).is_dir():
-        name, revision = base, "main"
-    return auto.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
+def _load_tokenizer(name: str, revision: str, base: str, trust_remote_code: bool) -> "PreTrainedTokenizerBase":
+    """The tokenizer that lies beside a model; an adapter may have come without one."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError):
+        if name == base:
+            raise
+        return AutoTokenizer.from_pretrained(base, trust_remote_code=trust_remote_code)
 
 
 def load_splits(
@@ -259,6 +265,18 @@ def check_output_dir(script_args: RecordArguments, training_args: "TrainingArgum
             shutil.rmtree(checkpoint)
 
 
+def prepare_quantized(trainer: "Trainer", model_args: ModelConfig) -> None:
+    """Keep what TRL and bitsandbytes make of an adapter on a base in 4 or 8 bits from hindering its training."""
+    from ..adapters import keep_4bit_layers_differentiable, raise_adapter_to_float32
+
+    if not model_args.load_in_4bit and not model_args.load_in_8bit:
+        return
+    keep_4bit_layers_differentiable(trainer.model)
+    # sharded, all parameters are to have one type
+    if not trainer.is_fsdp_enabled and not trainer.is_deepspeed_enabled:
+        raise_adapter_to_float32(trainer.model)
+
+
 def train_and_save(trainer: "Trainer", script_args: RecordArguments, append_eos: bool) -> None:
     """
     Train, evaluate where there is a split for it, and save the model with its metrics.
@@ -275,12 +293,13 @@ def train_and_save(trainer: "Trainer", script_args: RecordArguments, append_eos:
             Whether an EOS token ended the completions, which a recommender must know.
     """
     from ..checkpoints import resolve_checkpoint
+    from ..recommender_files import save_recommender_files
 
     args = trainer.args
     checkpoint = resolve_checkpoint(args.resume_from_checkpoint, args.output_dir, args.save_only_model)
-    if args.should_save:
-        # ahead of the first checkpoint, with which they are pushed
-        _leave_recommender_files(script_args.dataset_name, args.output_dir, append_eos)
+    files = _recommender_files(script_args.dataset_name, append_eos) if args.should_save else None
+    if files is not None:
+        save_recommender_files(args.output_dir, files.config)
     result = trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model(args.output_dir)
     trainer.log_metrics("train", result.metrics)
@@ -296,15 +315,18 @@ def train_and_save(trainer: "Trainer", script_args: RecordArguments, append_eos:
         # a path of this machine is no name for others
         trainer.push_to_hub(dataset_name=None if is_local else script_args.dataset_name)
         trainer.accelerator.print(f"Pushed to https://huggingface.co/{trainer.hub_model_id}.")
+    if files is not None:
+        # behind all pushes: few publishers let their catalogue be passed on, and `trl-sdpo push` knows which
+        save_recommender_files(args.output_dir, files.config, files.catalogue)
     trainer.end()
 
 
-def _leave_recommender_files(dataset_name: str, output_dir: str, append_eos: bool) -> None:
-    from ..recommender_files import load_recommender_files, save_recommender_files
+def _recommender_files(dataset_name: str, append_eos: bool) -> "RecommenderFiles | None":
+    """What a recommender needs of the dataset, with what became of the end of its completions."""
+    from ..recommender_files import RecommenderFiles, load_recommender_files
 
-    if not Path(dataset_name).is_dir():
-        return
-    files = load_recommender_files(dataset_name)
-    if files.config is not None:
-        config = dataclasses.replace(files.config, append_eos=append_eos)
-        save_recommender_files(output_dir, config, files.catalogue)
+    files = load_recommender_files(dataset_name) if Path(dataset_name).is_dir() else RecommenderFiles()
+    if files.config is None:
+        return None
+    config = dataclasses.replace(files.config, append_eos=append_eos)
+    return dataclasses.replace(files, config=config)

@@ -5,7 +5,15 @@ import sys
 from trl import SFTConfig
 
 from ._launch import launch, needs_launch
-from ._training import TrainingParser, TrainingRun, check_output_dir, load_policy, load_splits, train_and_save
+from ._training import (
+    TrainingParser,
+    TrainingRun,
+    check_output_dir,
+    load_policy,
+    load_splits,
+    prepare_quantized,
+    train_and_save,
+)
 
 
 def make_parser(prog: str) -> TrainingParser:
@@ -33,7 +41,6 @@ def run_here(args: TrainingRun) -> None:
     """Train in this process, which may be one of several."""
     from trl import SFTTrainer
 
-    from ..adapters import keep_4bit_layers_differentiable
     from ._records import chosen_rows, completions_are_lines
 
     script_args, training_args, model_args = args.script_args, args.training_args, args.model_args
@@ -60,7 +67,7 @@ def run_here(args: TrainingRun) -> None:
         processing_class=tokenizer,
         **kwargs,
     )
-    keep_4bit_layers_differentiable(trainer.model)
+    prepare_quantized(trainer, model_args)
     train_and_save(trainer, script_args, append_eos)
 
 

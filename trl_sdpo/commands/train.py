@@ -4,7 +4,15 @@ import sys
 
 from ..softmax_dpo_config import SoftmaxDPOConfig
 from ._launch import launch, needs_launch
-from ._training import TrainingParser, TrainingRun, check_output_dir, load_policy, load_splits, train_and_save
+from ._training import (
+    TrainingParser,
+    TrainingRun,
+    check_output_dir,
+    load_policy,
+    load_splits,
+    prepare_quantized,
+    train_and_save,
+)
 
 
 def make_parser(prog: str) -> TrainingParser:
@@ -50,6 +58,7 @@ def run_here(args: TrainingRun) -> None:
         processing_class=tokenizer,
         **kwargs,
     )
+    prepare_quantized(trainer, model_args)
     train_and_save(trainer, script_args, append_eos)
 
 

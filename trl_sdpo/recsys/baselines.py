@@ -146,7 +146,7 @@ def cooccurrence_scorer(events: pl.DataFrame, *, window: int = 20) -> Scorer:
     Example:
         ```python
         >>> events = pl.DataFrame({"user_id": [1, 1, 1, 2, 2], "item_id": [7, 8, 9, 7, 8]})
-        >>> scores = cooccurrence_scorer(events)([["9", "7"]], [["8", "9"]])[0]
+        >>> scores = cooccurrence_scorer(events, window=1)([["9", "7"]], [["8", "9"]])[0]
         >>> scores.astype(int).tolist()
         [2, 0]
 

@@ -174,7 +174,7 @@ class TrainingOptions:
     How a network is trained.
 
     Args:
-        num_epochs (`int`, *optional*, defaults to `60`):
+        num_epochs (`int`, *optional*, defaults to `40`):
             Most passes over the events.
         patience (`int`, *optional*, defaults to `5`):
             With validation records: stop after this many epochs without a higher hr@1, and take the weights of the
@@ -189,7 +189,7 @@ class TrainingOptions:
             Where to train and score.
     """
 
-    num_epochs: int = 60
+    num_epochs: int = 40
     patience: int = 5
     batch_size: int = 128
     learning_rate: float = 3e-3
