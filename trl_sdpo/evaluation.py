@@ -321,7 +321,16 @@ def _comparisons(placed: dict[str, np.ndarray], ks: tuple[int, ...], seed: int) 
     ]
 
 
-def _examples(name, placed, hits, records: Dataset, catalogue, seed, num_examples, shown) -> dict:
+def _examples(
+    name: str,
+    placed: dict[str, np.ndarray],
+    hits: dict[str, np.ndarray],
+    records: Dataset,
+    catalogue: Catalogue | None,
+    seed: int,
+    num_examples: int,
+    shown: Callable[[str, int], Any],
+) -> dict:
     titles = {} if catalogue is None else dict(zip(catalogue.item_ids, catalogue.titles, strict=True))
     order = np.random.default_rng(seed).permutation(len(records))
     chosen = {}

@@ -2,6 +2,7 @@
 
 import io
 import re
+from collections.abc import Callable
 from typing import NamedTuple
 
 import matplotlib
@@ -86,7 +87,7 @@ def draw_section(section: dict, facts: dict[str, dict], axes: dict[str, str]) ->
     return drawings
 
 
-def _draw(name: str, plot, *args) -> Markup:
+def _draw(name: str, plot: Callable[..., None], *args) -> Markup:
     with matplotlib.rc_context(_STYLE):
         figure = Figure(layout="constrained")
         FigureCanvasSVG(figure)

@@ -91,7 +91,7 @@ class Recommender:
         catalogue: Catalogue | None = None,
         template: str | PromptTemplate | None = None,
         name: str = "the model",
-    ):
+    ) -> None:
         if processing_class.pad_token is None:
             processing_class.pad_token = processing_class.eos_token
         self.model, self.processing_class = model, processing_class
@@ -339,7 +339,15 @@ class Recommender:
             raise ValueError(f"{where}: {row!r} is no list of titles or ids with at least one in it. Pass one.")
         return [self.lookup.find(value, where, unknown) for value in row]
 
-    def _search(self, histories, excluded, top_k, num_beams, batch_size, desc) -> list[list[Recommendation]]:
+    def _search(
+        self,
+        histories: Sequence[Sequence[str]],
+        excluded: Sequence[Sequence[int]],
+        top_k: int,
+        num_beams: int | None,
+        batch_size: int,
+        desc: str | None,
+    ) -> list[list[Recommendation]]:
         if self.template.style == "candidates":
             raise ValueError(
                 f"{self.name}: template '{self.template.name}' shows candidates, so it needs some. Pass `candidates`, or "
@@ -360,7 +368,14 @@ class Recommender:
         item_ids, titles = self.catalogue.item_ids, self.catalogue.titles
         return [[Recommendation(item_ids[index], titles[index], score) for index, score in row] for row in found]
 
-    def _rank(self, histories, candidates, top_k, batch_size, desc) -> list[list[Recommendation]]:
+    def _rank(
+        self,
+        histories: Sequence[Sequence[str]],
+        candidates: Sequence[Sequence[tuple[int | None, str]]],
+        top_k: int,
+        batch_size: int,
+        desc: str | None,
+    ) -> list[list[Recommendation]]:
         candidates = [list(dict.fromkeys(row)) for row in candidates]
         scores = self._score(histories, _titles(candidates), batch_size, desc)
         results = []
@@ -370,7 +385,13 @@ class Recommender:
             results.append([Recommendation(self.lookup.id_of(item), title, score) for item, title, score in items])
         return results
 
-    def _score(self, histories, candidates, batch_size: int, desc: str | None) -> list[np.ndarray]:
+    def _score(
+        self,
+        histories: Sequence[Sequence[str]],
+        candidates: Sequence[Sequence[str]],
+        batch_size: int,
+        desc: str | None,
+    ) -> list[np.ndarray]:
         prompts = self._prompts.make(histories, candidates)
         records = [self._tokenize(prompt, row) for prompt, row in zip(prompts, candidates, strict=True)]
         pad_token_id = self.processing_class.pad_token_id

@@ -8,7 +8,7 @@ import dataclasses
 import json
 import os
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,7 +69,7 @@ class RecommenderConfig:
     domain: str | None = None
     source: str | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         object.__setattr__(self, "templates", tuple(self.templates))
         if not self.templates:
             raise ValueError("templates is empty. Pass at least one PromptTemplate.")
@@ -117,7 +117,7 @@ class Catalogue:
     titles: Sequence[str]
     train_counts: Sequence[int] | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         object.__setattr__(self, "item_ids", tuple(map(str, self.item_ids)))
         object.__setattr__(self, "titles", tuple(self.titles))
         if self.train_counts is not None:
@@ -282,7 +282,7 @@ def _make_config(templates: list[dict[str, str]], **fields) -> RecommenderConfig
 _READERS = {RECOMMENDER_FILE: ("config", _make_config), CATALOGUE_FILE: ("catalogue", Catalogue)}
 
 
-def _read(path: Path, make) -> Any:
+def _read(path: Path, make: Callable[..., Any]) -> Any:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         version = content.pop("format_version", None)

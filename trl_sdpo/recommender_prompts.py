@@ -57,7 +57,9 @@ class PromptMaker:
             Tokenizer, to count with.
     """
 
-    def __init__(self, template: PromptTemplate, config: RecommenderConfig, processing_class: PreTrainedTokenizerBase):
+    def __init__(
+        self, template: PromptTemplate, config: RecommenderConfig, processing_class: PreTrainedTokenizerBase
+    ) -> None:
         self.template, self.config, self.processing_class = template, config, processing_class
         self._longest: tuple[Sequence[str] | None, int] = (None, 0)
 
@@ -104,7 +106,9 @@ class PromptMaker:
         budget.measure_completions([self.template], titles, self.config.conversational)
         return budget
 
-    def _completion_lengths(self, histories, candidates, catalogue: Sequence[str]) -> np.ndarray:
+    def _completion_lengths(
+        self, histories: Sequence[Sequence[str]], candidates: Sequence[Sequence[str]] | None, catalogue: Sequence[str]
+    ) -> np.ndarray:
         """Tokens of the longest completion of every history."""
         if candidates is None:
             if self._longest[0] is not catalogue:
@@ -116,13 +120,15 @@ class PromptMaker:
         every = np.arange(len(titles))[None]
         return int(self._budget(titles).longest_completion(np.zeros(1, dtype=np.int64), every)[0])
 
-    def _fit(self, histories: list[list[str]], lists, completions: np.ndarray) -> list[list[str]]:
+    def _fit(
+        self, histories: list[list[str]], lists: Sequence[Sequence[str] | None], completions: np.ndarray
+    ) -> list[list[str]]:
         width = max(map(len, histories))
         places = np.full((len(histories), width), -1)
         for row, history in enumerate(histories):
             places[row, width - len(history) :] = np.arange(len(history))
 
-        def render(rows, kept):
+        def render(rows: np.ndarray, kept: np.ndarray) -> pa.Array:
             there = kept >= 0
             return pa.array(
                 [

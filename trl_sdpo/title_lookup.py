@@ -28,7 +28,7 @@ class TitleLookup:
             The items. Without, every title is taken as it is, and nothing is known by an id.
     """
 
-    def __init__(self, catalogue: Catalogue | None):
+    def __init__(self, catalogue: Catalogue | None) -> None:
         self.titles = () if catalogue is None else catalogue.titles
         self.item_ids = () if catalogue is None else catalogue.item_ids
         self._by_title = {title: index for index, title in enumerate(self.titles)}

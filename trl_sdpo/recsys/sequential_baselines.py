@@ -196,7 +196,7 @@ class TrainingOptions:
     weight_decay: float = 0.01
     device: str = "cpu"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("num_epochs", "patience", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} is below 1. Pass at least 1.")
@@ -340,7 +340,16 @@ def _train(
     return scorer
 
 
-def _fit(scorer, codes, begins, ends, generator, validation, options: TrainingOptions, name: str) -> None:
+def _fit(
+    scorer: SequentialScorer,
+    codes: torch.Tensor,
+    begins: np.ndarray,
+    ends: np.ndarray,
+    generator: np.random.Generator,
+    validation: Any,
+    options: TrainingOptions,
+    name: str,
+) -> None:
     model = scorer.model
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay, betas=(0.9, 0.98)
@@ -365,7 +374,15 @@ def _fit(scorer, codes, begins, ends, generator, validation, options: TrainingOp
         model.load_state_dict(best)
 
 
-def _run_epoch(model, optimizer, codes, begins, ends, generator, options: TrainingOptions) -> float:
+def _run_epoch(
+    model: SequentialModel,
+    optimizer: torch.optim.Optimizer,
+    codes: torch.Tensor,
+    begins: np.ndarray,
+    ends: np.ndarray,
+    generator: np.random.Generator,
+    options: TrainingOptions,
+) -> float:
     low, high = draw_windows(begins, ends, model.max_length, generator)
     order = generator.permutation(len(low))
     places = torch.arange(1 + model.max_length)
