@@ -53,7 +53,7 @@ class TestEvaluate:
         ]  # fmt: skip
         assert list(generation["systems"]) == list(catalogue["systems"]) == ["chance", "base", "tuned"]
         assert results["dataset"] == {
-            "name": str(dataset), "split": "test", "records": len(records), "of": len(records), "source": "tiny",
+            "name": dataset.name, "split": "test", "records": len(records), "of": len(records), "source": "tiny",
         }  # fmt: skip
         assert results["facts"] == {"tuned": {"num_negatives": 15.0, "beta": 1.0}}
         assert results["leak_probe"]["n"] == len(records)
@@ -70,7 +70,11 @@ class TestEvaluate:
         out = capsys.readouterr().out
         assert "tuned (implicit reward)" in out
         assert "Leak probe: a lookup that never sees a history" in out
-        assert (folder / "out" / "results.html").read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
+        page = (folder / "out" / "results.html").read_text(encoding="utf-8")
+        assert page.startswith("<!DOCTYPE html>")
+        # nothing of the machine
+        assert str(folder) not in page
+        assert str(dataset.parent) not in page
         assert (folder / "out" / "results.md").is_file()
 
     def test_a_sample_is_the_same_for_all(self, folders, prepared):
