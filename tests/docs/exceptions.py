@@ -29,6 +29,10 @@ class NotRun(NamedTuple):
 
 
 NOT_RUN = [
+    NotRun("hub.md", "trl-sdpo push", "needs the Hub; test_push.py has one"),
+    NotRun("hub.md", "trainer.push_to_hub()", "needs the Hub; test_hub.py has one"),
+    NotRun("hub.md", "from huggingface_hub import snapshot_download", "goes on from the Hub; test_hub.py does"),
+    NotRun("hub.md", "from trl_sdpo import push_dataset", "needs the Hub; test_push.py has one"),
     NotRun("README.md", "python examples/movielens.py", "takes minutes; tests/examples runs it on little data"),
     NotRun("training.md", "ACCELERATE_USE_CPU=true torchrun", "processes of its own; test_distributed.py has them"),
     NotRun("training.md", "accelerate launch", "needs several GPUs or machines"),
