@@ -126,7 +126,11 @@ def imported_libraries(path):
 SMOKE = """
 import json, sys
 from pathlib import Path
+from trl import DPOTrainer
+before = set(sys.modules)
 from trl_sdpo import SoftmaxDPOTrainer
+more = sorted(name for name in set(sys.modules) - before if not name.startswith("trl_sdpo"))
+assert not more, f"`from trl_sdpo import SoftmaxDPOTrainer` imports what `trl.DPOTrainer` does without: {more}"
 heavy = sorted(set(json.loads(sys.argv[1])) & set(sys.modules))
 assert not heavy, f"`from trl_sdpo import SoftmaxDPOTrainer` imports {heavy}"
 import torch, trl_sdpo, trl_sdpo.recsys
