@@ -45,18 +45,24 @@ def newcomer(tmp_path, monkeypatch, llama, tokenizer):
     return tmp_path
 
 
-def test_from_a_table_to_a_trained_adapter(newcomer):
+def test_from_a_table_to_a_recommendation(newcomer, capsys):
     commands = [line for text in blocks("bash") for line in text.splitlines()]
     assert commands[0] == "python -m pip install trl-sdpo"
     for command in commands[1:]:
         program, *words = shlex.split(command)
         assert program == "trl-sdpo"
+        capsys.readouterr()
         assert cli.main(words) == 0
+    # what the last command said: five titles of the table, with their ids
+    recommended = re.findall(r"^ +\d\. Tale (\d+), a  \((\d+)\)  -\d", capsys.readouterr().out, re.MULTILINE)
+    assert len(recommended) == 5
+    assert all(number == item and number not in ("42", "7") for number, item in recommended)
     output = newcomer / "outputs" / "mine" / "s-dpo"
     assert f"`{output.relative_to(newcomer)}` is the trained adapter" in PAGE.read_text(encoding="utf-8")
     PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(MODEL), output)
     results = json.loads((output / "eval_results.json").read_text())
     assert all(0 <= results[name] <= 1 for name in ("eval_hr@1", "eval_ndcg@10", "eval_mrr"))
+    assert "s-dpo" in (newcomer / "outputs" / "mine" / "report" / "results.html").read_text()
     report = json.loads((newcomer / "data" / "mine" / "report.json").read_text())
     assert report["train"]["records"] > 100
     assert json.loads((output / "train_results.json").read_text())["epoch"] == 1.0

@@ -3,11 +3,10 @@ import json
 import shutil
 
 import numpy as np
-import polars as pl
 import pytest
 import torch
-from datasets import load_dataset
 from peft import LoraConfig, get_peft_model
+from prepared_data import TITLES, Prepared
 from transformers import BitsAndBytesConfig
 
 from trl_sdpo import (
@@ -20,46 +19,12 @@ from trl_sdpo import (
     save_recommender_files,
 )
 from trl_sdpo.data_utils import tokenize_multi_preference
-from trl_sdpo.recsys import Interactions, PromptTemplate, get_template, prepare
-
-
-WORDS = ["River", "Hotel", "Train", "Summer", "Light", "Mile"]
-TITLES = [f"{first} {second} ({1950 + 2 * number})" for number, (first, second) in enumerate(
-    (first, second) for first in WORDS for second in WORDS[:5]
-)]  # fmt: skip
-IDS = [100 + number for number in range(len(TITLES))]
+from trl_sdpo.recsys import PromptTemplate, get_template
 
 
 @pytest.fixture(scope="module")
-def interactions():
-    """12 users with 16 of 30 items each, one after the other."""
-    generator = np.random.default_rng(0)
-    items = np.concatenate([generator.permutation(IDS)[:16] for _ in range(12)])
-    users = np.repeat(np.arange(12), 16)
-    events = pl.DataFrame({"user_id": users, "item_id": items, "timestamp": np.arange(len(items)) * 10})
-    return Interactions(events, pl.DataFrame({"item_id": IDS, "title": TITLES}), "tiny")
-
-
-@pytest.fixture(scope="module")
-def prepared(interactions, tmp_path_factory):
-    """Makes a data set with a template, once."""
-    made = {}
-
-    def make(template="watched", style="history", **options):
-        key = (template, style, *options.items())
-        if key not in made:
-            folder = tmp_path_factory.mktemp("data") / "set"
-            with pytest.MonkeyPatch.context() as patch:
-                patch.setattr("trl_sdpo.recsys.preparation.plot_report", lambda *args: False)  # takes a second
-                prepare(
-                    interactions, folder, num_candidates=5, template=template, prompt_style=style, num_workers=1,
-                    domain="movies", history_size=4, **options,
-                )  # fmt: skip
-            cache = tmp_path_factory.mktemp("cache")
-            made[key] = folder, load_dataset(str(folder), cache_dir=str(cache))
-        return made[key]
-
-    return make
+def prepared(tmp_path_factory):
+    return Prepared(tmp_path_factory)
 
 
 @pytest.fixture
@@ -256,6 +221,7 @@ class TestTitles:
             ("x1", "Wall·E"),
             ("  red  RIVER (1948)", "Red River (1948)"),
             ("Long Summer, The (1977)", "The Long Summer (1977)"),
+            ("long summer, the (1977)", "The Long Summer (1977)"),
         ],
     )
     def test_what_is_meant(self, served, value, title):

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
         to_preference_pairs,
         to_prompt_completion,
     )
+    from .hub import HubPushError, push_dataset, push_model
     from .losses import dmpo_loss, mppo_loss, nca_loss, softmax_dpo_loss
     from .recommender import Recommendation, Recommender
     from .recommender_files import (
@@ -31,6 +32,7 @@ __version__ = "0.1.0.dev0"
 __all__ = [
     "Catalogue",
     "DataCollatorForMultiPreference",
+    "HubPushError",
     "RankingCallback",
     "Recommendation",
     "Recommender",
@@ -47,6 +49,8 @@ __all__ = [
     "load_recommender_files",
     "mppo_loss",
     "nca_loss",
+    "push_dataset",
+    "push_model",
     "save_recommender_files",
     "softmax_dpo_loss",
     "to_preference_pairs",
@@ -65,6 +69,7 @@ _NAMES_BY_MODULE = {
         "to_preference_pairs",
         "to_prompt_completion",
     ),
+    "hub": ("HubPushError", "push_dataset", "push_model"),
     "losses": ("dmpo_loss", "mppo_loss", "nca_loss", "softmax_dpo_loss"),
     "recommender": ("Recommendation", "Recommender"),
     "recommender_files": (

@@ -23,6 +23,7 @@ COMMANDS = {
     "evaluate": "Evaluate models and other systems on the same records, with a report.",
     "recommend": "Recommend what comes after a history.",
     "run": "Run the commands of a YAML file, one after the other.",
+    "push": "Push a model or a prepared data set to the Hugging Face Hub.",
 }
 
 # What a user can mend: one line says it, and no traceback.
@@ -91,7 +92,7 @@ def run_command(make_parser: Callable, run: Callable, prog: str, words: Sequence
     try:
         run(args)
     except _USER_ERRORS as error:
-        print(f"{prog}: error: {error}", file=sys.stderr)
+        print(f"{prog}: error:", error, *getattr(error, "__notes__", []), file=sys.stderr)
         return 1
     return 0
 

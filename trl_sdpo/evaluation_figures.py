@@ -126,7 +126,8 @@ def _systems(figure: Figure, systems: dict[str, dict], metric: str) -> None:
     for height, value, low, high in zip(heights, values, *errors, strict=True):
         if low or high:
             axis.plot([value - low, value + high], [height, height], color=_INK, linewidth=1.3)
-        axis.text(value + high, height, f" {value:.3f}", va="center", color=_INK)
+        beside = {"xytext": (4, 0), "textcoords": "offset points", "va": "center"}
+        axis.annotate(f"{value:.3f}", (value + high, height), color=_INK, **beside)
     axis.set_yticks(heights, [_short(name) for name in systems])
     axis.invert_yaxis()
     top = max(value + high for value, high in zip(values, errors[1], strict=True))
@@ -138,16 +139,21 @@ def _systems(figure: Figure, systems: dict[str, dict], metric: str) -> None:
 def _over(figure: Figure, systems: dict[str, dict], metric: str, points: dict[str, float], label: str) -> None:
     figure.set_size_inches(_WIDTH, 2.7)
     axis = figure.subplots()
-    for name, x in points.items():
-        row = systems[name]
-        axis.errorbar([x], [row[metric]], np.array([_error(row, metric)]).T, fmt="o", color=_SERIES[0], capsize=3)
-        axis.annotate(_short(name, 18), (x, row[metric]), (5, 5), textcoords="offset points", fontsize=8, color=_INK)
     ticks = sorted(set(points.values()))
+    for name, x in points.items():
+        row, last = systems[name], x == ticks[-1]
+        axis.errorbar([x], [row[metric]], np.array([_error(row, metric)]).T, fmt="o", color=_SERIES[0], capsize=3)
+        place = {
+            "xytext": (-6, 5) if last else (6, 5),
+            "textcoords": "offset points",
+            "ha": "right" if last else "left",
+        }
+        axis.annotate(_short(name, 18), (x, row[metric]), fontsize=8, color=_INK, **place)
     if ticks[0] > 0:
         axis.set_xscale("log")
         axis.minorticks_off()
     axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-    axis.margins(x=0.2)
+    axis.margins(x=0.1)
     if "chance" in systems:
         axis.axhline(systems["chance"][metric], color=_MUTED, linestyle="--", linewidth=1)
     axis.set(xlabel=label, ylabel=metric, ylim=(0, None))

@@ -15,7 +15,6 @@
 # This file re-states parts of `trl/trainer/dpo_trainer.py` of TRL 1.16, changed for several rejected completions.
 
 import dataclasses
-import textwrap
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -26,6 +25,7 @@ import torch
 from accelerate.logging import get_logger
 from accelerate.utils import is_peft_model
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
+from huggingface_hub import CommitInfo
 from peft import PeftConfig, PeftModel
 from transformers import (
     BitsAndBytesConfig,
@@ -41,7 +41,15 @@ from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 from trl.trainer.utils import get_config_model_id, use_adapter
 
-from .adapters import complete_reference_adapter, keep_4bit_layers_differentiable, remove_saved_adapter
+from . import trainer_hub
+from .adapters import (
+    check_reference_adapter,
+    complete_reference_adapter,
+    keep_4bit_layers_differentiable,
+    record_reference_adapter,
+    remove_saved_adapter,
+)
+from .cards import SDPO_CITATION
 from .checkpoints import invalidate_checkpoint, place_in_stream, resolve_checkpoint
 from .checks import check_multi_preference_options, check_preference_options, check_supported
 from .collators import DataCollatorForMultiPreference, EpochCallback
@@ -130,14 +138,7 @@ class SoftmaxDPOTrainer(DPOTrainer):
     _paper = {
         "title": "On Softmax Direct Preference Optimization for Recommendation",
         "id": "2406.09215",
-        # docstyle-ignore
-        "citation": textwrap.dedent("""\
-            @inproceedings{chen2024softmax,
-                title        = {{On Softmax Direct Preference Optimization for Recommendation}},
-                author       = {Yuxin Chen and Junfei Tan and An Zhang and Zhengyi Yang and Leheng Sheng and Enzhi Zhang and Xiang Wang and Tat-Seng Chua},
-                year         = 2024,
-                booktitle    = {Advances in Neural Information Processing Systems 37: Annual Conference on Neural Information Processing Systems 2024, NeurIPS 2024},
-            }"""),
+        "citation": SDPO_CITATION,
     }
 
     def __init__(
@@ -170,6 +171,7 @@ class SoftmaxDPOTrainer(DPOTrainer):
         self._metric_sums = {"train": defaultdict(lambda: [0.0, 0.0]), "eval": defaultdict(lambda: [0.0, 0.0])}
         self._share_prefix = None  # decided on first use
         self._trunk = None  # decided on first use
+        self._eval_sizes = {}  # number of records of the last evaluation, by the name of the dataset or `None`
         self._saving_checkpoint = False
         self._models_are_ready = False
 
@@ -471,6 +473,9 @@ class SoftmaxDPOTrainer(DPOTrainer):
             prefix = "" if mode == "train" else loss_key.removesuffix("loss")
             logs.update({f"{prefix}{name}": total / max(count, 1) for name, (total, count) in sums.items()})
             logs[f"{prefix}num_tokens"] = self._total_train_tokens
+            if mode == "eval":
+                name = prefix.removeprefix("eval_").removesuffix("_") or None
+                self._eval_sizes[name] = int(sums["loss"][1])
             sums.clear()
         super().log(logs, start_time)
 
@@ -478,6 +483,8 @@ class SoftmaxDPOTrainer(DPOTrainer):
         resume_from_checkpoint = resolve_checkpoint(
             resume_from_checkpoint, self.args.output_dir, self.args.save_only_model
         )
+        if resume_from_checkpoint and self.ref_model is None:
+            check_reference_adapter(self.model, resume_from_checkpoint)
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def _init_training_state(
@@ -518,5 +525,47 @@ class SoftmaxDPOTrainer(DPOTrainer):
         # A checkpoint needs the reference adapter to resume from; elsewhere a model is the policy alone
         model = self.accelerator.unwrap_model(self.model)
         has_ref_adapter = is_peft_model(model) and self.ref_model is None and "ref" in model.peft_config
-        if has_ref_adapter and not self._saving_checkpoint and self.args.should_save:
+        if not has_ref_adapter or not self.args.should_save:
+            return
+        if self._saving_checkpoint:
+            record_reference_adapter(output_dir or self.args.output_dir)
+        else:
             remove_saved_adapter(output_dir or self.args.output_dir, "ref")
+
+    def create_model_card(
+        self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
+    ) -> None:
+        """
+        Write the model card `README.md`, and a figure of the training curves, into the output directory.
+
+        Args:
+            model_name (`str`, *optional*):
+                Name of the model. By default that of the output directory.
+            dataset_name (`str`, *optional*):
+                Id of the training data on the Hub.
+            tags (`str` or `list[str]`, *optional*):
+                Tags to be associated with the model card.
+        """
+        trainer_hub.create_model_card(self, model_name, dataset_name, tags)
+
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **kwargs,
+    ) -> CommitInfo:
+        """
+        As [`~transformers.Trainer.push_to_hub`], for the policy alone. `catalogue.json` stays behind where the licence
+        of its source forbids redistribution, unless `args.redistribution_permitted` states that you may. The error of a
+        push that fails says what to run to try again; the model is saved before.
+        """
+        return trainer_hub.push_to_hub(self, commit_message, blocking, token, revision, private, **kwargs)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        trainer_hub.push_from_checkpoint(self, checkpoint_folder)
+
+    def _finish_current_push(self) -> None:
+        trainer_hub.finish_current_push(self)

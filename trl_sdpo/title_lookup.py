@@ -121,7 +121,8 @@ class TitleLookup:
 
 
 def _key(title: str) -> str:
-    return normalize_title(canonical_title(title))
+    # an article is known by its capital letter
+    return normalize_title(canonical_title(title.title()))
 
 
 def _sharing_a_word(value: str, titles: Sequence[str]) -> list[str]:

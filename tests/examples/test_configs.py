@@ -20,9 +20,12 @@ def test_every_section_is_right_and_builds_on_the_one_before(name):
     path = str(CONFIGS / name)
     stages = run.plan(read_config(path), path)
     flags = {stage.name: stage.flags for stage in stages}
-    assert list(flags)[:3] == ["prepare", "sft", "train"]
+    assert list(flags) == ["prepare", "sft", "train", "evaluate"]
     assert flags["sft"]["dataset_name"] == flags["train"]["dataset_name"] == flags["prepare"]["output"]
     assert flags["train"]["model_name_or_path"] == flags["sft"]["output_dir"]
+    sft, s_dpo = flags["sft"]["output_dir"], flags["train"]["output_dir"]
+    assert flags["evaluate"]["model"] == [f"sft={sft}", f"s-dpo={s_dpo}"]
+    assert flags["evaluate"]["dataset"] == flags["prepare"]["output"]
     outputs = [stage.output for stage in stages if stage.output is not None]
     assert len(set(outputs)) == len(outputs)
 
@@ -67,3 +70,4 @@ def test_qlora_runs_on_a_tiny_model(lastfm_files, tmp_path, monkeypatch, llama, 
     }
     results = json.loads((tmp_path / "outputs" / "qlora" / "s-dpo" / "all_results.json").read_text())
     assert 0 <= results["eval_hr@1"] <= 1
+    assert (tmp_path / "outputs" / "qlora" / "report" / "results.html").is_file()

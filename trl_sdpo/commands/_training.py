@@ -293,15 +293,20 @@ def train_and_save(trainer: "Trainer", script_args: RecordArguments, append_eos:
             Whether an EOS token ended the completions, which a recommender must know.
     """
     from ..checkpoints import resolve_checkpoint
-    from ..recommender_files import save_recommender_files
+    from ..hub import push_command, try_again
+    from ..model_card import copy_data_report
+    from ..recommender_files import CATALOGUE_FILE, save_recommender_files
 
     args = trainer.args
     checkpoint = resolve_checkpoint(args.resume_from_checkpoint, args.output_dir, args.save_only_model)
     files = _recommender_files(script_args.dataset_name, append_eos) if args.should_save else None
     if files is not None:
         save_recommender_files(args.output_dir, files.config)
+        # of an earlier run; it comes back at the end
+        Path(args.output_dir, CATALOGUE_FILE).unlink(missing_ok=True)
+        copy_data_report(script_args.dataset_name, args.output_dir)
     result = trainer.train(resume_from_checkpoint=checkpoint)
-    trainer.save_model(args.output_dir)
+    trainer.save_model(args.output_dir, _internal_call=True)  # pushed below, when all that belongs to it is on disk
     trainer.log_metrics("train", result.metrics)
     trainer.save_metrics("train", result.metrics)
     trainer.save_state()
@@ -311,13 +316,20 @@ def train_and_save(trainer: "Trainer", script_args: RecordArguments, append_eos:
         trainer.save_metrics("eval", metrics)
     is_local = Path(script_args.dataset_name).exists()
     trainer.accelerator.print(f"{args.output_dir}: the model, its tokenizer and all_results.json.")
-    if args.push_to_hub:
-        # a path of this machine is no name for others
-        trainer.push_to_hub(dataset_name=None if is_local else script_args.dataset_name)
-        trainer.accelerator.print(f"Pushed to https://huggingface.co/{trainer.hub_model_id}.")
-    if files is not None:
-        # behind all pushes: few publishers let their catalogue be passed on, and `trl-sdpo push` knows which
-        save_recommender_files(args.output_dir, files.config, files.catalogue)
+    try:
+        if args.push_to_hub:
+            # a path of this machine is no name for others
+            trainer.push_to_hub(dataset_name=None if is_local else script_args.dataset_name)
+            trainer.accelerator.print(f"Pushed to {trainer.hub_model_id}.")
+    except Exception as error:
+        if not getattr(error, "__notes__", None):  # of a trainer of TRL's own
+            command = push_command(args.output_dir, trainer.hub_model_id, args.hub_private_repo is True)
+            error.add_note(try_again(Path(args.output_dir), command))
+        raise
+    finally:
+        if files is not None:
+            # behind all pushes: few publishers let their catalogue be passed on, and `trl-sdpo push` knows which
+            save_recommender_files(args.output_dir, files.config, files.catalogue)
     trainer.end()
 
 

@@ -140,6 +140,8 @@ def _recommend(
         "unknown_titles": args.unknown_titles,
         "batch_size": args.batch_size,
     }
+    if args.history:
+        return [recommender.recommend(args.history, args.candidates or None, **options)]
     results: list = [None] * len(queries)
     own = [query.candidates or args.candidates or None for query in queries]
     # those with candidates together, and those without

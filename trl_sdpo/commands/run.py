@@ -49,9 +49,9 @@ class Stage:
 
     @property
     def output(self) -> Path | None:
-        """The directory that the command makes."""
-        output = self.flags.get("output" if self.name == "prepare" else "output_dir")
-        return None if output is None else Path(output)
+        """The directory that the command makes; others, such as a push, are done each time."""
+        flag = {"prepare": "output", "evaluate": "output", "sft": "output_dir", "train": "output_dir"}.get(self.name)
+        return Path(self.flags[flag]) if self.flags.get(flag) else None
 
 
 def make_parser(prog: str) -> argparse.ArgumentParser:
@@ -180,7 +180,7 @@ def run_stages(stages: Sequence[Stage], path: str, overwrite: bool = False) -> N
             logger.info("── %s: done before, see %s", stage.name, stage.output)
             continue
         logger.info("── %s%s", stage.name, f" {' '.join(words)}" if words else "")
-        if stage.output is not None and stage.name in TRAINING:
+        if stage.output is not None and stage.name != "prepare":  # whose directory appears when it is whole
             _write_state(stage, done=False)
         status = _start(stage.name, ["--config", path, *words])
         if status != 0:

@@ -113,7 +113,7 @@ def prepare(
     num_workers = min(4, os.cpu_count() or 1) if num_workers is None else num_workers
     with _staged(output) as stage:
         statistics = _write_records(plan, stage / "data", num_workers)
-        report = {"recipe": recipe, "options": _options(config), "loader": loaded, **plan.report}
+        report = {"recipe": recipe, "source_name": name, "options": _options(config), "loader": loaded, **plan.report}
         report["negatives_drawn_uniformly_instead"] = plan.builder.sampler.filled_uniformly
         for split, gathered in statistics.items():
             report[split] |= gathered.summary()
