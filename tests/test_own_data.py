@@ -47,7 +47,7 @@ def newcomer(tmp_path, monkeypatch, llama, tokenizer):
 
 def test_from_a_table_to_a_recommendation(newcomer, capsys):
     commands = [line for text in blocks("bash") for line in text.splitlines()]
-    assert commands[0] == "python -m pip install trl-sdpo"
+    assert commands[0] == 'python -m pip install -c constraints.txt -e ".[examples]"'
     for command in commands[1:]:
         program, *words = shlex.split(command)
         assert program == "trl-sdpo"
