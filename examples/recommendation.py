@@ -33,6 +33,7 @@ from trl_sdpo.recsys import (
     build_preference_dataset,
     build_sequences,
     popularity_scores,
+    sampled_label,
     temporal_split,
 )
 from trl_sdpo.recsys.prompts import select_templates
@@ -264,7 +265,7 @@ def main(args: RecommendationArguments, source: Source) -> None:
     stages.write_json(directory / "results.json", results | facts_of_run)
     title = f"{source.title}, {args.model}, K = {args.num_negatives}, seed {args.seed}"
     report.plot_run(results["stages"], done["sft"]["log"], done["s-dpo"]["log"], directory / "results.png", title)
-    print(f"\n{title}: ranking {args.num_candidates} sampled candidates, the target among them\n")
+    print(f"\n{title}\n{sampled_label(args.num_candidates)}\n")
     print(report.format_table(results["stages"]), end="\n\n")
     for baseline in report.baselines(scores):
         print(report.verdict(results["differences"], "s-dpo", baseline))

@@ -10,7 +10,7 @@ matplotlib.use("Agg")
 
 from matplotlib import pyplot as plt  # the backend comes first
 
-from trl_sdpo.recsys import bootstrap_interval, chance_metrics, ranking_metrics, ranks
+from trl_sdpo.recsys import chance_metrics, compare_scores, ranking_metrics, ranks
 
 
 def metrics_of_stages(scores: dict[str, np.ndarray | list[np.ndarray]], num_candidates: int, seed: int) -> dict:
@@ -48,11 +48,11 @@ def difference(scores: dict, better: str, baseline: str, seed: int) -> dict:
             Seed of the interval.
 
     Returns:
-        `dict`: `hr@1`, the mean of the paired differences, and `hr@1_ci`, its 95% bootstrap interval.
+        `dict`: `hr@1`, the mean of the paired differences, `hr@1_ci`, its 95% bootstrap interval, and `hr@1_p`, the
+        p-value of the exact McNemar test. See [`trl_sdpo.recsys.compare_scores`].
     """
-    hits = [(ranks(scores[name]) == 1).astype(float) for name in (better, baseline)]
-    paired = hits[0] - hits[1]
-    return {"hr@1": float(paired.mean()), "hr@1_ci": list(bootstrap_interval(paired, seed=seed))}
+    comparison = compare_scores(scores[better], scores[baseline], ks=(1,), seed=seed)
+    return {name: comparison[name] for name in ("hr@1", "hr@1_ci", "hr@1_p")}
 
 
 def baselines(scores: dict) -> list[str]:
@@ -85,7 +85,8 @@ def verdict(differences: dict, better: str, baseline: str) -> str:
     gain = differences[f"{better} - {baseline}"]
     low, high = gain["hr@1_ci"]
     says = "beats" if low > 0 else "loses to" if high < 0 else "does not differ measurably from"
-    return f"{better} {says} {baseline}: {gain['hr@1']:+.3f} hr@1, 95% interval {low:+.3f} to {high:+.3f}."
+    chance = f"p = {gain['hr@1_p']:.2g}"
+    return f"{better} {says} {baseline}: {gain['hr@1']:+.3f} hr@1, 95% interval {low:+.3f} to {high:+.3f}, {chance}."
 
 
 def format_table(stages: dict) -> str:

@@ -133,6 +133,16 @@ def test_resuming_after_a_half_written_checkpoint(one_and_two):
     assert_same_trajectory(one, two)
 
 
+def test_samples_are_shared_out(one_and_two):
+    one, two = one_and_two(two_processes.sampled_ranking)
+    measured = [entry for entry in one["logs"] if "eval_ranking_of_7_mrr" in entry]
+    assert [entry["step"] for entry in measured] == [0, 2, 4]
+    names = {name for logs in one["logs"] for name in logs}
+    assert {"eval_ranking_of_1_hr@1", "eval_generation_of_5_valid_ratio", "eval_generation_of_5_n"} <= names
+    assert_same_trajectory(one, two)
+    assert_same_records(one, two)
+
+
 @pytest.mark.parametrize("layout", ["shared", "padded"])
 def test_fully_sharded_forward(one_and_two, layout):
     one, two = one_and_two(two_processes.sharded_forward)

@@ -19,7 +19,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from trl.trainer.utils import add_fused_lm_head
 
-from trl_sdpo import DataCollatorForMultiPreference, SoftmaxDPOConfig, SoftmaxDPOTrainer
+from trl_sdpo import DataCollatorForMultiPreference, RankingCallback, SoftmaxDPOConfig, SoftmaxDPOTrainer
 from trl_sdpo.data_utils import tokenize_multi_preference
 from trl_sdpo.prefix_sharing import score_completions
 
@@ -161,6 +161,18 @@ def resumed(folder):
     return {**result(trainer), "same_as_whole": same}
 
 
+def sampled_ranking(folder):
+    """Samples that do not divide by two processes, one of them of a single record."""
+    trainer = make_trainer(folder, Dataset.from_list(make_records(8)))
+    for num, protocol in ((7, "ranking"), (5, "generation"), (1, "ranking")):
+        name = f"{protocol}_of_{num}"
+        trainer.add_callback(
+            RankingCallback(trainer, Dataset.from_list(make_records(num)), 2, None, protocol=protocol, name=name)
+        )
+    trainer.train()
+    return result(trainer)
+
+
 def sharded_forward(folder):
     """Log-probabilities and gradients through FSDP2 of torch itself, since accelerate shards nothing on a CPU."""
     tokenizer = build_tokenizer()
@@ -197,6 +209,7 @@ SCENARIOS = (
     stream,
     precomputed_reference,
     resumed,
+    sampled_ranking,
     sharded_forward,
 )
 

@@ -3,6 +3,7 @@ from typing import TYPE_CHECKING
 
 
 if TYPE_CHECKING:
+    from .callbacks import RankingCallback
     from .collators import DataCollatorForMultiPreference, draw_negatives
     from .data_utils import (
         check_multi_preference,
@@ -20,6 +21,7 @@ __version__ = "0.1.0.dev0"
 
 __all__ = [
     "DataCollatorForMultiPreference",
+    "RankingCallback",
     "SoftmaxDPOConfig",
     "SoftmaxDPOTrainer",
     "check_multi_preference",
@@ -37,6 +39,7 @@ __all__ = [
 
 # Names are imported when they are asked for, so that what needs no torch, such as `trl-sdpo --help`, does not wait for it.
 _NAMES_BY_MODULE = {
+    "callbacks": ("RankingCallback",),
     "collators": ("DataCollatorForMultiPreference", "draw_negatives"),
     "data_utils": (
         "check_multi_preference",

@@ -232,6 +232,7 @@ class TestReport:
         gain = report.difference(scores, "b", "a", seed=0)
         assert gain["hr@1"] == 0.5
         assert gain["hr@1_ci"] == [0.0, 1.0]
+        assert gain["hr@1_p"] == 1.0  # they differ on one record
 
     @pytest.mark.parametrize(
         ("better", "baseline", "says"),
@@ -244,8 +245,10 @@ class TestReport:
         assert f"s-dpo {says}" in report.verdict(differences, "s-dpo", "sft")
 
     def test_verdict_of_a_difference_within_its_interval(self):
-        differences = {"s-dpo - sft": {"hr@1": 0.01, "hr@1_ci": [-0.01, 0.03]}}
-        assert "does not differ measurably from" in report.verdict(differences, "s-dpo", "sft")
+        differences = {"s-dpo - sft": {"hr@1": 0.01, "hr@1_ci": [-0.01, 0.03], "hr@1_p": 0.342}}
+        verdict = report.verdict(differences, "s-dpo", "sft")
+        assert "does not differ measurably from" in verdict
+        assert verdict.endswith("p = 0.34.")
 
     def test_table(self):
         scores = {"a": np.tile([1.0, 0.0], (50, 1))}

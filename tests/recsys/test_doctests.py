@@ -5,14 +5,22 @@ import pytest
 
 
 MODULES = (
+    "baselines",
+    "scorers",
     "leaks",
     "negatives",
     "recipes",
     "targets",
     "candidates",
+    "catalogue_metrics",
+    "comparison",
+    "generation",
     "interactions",
+    "matching",
     "metrics",
     "preferences",
+    "ranking",
+    "title_trie",
     "prompts",
     "sdpo_json",
     "sequences",

@@ -10,7 +10,7 @@ from transformers import MistralConfig, MistralForCausalLM
 from trl.trainer.utils import add_fused_lm_head
 
 from trl_sdpo.data_utils import tokenize_multi_preference
-from trl_sdpo.recsys.ranking import completion_log_probs
+from trl_sdpo.recsys.ranking import completion_log_probs, implicit_rewards
 
 
 @pytest.fixture
@@ -48,6 +48,16 @@ class TestCompletionLogProbs:
         rows, model = mixed_rows(records), llama()
         scores = completion_log_probs(model, Dataset.from_list(rows), tokenizer, batch_size, prefix_sharing)
         assert_same(scores, expected(model, rows))
+
+    @pytest.mark.parametrize("prefix_sharing", [True, False])
+    def test_per_token(self, llama, tokenizer, records, expected, prefix_sharing):
+        rows, model = mixed_rows(records), llama()
+        dataset = Dataset.from_list(rows)
+        means = completion_log_probs(model, dataset, tokenizer, 3, prefix_sharing, per_token=True)
+        tokenized = [tokenize_multi_preference(row, i, tokenizer, tokenizer.eos_token) for i, row in enumerate(rows)]
+        lengths = [np.array([len(ids) for ids in [row["chosen_ids"], *row["rejected_ids"]]]) for row in tokenized]
+        assert len(set(lengths[4].tolist())) > 1
+        assert_same(means, [row / length for row, length in zip(expected(model, rows), lengths, strict=True)])
 
     def test_conversational(self, llama, tokenizer, records, to_conversational, expected):
         rows, model = to_conversational(records(4, 2, 3)), llama()
@@ -140,3 +150,18 @@ class TestErrors:
         rows[1]["rejected"][0] = rows[1]["chosen"]
         with pytest.raises(ValueError, match=r"Row 1, column `rejected\[0\]`: .*equal to the chosen"):
             completion_log_probs(llama(), Dataset.from_list(rows), tokenizer)
+
+
+class TestImplicitRewards:
+    def test_order_by_what_training_changed(self):
+        policy, reference = [np.array([-9.0, -2.0, -5.0]), np.array([-1.0, -2.0])], [np.array([-12.0, -1.0, -6.0])] * 2
+        reference[1] = np.array([-1.0, -4.0])
+        rewards = implicit_rewards(policy, reference, beta=0.1)
+        np.testing.assert_allclose(rewards[0], [0.3, -0.1, 0.1])
+        np.testing.assert_allclose(rewards[1], [0.0, 0.2])
+
+    def test_other_records(self):
+        with pytest.raises(ValueError, match="1 records of the policy, 2 of the reference"):
+            implicit_rewards([np.zeros(2)], [np.zeros(2)] * 2)
+        with pytest.raises(ValueError, match="Row 1: 2 completions of the policy, 3 of the reference"):
+            implicit_rewards([np.zeros(2), np.zeros(2)], [np.zeros(2), np.zeros(3)])

@@ -1,6 +1,9 @@
 """From files of interactions to multi-preference records, and the metrics of a ranking. No model is needed here."""
 
+from .baselines import cooccurrence_scorer, events_of_records, item_knn_scorer, popularity_scorer
 from .candidates import sample_negatives
+from .catalogue_metrics import catalogue_metrics, coverage, exposure, gini, mean_popularity, recommendation_ranks
+from .comparison import compare_scores, exact_mcnemar_test, paired_comparison, sampled_label, sign_flip_test
 from .goodbooks import load_goodbooks
 from .goodreads import load_goodreads
 from .interactions import (
@@ -16,6 +19,7 @@ from .interactions import (
 )
 from .lastfm import load_lastfm
 from .leaks import LeakProbe, leak_probe
+from .matching import match_title, normalize_title
 from .metrics import (
     bootstrap_interval,
     chance_level,
@@ -33,6 +37,7 @@ from .prompts import CANDIDATE_TEMPLATES, HISTORY_TEMPLATES, TEMPLATES, PromptTe
 from .recbole import load_recbole
 from .recipes import recipe_options
 from .record_config import RecordConfig
+from .scorers import read_scores, score_records, write_scores
 from .sdpo_json import load_sdpo_json
 from .sequences import build_sequences
 from .sources import load_source
@@ -58,12 +63,21 @@ __all__ = [
     "build_preference_dataset",
     "build_sequences",
     "canonical_title",
+    "catalogue_metrics",
     "chance_level",
     "chance_metrics",
     "check_token_boundary",
+    "compare_scores",
+    "cooccurrence_scorer",
+    "coverage",
     "drop_untitled",
+    "events_of_records",
+    "exact_mcnemar_test",
+    "exposure",
     "get_template",
+    "gini",
     "hit_rate",
+    "item_knn_scorer",
     "leak_probe",
     "leave_one_out_split",
     "load_goodbooks",
@@ -74,16 +88,27 @@ __all__ = [
     "load_sdpo_json",
     "load_source",
     "load_table",
+    "match_title",
+    "mean_popularity",
     "mean_reciprocal_rank",
     "ndcg",
+    "normalize_title",
+    "paired_comparison",
+    "popularity_scorer",
     "popularity_scores",
     "prepare",
     "ranking_metrics",
     "ranks",
+    "read_scores",
     "recipe_options",
+    "recommendation_ranks",
     "resolve_duplicate_titles",
     "sample_negatives",
+    "sampled_label",
+    "score_records",
+    "sign_flip_test",
     "split_leaks",
     "temporal_split",
     "user_split",
+    "write_scores",
 ]

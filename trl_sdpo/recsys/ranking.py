@@ -1,6 +1,6 @@
 """Ranking the candidates of multi-preference records by the likelihood that a language model gives them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 
@@ -50,12 +50,14 @@ def completion_log_probs(
     batch_size: int = 32,
     prefix_sharing: bool | None = None,
     desc: str = "Ranking",
+    *,
+    per_token: bool = False,
 ) -> list[np.ndarray]:
     """
     Log-probabilities of the chosen and all rejected completions of multi-preference records given their prompts, on the
     device of the model. The prompt of a record is computed once, for models that allow it.
 
-    For the implicit reward of DPO, subtract those of the reference model.
+    For the implicit reward of DPO, see [`implicit_rewards`].
 
     Args:
         model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
@@ -70,9 +72,13 @@ def completion_log_probs(
             Whether the completions of a record share one row. If `None`, where the model allows it.
         desc (`str`, *optional*, defaults to `"Ranking"`):
             Label of the progress bar.
+        per_token (`bool`, *optional*, defaults to `False`):
+            Whether to divide by the number of tokens of a completion, its end included: a sum falls with every token,
+            so short titles have an advantage that the mean takes away.
 
     Returns:
-        `list[np.ndarray]`: For each record an array of shape `(1 + K,)`, the chosen completion first, in nats.
+        `list[np.ndarray]`: For each record an array of shape `(1 + K,)`, the chosen completion first, in nats, or in
+        nats per token.
 
     Raises:
         `ValueError`: If a record is malformed, see [`check_multi_preference`], or if the dataset is empty.
@@ -101,12 +107,64 @@ def completion_log_probs(
             if start == 0 and prefix_sharing and not _sharing_agrees(model, batch, collator):
                 prefix_sharing = collator.prefix_sharing = False
                 batch = expand_shared_rows(batch, collator.pad_token_id)
-            log_probs = score_completions(model, batch).log_probs.cpu().numpy()
+            completions = score_completions(model, batch)
+            log_probs = completions.log_probs
+            if per_token:
+                log_probs = log_probs / completions.num_tokens.clamp(min=1)
+            log_probs = log_probs.cpu().numpy()
             exists = completion_exists(batch["num_completions"]).cpu().numpy()
             for index, row, mask in zip(indices, log_probs, exists, strict=True):
                 scores[index] = row[mask]
             progress.update(len(indices))
     return scores
+
+
+def implicit_rewards(
+    log_probs: Sequence[np.ndarray], ref_log_probs: Sequence[np.ndarray], beta: float = 1.0
+) -> list[np.ndarray]:
+    """
+    Implicit rewards of DPO: $r_i = \\beta (\\log \\pi(y_i|x) - \\log \\pi_\\text{ref}(y_i|x))$, Eq. 5 of the DPO paper
+    (https://huggingface.co/papers/2305.18290) up to a constant of the prompt.
+
+    They rank by what training has changed: how likely a title was before, for its length or its frequency, cancels.
+    `beta` does not change the order.
+
+    Args:
+        log_probs (`Sequence[np.ndarray]`):
+            Of the policy, as [`completion_log_probs`] returns them.
+        ref_log_probs (`Sequence[np.ndarray]`):
+            Of the reference model, on the same records and both summed or both per token.
+        beta (`float`, *optional*, defaults to `1.0`):
+            Of the loss.
+
+    Returns:
+        `list[np.ndarray]`: For each record an array of shape `(1 + K,)`, the chosen completion first.
+
+    Raises:
+        `ValueError`: If the records or their completions are not as many.
+
+    Example:
+        ```python
+        >>> import numpy as np
+
+        >>> policy, reference = [np.array([-4.0, -3.0])], [np.array([-6.0, -3.5])]
+        >>> implicit_rewards(policy, reference, beta=0.5)[0].tolist()
+        [1.0, 0.25]
+
+        ```
+    """
+    if len(log_probs) != len(ref_log_probs):
+        raise ValueError(
+            f"{len(log_probs)} records of the policy, {len(ref_log_probs)} of the reference: score the same."
+        )
+    rewards = []
+    for row, (ours, theirs) in enumerate(zip(log_probs, ref_log_probs, strict=True)):
+        if np.shape(ours) != np.shape(theirs):
+            raise ValueError(
+                f"Row {row}: {len(ours)} completions of the policy, {len(theirs)} of the reference. Score the same records."
+            )
+        rewards.append(beta * (np.asarray(ours) - np.asarray(theirs)))
+    return rewards
 
 
 def _sharing_agrees(

@@ -1,0 +1,97 @@
+"""Networks that read a history of items: SASRec, GRU4Rec and Caser, all with a state after every item."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class SequentialModel(nn.Module):
+    """
+    What the networks share: item 0 opens every history, and items are both read and scored with one embedding.
+
+    State t is computed from the opening and the first t items alone, so one row trains on all of its positions, and
+    what stands behind a history (padding) has no effect on it.
+
+    Args:
+        num_items (`int`):
+            Items, which are numbered from 1.
+        hidden_size (`int`):
+            Size of the embedding and of the states.
+        max_length (`int`):
+            Longest history.
+        dropout (`float`):
+            Dropout.
+    """
+
+    def __init__(self, num_items: int, hidden_size: int, max_length: int, dropout: float):
+        super().__init__()
+        if hidden_size < 1 or max_length < 1 or not 0 <= dropout < 1:
+            raise ValueError(
+                f"hidden_size={hidden_size} and max_length={max_length} must be at least 1, dropout={dropout} in [0, 1)."
+            )
+        self.max_length = max_length
+        self.items = nn.Embedding(num_items + 1, hidden_size)
+        self.bias = nn.Parameter(torch.zeros(num_items))
+        self.dropout = nn.Dropout(dropout)
+        nn.init.normal_(self.items.weight, std=hidden_size**-0.5)
+
+    def states(self, inputs: torch.Tensor) -> torch.Tensor:
+        """The states `(B, 1 + T, hidden_size)` of inputs `(B, 1 + T)`: 0, then the histories, then padding."""
+        raise NotImplementedError
+
+    def scores(self, states: torch.Tensor) -> torch.Tensor:
+        """The logits `(..., num_items)` of all items given states `(..., hidden_size)`; item i is in column i - 1."""
+        return F.linear(self.dropout(states), self.items.weight[1:], self.bias)
+
+
+class SASRec(SequentialModel):
+    """
+    Self-attention over the history (Kang and McAuley, ICDM 2018, https://huggingface.co/papers/1808.09781).
+
+    Args:
+        num_items (`int`), hidden_size (`int`), max_length (`int`), dropout (`float`):
+            See [`SequentialModel`].
+        num_layers (`int`), num_heads (`int`):
+            Blocks of attention and feed-forward, and heads of the attention.
+    """
+
+    def __init__(
+        self, num_items: int, hidden_size: int, max_length: int, dropout: float, num_layers: int, num_heads: int
+    ):
+        super().__init__(num_items, hidden_size, max_length, dropout)
+        if hidden_size % num_heads:
+            raise ValueError(f"hidden_size={hidden_size} is not a multiple of num_heads={num_heads}. Pass one.")
+        self.positions = nn.Embedding(1 + max_length, hidden_size)
+        nn.init.normal_(self.positions.weight, std=hidden_size**-0.5)
+        layer = nn.TransformerEncoderLayer(
+            hidden_size, num_heads, 4 * hidden_size, dropout, activation="gelu", batch_first=True, norm_first=True
+        )
+        norm = nn.LayerNorm(hidden_size)
+        self.encoder = nn.TransformerEncoder(layer, num_layers, norm=norm, enable_nested_tensor=False)
+
+    def states(self, inputs: torch.Tensor) -> torch.Tensor:
+        length = inputs.shape[1]
+        embedded = self.items(inputs) + self.positions.weight[:length]
+        mask = nn.Transformer.generate_square_subsequent_mask(length, device=inputs.device)
+        return self.encoder(self.dropout(embedded), mask=mask, is_causal=True)
+
+
+class GRU4Rec(SequentialModel):
+    """
+    A recurrent network over the history (Hidasi et al., ICLR 2016, https://huggingface.co/papers/1511.06939).
+
+    Args:
+        num_items (`int`), hidden_size (`int`), max_length (`int`), dropout (`float`):
+            See [`SequentialModel`].
+        num_layers (`int`):
+            Layers of the GRU.
+    """
+
+    def __init__(self, num_items: int, hidden_size: int, max_length: int, dropout: float, num_layers: int):
+        super().__init__(num_items, hidden_size, max_length, dropout)
+        self.gru = nn.GRU(
+            hidden_size, hidden_size, num_layers, batch_first=True, dropout=dropout if num_layers > 1 else 0.0
+        )
+
+    def states(self, inputs: torch.Tensor) -> torch.Tensor:
+        return self.gru(self.dropout(self.items(inputs)))[0]
