@@ -78,7 +78,7 @@ SIZES = {
         validation_records=1000,
         test_records=2000,
         preference_records={"history": 2560, "candidates": 1280},
-        sft={"history": SftSize(4, 32, 2e-3, 4, 5), "candidates": SftSize(4, 32, 1e-3, 4, 5)},
+        sft={"history": SftSize(4, 32, 2e-3, 4, 5), "candidates": SftSize(1, 32, 5e-4, 4, 3)},
         micro_batch_size=32,
     ),
     # not run yet: it needs a GPU

@@ -10,8 +10,9 @@ import stages
 from paper_table_markdown import markdown
 from paper_table_plan import STYLES, Run, Size, searched, sweeps, systems
 from paper_table_plot import plot_results
-from paper_table_runs import read_scores
 from paper_table_statistics import best_weight, hits, minus, paired_difference, summary, weighted_sum
+
+from trl_sdpo.recsys import read_scores
 
 
 SFT, SASREC = "SFT", "SASRec"

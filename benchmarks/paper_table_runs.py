@@ -1,14 +1,10 @@
 """One run of the second stage: its training records, its training, and its scores on disk. Imported by paper_table.py."""
 
 import json
-import logging
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import stages
 from datasets import Dataset
 from paper_table_models import RECORDS_SEED, Style
@@ -16,52 +12,26 @@ from paper_table_plan import Run, describe
 from peft import PeftModel
 from transformers import Trainer
 
+from trl_sdpo.recsys import read_scores, score_records, write_scores
 from trl_sdpo.recsys.generation import generate_answers, generation_metrics
 from trl_sdpo.recsys.mining import mine_negatives
 from trl_sdpo.recsys.ranking import completion_log_probs
-
-
-logger = logging.getLogger(__name__)
-
-# (histories, candidates), of item ids, to the scores of the candidates
-Scorer = Callable[[list[list[str]], list[list[str]]], list]
-SCORES = "scores"
-
-
-def write_scores(path: Path, scores: list[np.ndarray]) -> None:
-    """Write the scores of a system, a row per record, the target first: whole or not at all."""
-    column = pa.array([np.asarray(row, dtype=np.float64).tolist() for row in scores], pa.list_(pa.float64()))
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    pq.write_table(pa.table({SCORES: column}), temporary)
-    temporary.replace(path)
-
-
-def read_scores(path: Path) -> list[np.ndarray]:
-    """Read what [`write_scores`] wrote."""
-    return [np.array(row) for row in pq.read_table(path)[SCORES].to_pylist()]
+from trl_sdpo.recsys.scorers import Scorer
 
 
 def cached_scores(path: Path, compute: Callable[[], list[np.ndarray]]) -> list[np.ndarray]:
     """Scores from disk, or computed and written there."""
     if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_scores(path, compute())
+        write_scores(compute(), path)
     return read_scores(path)
-
-
-def histories_and_candidates(records: Dataset) -> tuple[list[list[str]], list[list[str]]]:
-    """What a scorer takes, of multi-preference records, the target first."""
-    histories = [[str(item) for item in history] for history in records["history_item_ids"]]
-    pairs = zip(records["item_id"], records["rejected_item_ids"], strict=True)
-    return histories, [[str(item), *map(str, rejected)] for item, rejected in pairs]
 
 
 def hardest_of_scorer(records: Dataset, scorer: Scorer, num_negatives: int) -> Dataset:
     """Keep of every pool the negatives that a scorer of item ids puts highest."""
-    scores = scorer(*histories_and_candidates(records))
+    scores = score_records(scorer, records)
 
     def keep(record, index):
-        places = np.argsort(-np.asarray(scores[index])[1:], kind="stable")[:num_negatives]
+        places = np.argsort(-scores[index][1:], kind="stable")[:num_negatives]
         return {name: [record[name][place] for place in places] for name in ("rejected", "rejected_item_ids")}
 
     return records.map(keep, with_indices=True, desc="Keeping the hardest negatives")
