@@ -6,8 +6,8 @@ The comparison of the S-DPO paper (https://huggingface.co/papers/2406.09215) on 
     python benchmarks/paper_table.py --report_only        # tables and plot of what is there
 
 All systems of a prompt style begin with one SFT checkpoint, trained until hr@1 of validation records stops rising, and
-see the same training records: SFT for as many more steps, DPO with one negative, DPO over three pairs, S-DPO. Learning
-rate and β of each are chosen on validation records among three points. The seeds are those of the second stage: its
+see the same training records: SFT for as many more steps, DPO with one negative, DPO over three pairs, S-DPO. The
+learning rate of each is chosen on validation records among three. The seeds are those of the second stage: its
 records, their order, the draw of negatives and the adapter; the SFT checkpoint and the candidates are the same for all.
 
 Every run is a folder under --output_dir with its settings, adapter, log and scores. A second start takes what is there
@@ -29,7 +29,7 @@ import stages
 from paper_table_baselines import baseline_scorers, score_baselines
 from paper_table_models import Style, make_base, train_sft
 from paper_table_plan import SIZES, STYLES, Run, Size, searched, sweeps, systems
-from paper_table_report import write_report
+from paper_table_report import CHOSEN, read_chosen, write_report
 from paper_table_runs import generate, score, train
 
 from trl_sdpo.recsys import mean_reciprocal_rank, ranks
@@ -60,7 +60,7 @@ def run_folder(style: Style, run: Run) -> Path:
 def choose(style: Style, system: Run, sft: dict) -> Run:
     """The point of the search of a system with the highest mrr on validation records, which is less noisy than hr@1."""
     found = {}
-    for run in searched(system):
+    for run in searched(system, style.size):
         train(style, run, sft)
         found[run] = mean_reciprocal_rank(ranks(score(style, run_folder(style, run), "validation")))
     return max(found, key=found.get)
@@ -69,8 +69,12 @@ def choose(style: Style, system: Run, sft: dict) -> Run:
 def choose_all(style: Style, sft: dict) -> list[Run]:
     """The systems of the second stage with what was chosen for them, written to a file for the report."""
     score(style, style.directory / "sft", "validation")
-    chosen = [choose(style, system, sft) for system in systems(style.size)]
-    stages.write_json(style.directory / "chosen.json", {run.system: run.name for run in chosen})
+    if style.name in style.size.search_styles:
+        chosen = [choose(style, system, sft) for system in systems(style.size)]
+    else:
+        source = style.directory.parent / style.size.search_styles[0]
+        chosen = list(read_chosen(source, style.size).values())
+    stages.write_json(style.directory / CHOSEN, {run.system: run.name for run in chosen})
     return chosen
 
 
@@ -100,7 +104,8 @@ def run_sweeps(style: Style, chosen: Run, sft: dict, sasrec) -> None:
                 logger.warning("Sweep of %s: SASRec-mined negatives need the part 'baselines'.", name)
                 continue
             train(style, run, sft, sasrec)
-            score(style, run_folder(style, run), "test")
+            if not (run_folder(style, run) / "test.parquet").is_file():
+                score(style, run_folder(style, run), "sweep")
 
 
 def run_style(style: Style, begin: str | Path, options: argparse.Namespace, sasrec) -> None:

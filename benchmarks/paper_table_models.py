@@ -142,17 +142,21 @@ class Style:
 
     @cached_property
     def held_out(self) -> dict[str, Dataset]:
-        """The records of validation and test, tokenized."""
-        return {split: self.tokenize(self.records[split]) for split in ("validation", "test")}
+        """The records of validation and test, and of the latter those of the sweeps, tokenized."""
+        records = {split: self.tokenize(self.records[split]) for split in ("validation", "test")}
+        return records | {"sweep": records["test"].select(range(0, len(records["test"]), self.size.sweep_step))}
 
     def tokenize(self, records: Dataset) -> Dataset:
         """Token ids in the place of texts: a completion ends with its line break, without an EOS behind it."""
         return stages.tokenize_without_eos(records, self.tokenizer)
 
-    def preference_records(self, records: Dataset, seed: int) -> Dataset:
-        """The same training records for all systems of a seed, whatever their negatives."""
-        count = min(self.size.preference_records[self.name], len(records))
-        return records.shuffle(seed=seed).select(range(count))
+    def num_records(self, count: int | None = None) -> int:
+        """Training records of the second stage, if a run has no number of its own."""
+        return self.size.preference_records[self.name] if count is None else count
+
+    def preference_records(self, records: Dataset, seed: int, count: int | None = None) -> Dataset:
+        """The same training records for all systems of a seed, whatever their negatives; fewer are the first of more."""
+        return records.shuffle(seed=seed).select(range(min(self.num_records(count), len(records))))
 
     def training_arguments(self, directory: Path, records: int, sizes: dict, seed: int) -> dict:
         """Arguments that all stages share."""

@@ -1,16 +1,11 @@
 """What the table consists of: the sizes, the runs, and the values that are searched. Imported by paper_table.py."""
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
 
 STYLES = ("history", "candidates")
 # Each title is a line of its own in both, and the one with the list ends in the one without.
 TEMPLATES = {"history": "lines", "candidates": "list-and-lines"}
-# What the search of a system goes through, as many points each: learning rate and β. The paper's β; the sweep has more.
-SEARCHED = ((1e-4, 1.0), (3e-4, 1.0))
-SEARCHED_SFT = ((1e-4, None), (3e-4, None))
-# The value of the sweeps and of S-DPO in the table
-MANY = 15
 
 
 @dataclass(frozen=True)
@@ -45,8 +40,19 @@ class Size:
             The first stage, by prompt style.
         pool_size (`int`):
             Negatives stored with a training record of the style without a list.
-        sweep_negatives (`tuple[int, ...]`), sweep_betas (`tuple[float, ...]`):
-            K and β of the sweeps.
+        few (`int`), many (`int`):
+            K of the two rows of S-DPO.
+        learning_rates (`tuple[float, ...]`), sft_learning_rates (`tuple[float, ...]`):
+            What the search of a system of the second stage goes through: as many points for each.
+        search_styles (`tuple[str, ...]`):
+            Styles with a search of their own. The others take what was chosen for the first.
+        beta (`float`):
+            β, as in the paper. The sweep has others.
+        sweep_negatives (`tuple[int, ...]`), sweep_betas (`tuple[float, ...]`), sweep_learning_rates (`tuple[float, ...]`), sweep_records (`tuple[int, ...]`):
+            K, β, learning rates and training records of the sweeps.
+        sweep_training_records (`int`), sweep_step (`int`):
+            Training records where something else is changed, and which test records the sweeps are measured on: the
+            first and then every so many.
     """
 
     model: str
@@ -66,9 +72,17 @@ class Size:
     num_candidates: int = 20
     history_size: int = 10
     few: int = 3
-    many: int = MANY
+    many: int = 15
+    learning_rates: tuple[float, ...] = (1e-4, 3e-4)
+    sft_learning_rates: tuple[float, ...] = (1e-4, 3e-4)
+    search_styles: tuple[str, ...] = STYLES
+    beta: float = 1.0
     sweep_negatives: tuple[int, ...] = (1, 3, 7, 15, 63)
     sweep_betas: tuple[float, ...] = (0.1, 1.0, 3.0)
+    sweep_learning_rates: tuple[float, ...] = (1e-4, 3e-4, 1e-3)
+    sweep_records: tuple[int, ...] = (640, 1280, 2560, 5120)
+    sweep_training_records: int = 1280
+    sweep_step: int = 2
 
 
 SIZES = {
@@ -79,6 +93,7 @@ SIZES = {
         test_records=2000,
         preference_records={"history": 2560, "candidates": 1280},
         sft={"history": SftSize(4, 32, 2e-3, 4, 5), "candidates": SftSize(1, 32, 5e-4, 4, 3)},
+        search_styles=("history",),
         micro_batch_size=32,
     ),
     # not run yet: it needs a GPU
@@ -106,8 +121,13 @@ SIZES = {
         batch_size=8,
         pool_size=19,
         many=5,
+        learning_rates=(1e-3,),
+        sft_learning_rates=(1e-3,),
         sweep_negatives=(1, 5),
         sweep_betas=(0.1, 1.0),
+        sweep_learning_rates=(1e-3,),
+        sweep_records=(8, 16),
+        sweep_training_records=8,
     ),
 }
 
@@ -130,6 +150,8 @@ class Run:
             Seed of the records, their order, the draw of negatives and the adapter.
         negatives (`str`, *optional*, defaults to `"uniform"`):
             Where the pool of negatives comes from, see [`paper_table_runs.training_records`].
+        records (`int`, *optional*):
+            Training records. If `None`, as many as all systems of the style have.
     """
 
     system: str
@@ -139,6 +161,7 @@ class Run:
     beta: float | None = None
     seed: int = 0
     negatives: str = "uniform"
+    records: int | None = None
 
     @property
     def name(self) -> str:
@@ -146,6 +169,7 @@ class Run:
         parts = [self.loss, f"lr{self.learning_rate:g}"]
         parts += [f"k{self.num_negatives}", f"beta{self.beta:g}"] if self.loss != "sft" else []
         parts += [self.negatives] if self.negatives != "uniform" else []
+        parts += [f"n{self.records}"] if self.records is not None else []
         return "-".join([*parts, f"seed{self.seed}"])
 
 
@@ -161,24 +185,23 @@ def systems(size: Size) -> list[Run]:
     ]
 
 
-def searched(system: Run) -> list[Run]:
-    """The runs that are compared on validation records to set a system's learning rate and β."""
-    grid = SEARCHED_SFT if system.loss == "sft" else SEARCHED
-    return [replace(system, learning_rate=rate, beta=beta) for rate, beta in grid]
+def searched(system: Run, size: Size) -> list[Run]:
+    """The runs that are compared on validation records to set a system's learning rate."""
+    if system.loss == "sft":
+        return [replace(system, learning_rate=rate) for rate in size.sft_learning_rates]
+    return [replace(system, learning_rate=rate, beta=size.beta) for rate in size.learning_rates]
 
 
 def sweeps(chosen: Run, size: Size) -> dict[str, list[Run]]:
-    """Runs that change one thing of a run: K, β, or where the negatives come from."""
+    """Runs that change one thing of a run: K, β, where the negatives come from, the learning rate, or the records."""
+    usual = size.preference_records["history"]
+    small = replace(chosen, records=size.sweep_training_records)
+    counts = [None if count == usual else count for count in size.sweep_records]
+    sources = ("uniform", "popularity", "hard", "mined", "half-mined", "sasrec")
     return {
-        "K": [replace(chosen, num_negatives=number) for number in size.sweep_negatives],
-        "β": [replace(chosen, beta=beta) for beta in size.sweep_betas],
-        "negatives": [
-            replace(chosen, negatives=source)
-            for source in ("uniform", "popularity", "hard", "mined", "half-mined", "sasrec")
-        ],
+        "K": [replace(small, num_negatives=number) for number in size.sweep_negatives],
+        "β": [replace(small, beta=beta) for beta in size.sweep_betas],
+        "negatives": [replace(small, negatives=source) for source in sources],
+        "learning rate": [replace(chosen, learning_rate=rate) for rate in size.sweep_learning_rates],
+        "records": [replace(chosen, records=count) for count in counts],
     }
-
-
-def describe(run: Run) -> dict:
-    """All that the result of a run depends on, but the model that it begins with."""
-    return asdict(run)

@@ -28,7 +28,7 @@ def plot_results(content: dict, path: Path) -> None:
     """
     sweeps = content["styles"].get("history", {}).get("sweeps", {})
     sweeps = {name: rows for name, rows in sweeps.items() if len(rows) > 1}
-    figure = plt.figure(figsize=(15, 8.5), layout="constrained")
+    figure = plt.figure(figsize=(15, max(8.5, 2.4 * len(sweeps))), layout="constrained")
     grid = figure.add_gridspec(max(1, len(sweeps)), 2, width_ratios=[1.25, 1])
     _plot_systems(figure.add_subplot(grid[:, 0] if sweeps else grid[:, :]), content)
     for row, (name, points) in enumerate(sweeps.items()):

@@ -15,7 +15,15 @@ from paper_table_statistics import best_weight, hits, minus, paired_difference, 
 from trl_sdpo.recsys import read_scores
 
 
-SFT, SASREC = "SFT", "SASRec"
+SFT, SASREC, CHOSEN = "SFT", "SASRec", "chosen.json"
+
+
+def read_chosen(directory: Path, size: Size) -> dict[str, Run]:
+    """The run of seed 0 that was chosen for each system of a prompt style, by its row; nothing before the search."""
+    path = directory / CHOSEN
+    names = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    runs = {run.name: run for system in systems(size) for run in searched(system, size)}
+    return {system: runs[name] for system, name in names.items() if name in runs}
 
 
 @dataclass
@@ -39,11 +47,12 @@ class Results:
 
     @cached_property
     def chosen(self) -> dict[str, Run]:
-        """The run of seed 0 that was chosen for each system, by its row."""
-        path = self.directory / "chosen.json"
-        names = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        runs = {run.name: run for system in systems(self.size) for run in searched(system)}
-        return {system: runs[name] for system, name in names.items() if name in runs}
+        return read_chosen(self.directory, self.size)
+
+    def sweep_scores(self, place: Path) -> list[np.ndarray] | None:
+        """Scores of the test records of the sweeps."""
+        scores = self.scores(place)
+        return self.scores(place, "sweep") if scores is None else scores[:: self.size.sweep_step]
 
     def runs(self, run: Run, most: int = 100) -> list[Run]:
         """The seeds of a run that have been scored, from 0 on."""
@@ -100,7 +109,7 @@ def search_rows(results: Results) -> list[dict]:
     """What the search saw on validation records."""
     rows = []
     for system in systems(results.size):
-        for run in searched(system):
+        for run in searched(system, results.size):
             scores = results.scores(results.folder(run), "validation")
             if scores is not None:
                 taken = results.chosen.get(system.system) == run
@@ -110,23 +119,28 @@ def search_rows(results: Results) -> list[dict]:
 
 
 def sweep_rows(results: Results) -> dict[str, list[dict]]:
-    """The runs of the sweeps on the test records, with their paired differences from SFT."""
-    if not results.chosen:
+    """The runs of the sweeps on their test records, with their paired differences from SFT."""
+    if not results.chosen or results.sft is None:
         return {}
     chosen = list(results.chosen.values())[-1]
-    found = {}
-    for name, runs in sweeps(chosen, results.size).items():
-        found[name] = []
-        for run in runs:
-            scores = results.scores(results.folder(run))
-            if scores is None:
-                continue
-            value = {"K": run.num_negatives, "β": run.beta, "negatives": run.negatives}[name]
-            reward = summary([minus(scores, results.sft)])
-            difference = paired_difference(hits([scores]), hits([results.sft]), results.users)
-            metrics = summary([scores]) | {"reward_hr@1": reward["hr@1"], "difference": difference}
-            found[name].append({"value": value} | metrics)
-    return found
+    return {
+        name: [sweep_row(results, name, run) for run in runs if results.sweep_scores(results.folder(run)) is not None]
+        for name, runs in sweeps(chosen, results.size).items()
+    }
+
+
+def sweep_row(results: Results, name: str, run: Run) -> dict:
+    """What a run of a sweep gave, and the value that makes it differ from the others."""
+    step = results.size.sweep_step
+    scores, sft = results.sweep_scores(results.folder(run)), results.sft[::step]
+    records = run.records or results.size.preference_records["history"]
+    values = {"K": run.num_negatives, "β": run.beta, "learning rate": run.learning_rate, "records": records}
+    return {
+        "value": values.get(name, run.negatives),
+        **summary([scores]),
+        "reward_hr@1": summary([minus(scores, sft)])["hr@1"],
+        "difference": paired_difference(hits([scores]), hits([sft]), results.users[::step]),
+    }
 
 
 def baseline_scores(directory: Path, split: str) -> dict[str, list[np.ndarray]]:

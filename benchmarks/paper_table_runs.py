@@ -2,13 +2,14 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import stages
 from datasets import Dataset
 from paper_table_models import RECORDS_SEED, Style
-from paper_table_plan import Run, describe
+from paper_table_plan import Run
 from peft import PeftModel
 from transformers import Trainer
 
@@ -56,8 +57,8 @@ def training_records(style: Style, run: Run, sasrec: Scorer | None = None) -> Da
     """
     if run.negatives in ("popularity", "hard"):
         records = style.build(negatives=run.negatives, pool_size=style.size.pool_size)["train"]
-        return style.tokenize(style.preference_records(records, run.seed))
-    records = style.preference_records(style.records["train"], run.seed)
+        return style.tokenize(style.preference_records(records, run.seed, run.records))
+    records = style.preference_records(style.records["train"], run.seed, run.records)
     if run.negatives == "sasrec":
         return style.tokenize(hardest_of_scorer(records, sasrec, run.num_negatives))
     records = style.tokenize(records)
@@ -84,9 +85,9 @@ def make_trainer(style: Style, run: Run, records: Dataset, directory: Path) -> T
 def train(style: Style, run: Run, sft: dict, sasrec: Scorer | None = None) -> dict:
     """Train a run, or take it as an earlier start left it. Returns what [`stages.run_stage`] does."""
     directory = style.directory / "runs" / run.name
-    settings = describe(run) | {
+    settings = asdict(run) | {
         "style": style.name,
-        "records": style.size.preference_records[style.name],
+        "records": style.num_records(run.records),
         "batch_size": style.size.batch_size,
         "lora_r": style.size.lora_r,
         "sft": sft["settings"],

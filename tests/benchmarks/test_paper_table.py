@@ -1,4 +1,6 @@
 import json
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import paper_table
@@ -63,12 +65,12 @@ class TestProgram:
         assert len(trained) > len(before)
         assert len(trained) == len(set(trained))
         size = SIZES["tiny"]
-        table = [point.name for system in systems(size) for point in searched(system)]
+        table = [point.name for system in systems(size) for point in searched(system, size)]
         assert {name.removeprefix("candidates/runs/") for name in trained if name.startswith("candidates/r")} == set(
             table
         )
         chosen = json.loads((directory / "history" / "chosen.json").read_text())
-        (last,) = [run for run in searched(systems(size)[-1]) if run.name == chosen[f"S-DPO, K = {size.many}"]]
+        (last,) = [run for run in searched(systems(size)[-1], size) if run.name == chosen[f"S-DPO, K = {size.many}"]]
         swept = [run.name for runs in sweeps(last, size).values() for run in runs]
         assert {name.removeprefix("history/runs/") for name in trained if name.startswith("history/r")} == {
             *table,
@@ -103,6 +105,24 @@ class TestProgram:
         assert "| S-DPO, K = 5 | " in text
         assert "### Sweep of β" in text
         assert (run[0] / "results.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+
+
+def test_the_search_goes_by_mrr_of_validation_records(monkeypatch, tmp_path):
+    """With 3e-4 all targets come second (mrr .5), with the others one first and three last (mrr .4, but a hit)."""
+    first, second, last = [np.array([target, 4.0, 2.0, 1.0, 0.0]) for target in (5.0, 3.0, -1.0)]
+    trained = []
+
+    def score(style, place, split):
+        assert split == "validation"
+        return [second] * 4 if trained[-1].learning_rate == 3e-4 else [first, last, last, last]
+
+    monkeypatch.setattr(paper_table, "train", lambda style, run, sft: trained.append(run))
+    monkeypatch.setattr(paper_table, "score", score)
+    size = replace(SIZES["tiny"], learning_rates=(1e-4, 3e-4, 1e-3))
+    system = systems(size)[-1]
+    chosen = paper_table.choose(SimpleNamespace(size=size, directory=tmp_path), system, {})
+    assert chosen == replace(system, learning_rate=3e-4, beta=1.0)
+    assert [run.learning_rate for run in trained] == [1e-4, 3e-4, 1e-3]
 
 
 def test_of_the_list_nothing_is_learned():
