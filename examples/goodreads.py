@@ -25,7 +25,7 @@ def load_genre(data: str | None, genre: str) -> Interactions:
 def goodreads(genre: str) -> Source:
     """The source of a genre. As in the S-DPO paper, users and books have at least 20 events."""
     title = f"Goodreads, {genre.replace('_', ' ')}"
-    return Source(title, partial(load_genre, genre=genre), domain="books", min_interactions=20)
+    return Source(f"goodreads-{genre}", title, partial(load_genre, genre=genre), domain="books", min_interactions=20)
 
 
 @dataclass

@@ -23,7 +23,7 @@ def load_tags(data: str | None) -> Interactions:
 
 
 # Artists with few users have no history to learn from: as in the published records, at least 4, here until all have them.
-LASTFM = Source("Last.fm (HetRec 2011)", load_tags, domain="music", min_interactions=4)
+LASTFM = Source("lastfm", "Last.fm (HetRec 2011)", load_tags, domain="music", min_interactions=4)
 
 
 @dataclass

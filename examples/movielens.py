@@ -15,7 +15,7 @@ from recommendation import RecommendationArguments, Source, main, parse
 from trl_sdpo.recsys.movielens_100k import load_movielens_100k
 
 
-MOVIELENS = Source("MovieLens-100k", load_movielens_100k, domain="movies")
+MOVIELENS = Source("movielens-100k", "MovieLens-100k", load_movielens_100k, domain="movies")
 
 
 @dataclass

@@ -28,7 +28,9 @@ from arguments import RecommendationArguments
 from small_llama import build_small_llama, train_title_tokenizer
 from transformers import AutoTokenizer, HfArgumentParser, PreTrainedTokenizerBase
 
+from trl_sdpo import Catalogue, RecommenderConfig, RecommenderFiles, save_recommender_files
 from trl_sdpo.recsys import (
+    ITEM_ID,
     Interactions,
     build_preference_dataset,
     build_sequences,
@@ -49,6 +51,8 @@ class Source:
     What an example is about.
 
     Args:
+        name (`str`):
+            Its name, as [`load_source`] takes it.
         title (`str`):
             What results are headed with.
         load (`Callable`):
@@ -59,6 +63,7 @@ class Source:
             See [`build_sequences`].
     """
 
+    name: str
     title: str
     load: Callable[[str | None], Interactions]
     domain: str
@@ -74,6 +79,7 @@ class Run:
     base: str
     tokenizer: PreTrainedTokenizerBase
     records: dict[str, datasets.Dataset]
+    files: RecommenderFiles
 
 
 def load_records(
@@ -112,8 +118,28 @@ def load_records(
         "test": dataset["test"],
     }
     events = temporal_split(build_sequences(interactions, min_interactions=source.min_interactions))
-    popularity = popularity_scores(events.filter(pl.col("split") == "train"), records["test"])
-    return records, interactions.items, {"counts": counts, "popularity": popularity}
+    train = events.filter(pl.col("split") == "train")
+    catalogue = (
+        interactions.items.join(events, on=ITEM_ID, how="semi")
+        .join(train.group_by(ITEM_ID).len(), on=ITEM_ID, how="left")
+        .sort(ITEM_ID)
+        .with_columns(pl.col("len").fill_null(0))
+    )
+    facts = {"counts": counts, "popularity": popularity_scores(train, records["test"])}
+    facts["catalogue"] = Catalogue(*(catalogue[column].to_list() for column in (ITEM_ID, "title", "len")))
+    return records, interactions.items, facts
+
+
+def recommender_files(args: RecommendationArguments, source: Source, facts: dict) -> RecommenderFiles:
+    """What travels with the model of every stage, so that it is served as it was trained."""
+    config = RecommenderConfig(
+        select_templates(args.prompt_style, args.template, source.domain),
+        history_size=args.history_size,
+        append_eos=not args.lines,
+        domain=source.domain,
+        source=source.name,
+    )
+    return RecommenderFiles(config, facts["catalogue"])
 
 
 def make_base(args: RecommendationArguments, source: Source, items: pl.DataFrame, directory: Path) -> str:
@@ -144,6 +170,13 @@ def training_arguments(run: Run, stage: str, records: datasets.Dataset, name: st
     return stages.training_arguments(run.directory / name, len(records), sizes, args.seed)
 
 
+def run_stage(run: Run, name: str, settings: dict, make_trainer: Callable) -> dict:
+    """Train a stage, see [`stages.run_stage`], and put beside its model what a recommender needs."""
+    done = stages.run_stage(run.directory / name, settings, run.args.resume, make_trainer)
+    save_recommender_files(run.directory / name, run.files.config, run.files.catalogue)
+    return done
+
+
 def stage_settings(args: RecommendationArguments, **more) -> dict:
     """The flags that SFT depends on, with what another stage depends on too."""
     others = ("dpo_", "more_sft", "beta", "num_negatives", "pool_size", "eval_records", "output_dir", "resume")
@@ -164,7 +197,7 @@ def sft_stage(run: Run) -> dict:
             lora_r=None if args.from_scratch else args.lora_r,
         )
 
-    return stages.run_stage(run.directory / "sft", stage_settings(args), args.resume, make_trainer)
+    return run_stage(run, "sft", stage_settings(args), make_trainer)
 
 
 def softmax_dpo_stage(run: Run) -> dict:
@@ -185,7 +218,7 @@ def softmax_dpo_stage(run: Run) -> dict:
 
     names = ("dpo_records", "dpo_epochs", "dpo_batch_size", "dpo_learning_rate", "num_negatives", "pool_size", "beta")
     settings = stage_settings(args, **{name: getattr(args, name) for name in names})
-    return stages.run_stage(run.directory / "s-dpo", settings, args.resume, make_trainer)
+    return run_stage(run, "s-dpo", settings, make_trainer)
 
 
 def more_sft_stage(run: Run, sft: dict, softmax_dpo: dict) -> dict:
@@ -208,7 +241,7 @@ def more_sft_stage(run: Run, sft: dict, softmax_dpo: dict) -> dict:
         )
 
     settings = stage_settings(args, **changes)
-    return stages.run_stage(run.directory / "more-sft", settings, args.resume, make_trainer)
+    return run_stage(run, "more-sft", settings, make_trainer)
 
 
 def rank(run: Run, popularity: np.ndarray) -> dict:
@@ -241,7 +274,7 @@ def main(args: RecommendationArguments, source: Source) -> None:
             tokenizer.pad_token = tokenizer.eos_token
         if args.lines:
             records = {name: stages.tokenize_without_eos(value, tokenizer) for name, value in records.items()}
-    run = Run(args, directory, base, tokenizer, records)
+    run = Run(args, directory, base, tokenizer, records, recommender_files(args, source, facts))
     done = {}
     with clock.phase("SFT"):
         done["sft"] = sft_stage(run)

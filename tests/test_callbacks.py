@@ -5,7 +5,7 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig
-from transformers import TrainerCallback
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 from trl_sdpo import RankingCallback, to_prompt_completion
@@ -166,6 +166,26 @@ def test_supervised_fine_tuning_with_an_adapter(llama, tokenizer, records, tmp_p
     trainer.train()
     assert [entry["step"] for entry in measured(trainer, "ranking")] == [0, 2, 4]
     assert [entry["step"] for entry in measured(trainer, "generation")] == [0, 2, 4]
+
+
+def test_4bit_layers_stay_in_the_format_that_trains(llama, tokenizer, records, tmp_path):
+    """On some CPUs bitsandbytes repacks them in an evaluation, after which gradients are wrong."""
+    llama().save_pretrained(tmp_path / "base")
+    quantization = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32
+    )
+    trainer = SFTTrainer(
+        AutoModelForCausalLM.from_pretrained(tmp_path / "base", quantization_config=quantization),
+        SFTConfig(str(tmp_path / "output"), report_to="none", use_cpu=True, bf16=False),
+        train_dataset=to_prompt_completion(Dataset.from_list(records(2))),
+        processing_class=tokenizer,
+        peft_config=LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear", r=4),
+    )
+    layers = [module for module in trainer.model.modules() if hasattr(module, "support_avx512bf16_for_cpu")]
+    layers[0].support_avx512bf16_for_cpu = True  # as on a CPU that has it
+    RankingCallback(trainer, Dataset.from_list(records(2)))
+    assert len(layers) > 1
+    assert not any(layer.support_avx512bf16_for_cpu for layer in layers)
 
 
 def test_errors(train, records, monkeypatch):

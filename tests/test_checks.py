@@ -1,4 +1,5 @@
 import pytest
+from accelerate.parallelism_config import ParallelismConfig
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaForSequenceClassification, ProcessorMixin, T5Config, T5ForConditionalGeneration
@@ -116,12 +117,36 @@ class TestMultiPreferenceOptions:
             ),
             ({"truncation_mode": "keep_end"}, "`truncation_mode='keep_end'` does not apply .* shorten the prompts"),
             ({"label_smoothing_factor": 0.1}, "`label_smoothing_factor=0.1` smooths .* `loss_type='robust'`"),
+            (
+                {"activation_checkpointing": True, "activation_checkpointing_kwargs": {"every_n_layers": 2}},
+                r"`activation_checkpointing_kwargs` with \['every_n_layers'\] is not supported.*Leave them out",
+            ),
+            ({"fp16": True}, "`fp16=True` has no effect on a CPU.* Use `bf16=True`"),
+            (
+                {"parallelism_config": ParallelismConfig(cp_size=2)},
+                "`parallelism_config` with cp_size=2 is not .*`fsdp`",
+            ),
+            (
+                {"parallelism_config": ParallelismConfig(sp_size=4)},
+                "`parallelism_config` with sp_size=4 is not .*`fsdp`",
+            ),
         ],
     )
     @pytest.mark.filterwarnings("ignore:The `'keep_end'` truncation mode is deprecated:FutureWarning")
     def test_what_is_not(self, config, options, message):
         with pytest.raises(ValueError, match=message):
             check_multi_preference_options(config(**options))
+
+    @pytest.mark.parametrize("sizes", [{"tp_size": 2}, {"dp_replicate_size": 2, "dp_shard_size": 2}])
+    def test_parallelism_that_leaves_rows_whole(self, config, sizes):
+        assert check_multi_preference_options(config(parallelism_config=ParallelismConfig(**sizes))) is None
+
+    def test_parallelism_of_accelerate_launch(self, config, monkeypatch):
+        monkeypatch.setenv("ACCELERATE_USE_PARALLELISM_CONFIG", "true")
+        assert check_multi_preference_options(config()) is None
+        monkeypatch.setenv("PARALLELISM_CONFIG_CP_SIZE", "8")
+        with pytest.raises(ValueError, match="`parallelism_config` with cp_size=8 is not supported"):
+            check_multi_preference_options(config())
 
     def test_losses_are_checked_by_the_names_that_are_given(self, config):
         args = config(loss_type=["sigmoid"], f_divergence_type="js_divergence")

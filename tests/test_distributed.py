@@ -124,6 +124,15 @@ def test_precomputed_reference(one_and_two):
     assert_same_records(one, two)
 
 
+def test_resuming_in_a_later_pass_of_a_stream(one_and_two):
+    one, two = one_and_two(two_processes.resumed_stream)
+    assert one["same_as_whole"]
+    assert two[0]["same_as_whole"]
+    assert two[1]["same_as_whole"]
+    assert_same_trajectory(one, two)
+    assert_same_records(one, two)
+
+
 def test_resuming_after_a_half_written_checkpoint(one_and_two):
     one, two = one_and_two(two_processes.resumed)
     assert one["same_as_whole"]
@@ -144,9 +153,14 @@ def test_samples_are_shared_out(one_and_two):
 
 
 @pytest.mark.parametrize("layout", ["shared", "padded"])
-def test_fully_sharded_forward(one_and_two, layout):
-    one, two = one_and_two(two_processes.sharded_forward)
+@pytest.mark.parametrize("kind", ["sharded_forward", "tensor_parallel_forward"])
+def test_forward_of_split_parameters(one_and_two, kind, layout):
+    one, two = one_and_two(getattr(two_processes, kind))
+    assert one["split"] == []
     for rank in (0, 1):
+        # of FSDP2 all; of tensor parallelism all but the norms
+        whole = [name for name in one[layout] if name not in two[rank]["split"] and "norm" not in name]
+        assert whole == ["log_probs"]
         assert one[layout].keys() == two[rank][layout].keys()
         for name, expected in one[layout].items():
             torch.testing.assert_close(two[rank][layout][name], expected, rtol=1e-4, atol=1e-4)

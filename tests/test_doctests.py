@@ -12,7 +12,18 @@ class MarkdownParser(doctest.DocTestParser):
         return super().parse(re.sub(r"^( *)```.*$", "", string, flags=re.MULTILINE), name)
 
 
-@pytest.mark.parametrize("module_name", ["losses", "data_utils", "collators", "samplers"])
+@pytest.mark.parametrize(
+    "module_name",
+    [
+        "card_evaluation",
+        "losses",
+        "data_utils",
+        "collators",
+        "samplers",
+        "recommender_files",
+        "evaluation_breakdowns",
+    ],
+)
 def test_examples_in_docstrings(module_name):
     module = importlib.import_module(f"trl_sdpo.{module_name}")
     runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE)

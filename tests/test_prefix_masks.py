@@ -42,7 +42,7 @@ class TestByHand:
         assert mask.shape == (1, 1, 7, 7)
         assert torch.equal(mask[0, 0], expected)
 
-    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
     def test_eager_is_additive(self, window, expected, dtype):
         mask = shared_prefix_mask(SEGMENTS, POSITIONS, "eager", dtype, window)
         assert mask.dtype == dtype

@@ -155,16 +155,17 @@ def test_layouts_agree(token_records, plain_log_probs, attn_implementation, batc
     assert_layouts_agree(random_llama(attn_implementation), records, plain_log_probs)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("attn_implementation", ["sdpa", "eager"])
-def test_layouts_agree_in_bfloat16(token_records, attn_implementation):
+def test_layouts_agree_in_half_precision(token_records, attn_implementation, dtype):
     """
     Shared rows are as near to padded rows as these are to each other when each record is padded by itself, and nearer
     than both are to the same weights in float32.
     """
     records = token_records(8, (3, 7, 5))
     exact = random_llama(attn_implementation, num_hidden_layers=4)
-    exact.load_state_dict({name: weight.bfloat16().float() for name, weight in exact.state_dict().items()})
-    half = copy.deepcopy(exact).bfloat16()
+    exact.load_state_dict({name: weight.to(dtype).float() for name, weight in exact.state_dict().items()})
+    half = copy.deepcopy(exact).to(dtype)
     for model in (exact, half):
         add_fused_lm_head(model)
 

@@ -222,3 +222,24 @@ class TestEvaluation:
         assert metrics["eval_reward_hr@1"] == 0
         assert metrics["eval_reward_mrr"] == pytest.approx(1 / 4)
         assert metrics["eval_rewards/accuracies"] == 0
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_flat_columns_train_as_lists_do(make_trainer, llama, records, logged, stream):
+    """The columns of published S-DPO data, `rejected1..K`, of which a record may have fewer."""
+    rows = records(8, 2, 3)
+    flat = [
+        {"prompt": row["prompt"], "chosen": row["chosen"]}
+        | {f"rejected{number}": (row["rejected"] + [None])[number - 1] for number in (1, 2, 3)}
+        for row in rows
+    ]
+    datasets = [Dataset.from_list(each) for each in (rows, flat)]
+    if stream:
+        datasets = [dataset.to_iterable_dataset() for dataset in datasets]
+    losses = []
+    for dataset in datasets:
+        trainer = make_trainer(llama(), dataset, eval_dataset=dataset, args={"max_steps": 2})
+        trainer.train()
+        losses.append([*logged(trainer), trainer.evaluate()["eval_loss"]])
+    assert len(losses[0]) == 3
+    assert losses[0] == losses[1]

@@ -250,6 +250,49 @@ class TestLayouts:
                 assert parts[name] == pytest.approx(whole[name], rel=1e-5), name
 
 
+class TestAccumulationExceptions:
+    """Where a step of micro-batches is not one large batch, in TRL too: the loss is the mean of those of its parts."""
+
+    @pytest.fixture
+    def first_losses(self, llama, records, make_trainer):
+        """Records in their order, with the loss of the first step over all of them and over micro-batches of four."""
+
+        def losses(num, **args):
+            rows = records(num, smallest=1, largest=4)
+            args = {"max_steps": 1, "train_sampling_strategy": "sequential", "beta": 0.05, **args}
+            values = []
+            for batch_size in (num, 4):
+                sizes = {
+                    "per_device_train_batch_size": batch_size,
+                    "gradient_accumulation_steps": -(-num // batch_size),
+                }
+                trainer = make_trainer(llama(), rows, args=args | sizes, ref_model=llama(seed=1))
+                trainer.train()
+                values.append(trainer.state.log_history[0]["loss"])
+            return trainer.train_dataset.to_list(), *values
+
+        return losses
+
+    def test_sft_is_a_mean_over_the_tokens_of_a_micro_batch(self, llama, first_losses, plain_log_probs):
+        rows, whole, parts = first_losses(8, loss_type=["sft"])
+        chosen = [log_probs[0].item() for log_probs in plain_log_probs(llama(), rows)]
+        tokens = [len(row["chosen_ids"]) for row in rows]
+        assert whole == pytest.approx(-sum(chosen) / sum(tokens), rel=1e-5)
+        means = [-sum(chosen[part]) / sum(tokens[part]) for part in (slice(0, 4), slice(4, 8))]
+        assert parts == pytest.approx(sum(means) / 2, rel=1e-5)
+        assert parts != pytest.approx(whole, rel=1e-4)
+
+    def test_last_step_of_unequal_micro_batches(self, llama, first_losses, plain_log_probs):
+        rows, whole, parts = first_losses(10)
+        policy, reference = (plain_log_probs(llama(seed=seed), rows) for seed in (0, 1))
+        rewards = [0.05 * (left - right) for left, right in zip(policy, reference, strict=True)]
+        losses = [(reward.logsumexp(0) - reward[0]).item() for reward in rewards]
+        assert whole == pytest.approx(sum(losses) / 10, rel=1e-5)
+        means = [sum(losses[0:4]) / 4, sum(losses[4:8]) / 4, sum(losses[8:10]) / 2]
+        assert parts == pytest.approx(sum(means) / 3, rel=1e-5)
+        assert parts != pytest.approx(whole, rel=1e-4)
+
+
 class TestPrecomputedReference:
     @pytest.mark.parametrize("num_negatives", [None, 2])
     @pytest.mark.parametrize("with_lora", [False, True])

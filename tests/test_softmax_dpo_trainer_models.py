@@ -212,6 +212,18 @@ class TestFullFineTuning:
         trainer.train()
         assert trainer.state.log_history[0]["loss"] == pytest.approx(expected, abs=1e-4)
 
+    def test_wrapped_reference(self, llama, records, make_trainer, logged):
+        """DeepSpeed hands the reference back in an engine, whose `config` is not that of the model."""
+        losses = []
+        for wrapped in (False, True):
+            eval_dataset = Dataset.from_list(records(4))
+            trainer = make_trainer(llama(), records(8, 2, 4), ref_model=llama(seed=1), eval_dataset=eval_dataset)
+            if wrapped:
+                trainer.ref_model = torch.nn.DataParallel(trainer.ref_model)
+            trainer.train()
+            losses.append([*logged(trainer), trainer.evaluate()["eval_loss"]])
+        assert losses[1] == losses[0]
+
     def test_synchronised_reference(self, llama, records, make_trainer):
         """TR-DPO: every 2 steps the reference moves to the mean of itself and the policy."""
         policies = []

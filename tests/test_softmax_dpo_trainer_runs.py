@@ -10,6 +10,8 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from transformers import EarlyStoppingCallback, TrainerCallback
 
+from trl_sdpo import SoftmaxDPOTrainer
+
 
 def lora_config(**kwargs):
     return LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear", r=4, **kwargs)
@@ -43,8 +45,48 @@ class TestPrecision:
         assert losses[1] != losses[0]
         assert losses[1] == pytest.approx(losses[0], rel=0.05)
 
+    def test_float16_autocast_with_a_scaler(self, llama, records, make_trainer):
+        """What `fp16` does on an accelerator: losses come out in float32, and gradients close to those of float32."""
+        trainer = make_trainer(llama(), records(4, 2, 4), args={"beta": 0.05}, ref_model=llama(seed=1))
+        batch = next(iter(trainer.get_train_dataloader()))
+        losses, gradients = [], []
+        for dtype, scale in ((torch.float32, 1.0), (torch.float16, 2.0**10)):
+            trainer.model.zero_grad()
+            scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+            with torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32):
+                loss = trainer.compute_loss(trainer.model, dict(batch))
+            scaler.scale(loss).backward()
+            assert loss.dtype == torch.float32
+            losses.append(loss.item())
+            gradients.append(torch.cat([param.grad.flatten() for param in trainer.model.parameters()]) / scale)
+        assert losses[1] != losses[0]
+        assert losses[1] == pytest.approx(losses[0], rel=0.01)
+        assert torch.cosine_similarity(*gradients, dim=0) > 0.999
+
+    @pytest.mark.parametrize("option", ["fp16_full_eval", "bf16_full_eval"])
+    def test_evaluation_in_half_precision(self, llama, records, make_trainer, option):
+        metrics = []
+        for args in ({}, {option: True}):
+            eval_dataset = Dataset.from_list(records(7, 2, 4))
+            trainer = make_trainer(
+                llama(), records(4), args={"beta": 0.05, **args}, ref_model=llama(seed=1), eval_dataset=eval_dataset
+            )
+            metrics.append(trainer.evaluate())
+        assert trainer.model.dtype == (torch.float16 if option.startswith("fp16") else torch.bfloat16)
+        for name in ("eval_loss", "eval_logps/chosen", "eval_logps/rejected"):
+            assert metrics[1][name] != metrics[0][name]
+            assert metrics[1][name] == pytest.approx(metrics[0][name], rel=0.02), name
+
 
 class TestMemory:
+    def test_emptied_cache(self, llama, records, make_trainer, logged):
+        losses = []
+        for steps in (None, 1):
+            trainer = make_trainer(llama(), records(8), args={"torch_empty_cache_steps": steps})
+            trainer.train()
+            losses.append(logged(trainer))
+        assert losses[1] == losses[0]
+
     @pytest.mark.parametrize("with_lora", [False, True])
     def test_reentrant_gradient_checkpointing(self, llama, records, make_trainer, logged, with_lora):
         losses = []
@@ -196,30 +238,76 @@ class TestData:
 
 
 class TestStreams:
-    def test_resume_within_the_first_pass(self, llama, records, make_trainer, logged):
-        """In the same order with the same negatives; after the first pass, transformers loses its place in a stream."""
-        rows = [{**row, "prompt": f"User {i}. {row['prompt']}"} for i, row in enumerate(records(24, 5, 5))]
-        args = {"num_negatives": 2, "max_steps": 6, "save_strategy": "steps", "save_steps": 3}
-        trainers = [
-            make_trainer(llama(), Dataset.from_list(rows).to_iterable_dataset(), args=args, ref_model=llama(seed=1))
-            for _ in range(2)
-        ]
-        trainers[0].train()
-        trainers[1].train(resume_from_checkpoint=f"{trainers[0].args.output_dir}/checkpoint-3")
-        assert logged(trainers[1]) == logged(trainers[0])
-        for left, right in zip(trainers[0].model.parameters(), trainers[1].model.parameters(), strict=True):
-            assert torch.equal(left, right)
+    @pytest.fixture
+    def make_stream_trainer(self, llama, records, make_trainer):
+        """Ten records are passes of three batches, the last one smaller, each pass in another order."""
+        rows = [{**row, "prompt": f"User {i}. {row['prompt']}"} for i, row in enumerate(records(10, 5, 5))]
+
+        def make(**args):
+            args = {"num_negatives": 2, "max_steps": 8, "save_strategy": "steps", "save_steps": 1, **args}
+            stream = Dataset.from_list(rows).to_iterable_dataset().shuffle(seed=0, buffer_size=10)
+            return make_trainer(llama(), stream, args=args, ref_model=llama(seed=1))
+
+        return make
+
+    @pytest.mark.parametrize("accumulation", [1, 2])
+    def test_resume_in_any_pass(self, make_stream_trainer, logged, accumulation):
+        """In the order of that pass, with its negatives; a pass of three batches is two steps with accumulation."""
+        args = {"gradient_accumulation_steps": accumulation}
+        whole = make_stream_trainer(**args)
+        whole.train()
+        # within the first pass, at its end, within the second and the third, after the last step of a pass
+        for step in (1, 3, 4, 5, 6, 7):
+            trainer = make_stream_trainer(**args)
+            trainer.train(resume_from_checkpoint=f"{whole.args.output_dir}/checkpoint-{step}")
+            assert logged(trainer) == logged(whole), step
+            for left, right in zip(whole.model.parameters(), trainer.model.parameters(), strict=True):
+                assert torch.equal(left, right)
+
+    def test_resume_to_train_longer(self, make_stream_trainer, logged):
+        """A run that ended within its first pass, or beyond it, goes on in the same pass."""
+        options = {"lr_scheduler_type": "constant"}
+        whole = make_stream_trainer(**options)
+        whole.train()
+        for steps in (2, 5):
+            short = make_stream_trainer(**options, max_steps=steps)
+            short.train()
+            trainer = make_stream_trainer(**options)
+            trainer.train(resume_from_checkpoint=f"{short.args.output_dir}/checkpoint-{steps}")
+            assert logged(trainer) == logged(whole), steps
 
 
-def test_automatic_batch_size(llama, records, make_trainer, logged):
-    """Where the batch fits, nothing changes."""
-    losses = []
-    for auto_find_batch_size in (False, True):
-        args = {"auto_find_batch_size": auto_find_batch_size}
-        trainer = make_trainer(llama(), records(8), args=args, ref_model=llama(seed=1))
-        trainer.train()
-        losses.append(logged(trainer))
-    assert losses[1] == pytest.approx(losses[0], abs=1e-6)
+class TestAutomaticBatchSize:
+    def test_batch_that_fits(self, llama, records, make_trainer, logged):
+        losses = []
+        for auto_find_batch_size in (False, True):
+            args = {"auto_find_batch_size": auto_find_batch_size}
+            trainer = make_trainer(llama(), records(8), args=args, ref_model=llama(seed=1))
+            trainer.train()
+            losses.append(logged(trainer))
+        assert losses[1] == pytest.approx(losses[0], abs=1e-6)
+
+    def test_batch_that_does_not(self, llama, records, make_trainer):
+        """The run begins anew with a smaller batch, and nothing of the batch that failed is left in its metrics."""
+
+        class LittleMemory(SoftmaxDPOTrainer):
+            def training_step(self, model, inputs, *args, **kwargs):
+                loss = super().training_step(model, inputs, *args, **kwargs)
+                if inputs["num_completions"].size(0) > 3:  # as the backward pass does
+                    raise torch.OutOfMemoryError("CUDA out of memory.")
+                return loss
+
+        logs = []
+        for args in ({"per_device_train_batch_size": 3}, {"auto_find_batch_size": True}):
+            trainer = make_trainer(
+                llama(), records(8, 2, 5), LittleMemory, args={"num_negatives": 2, **args}, ref_model=llama(seed=1)
+            )
+            trainer.train()
+            logs.append([entry for entry in trainer.state.log_history if "loss" in entry])
+        assert trainer._train_batch_size == 3
+        for left, right in zip(*logs, strict=True):
+            assert right["num_tokens"] > left["num_tokens"]  # those of the batch were computed
+            assert right == pytest.approx({**left, "num_tokens": right["num_tokens"]}, abs=1e-6)
 
 
 def test_torch_compile_raises(llama, records, make_trainer):

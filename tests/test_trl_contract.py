@@ -55,6 +55,26 @@ SIGNATURES = [
         "self dataset name batch_size",
         f"{TRAINER}: SoftmaxDPOTrainer._precompute_ref_logps wraps it",
     ),
+    (
+        Trainer.push_to_hub,
+        "self commit_message blocking token revision private kwargs",
+        "trl_sdpo/trainer_hub.py: push_to_hub re-states it",
+    ),
+    (
+        Trainer._push_from_checkpoint,
+        "self checkpoint_folder",
+        "trl_sdpo/trainer_hub.py: push_from_checkpoint re-states it",
+    ),
+    (
+        Trainer._finish_current_push,
+        "self",
+        "trl_sdpo/trainer_hub.py: finish_current_push re-states it",
+    ),
+    (
+        DPOTrainer.create_model_card,
+        "self model_name dataset_name tags",
+        "trl_sdpo/trainer_hub.py: create_model_card takes its place",
+    ),
     (DPOTrainer.log, "self logs start_time", f"{TRAINER}: SoftmaxDPOTrainer.log adds metrics to it"),
     (
         Trainer._get_dataloader,
@@ -65,6 +85,11 @@ SIGNATURES = [
         Trainer.train,
         "self resume_from_checkpoint trial ignore_keys_for_eval",
         f"{TRAINER}: SoftmaxDPOTrainer.train looks the checkpoint up before it",
+    ),
+    (
+        Trainer._init_training_state,
+        "self max_steps num_update_steps_per_epoch num_train_epochs resume_from_checkpoint trial",
+        f"{TRAINER}: SoftmaxDPOTrainer._init_training_state corrects the place in a stream that it returns",
     ),
     (
         DPOTrainer._save_checkpoint,
@@ -286,3 +311,35 @@ def test_attributes_of_4bit_layers(llama, tmp_path):
         "keep_4bit_layers_differentiable, and whether an evaluation on the CPU still takes the gradients away."
     )
     assert hasattr(layer.weight, "quant_state"), "bitsandbytes keeps no `quant_state` on 4-bit weights any more."
+
+
+@pytest.mark.parametrize(
+    ("method", "statements"),
+    [
+        (
+            Trainer._push_from_checkpoint,
+            [
+                "self.args.hub_strategy == HubStrategy.END",
+                "not self.args.hub_always_push and self.push_in_progress is not None",
+                "[ADAPTER_CONFIG_NAME, ADAPTER_WEIGHTS_NAME, ADAPTER_SAFE_WEIGHTS_NAME]",
+                'ignore_patterns=["_*", f"{PREFIX_CHECKPOINT_DIR}-*"]',
+                '"last-checkpoint" if self.args.hub_strategy == HubStrategy.CHECKPOINT',
+                "self.push_in_progress = PushInProgress(push_jobs)",
+            ],
+        ),
+        (
+            Trainer.push_to_hub,
+            [
+                "self.save_model(_internal_call=True)",
+                "self.create_model_card(model_name=model_name, **kwargs)",
+                "self._finish_current_push()",
+                "run_as_future=not blocking",
+            ],
+        ),
+        (Trainer._save_checkpoint, ["self._push_from_checkpoint(output_dir)", "rotate_checkpoints("]),
+    ],
+)
+def test_pushes_do_what_we_restate(method, statements):
+    source = inspect.getsource(method)
+    missing = [statement for statement in statements if statement not in source]
+    assert not missing, f"trl_sdpo/trainer_hub.py re-states {method.__qualname__}, which no longer has {missing}."

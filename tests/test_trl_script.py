@@ -1,5 +1,6 @@
-"""TRL's own example script with its trainer import changed, and nothing else."""
+"""TRL's own script with the imports of trainer and configuration changed, and nothing else."""
 
+import difflib
 import json
 import math
 import os
@@ -16,23 +17,30 @@ from transformers import AutoModelForCausalLM
 
 
 TRL_SCRIPT = Path(find_spec("trl").origin).parent / "scripts" / "dpo.py"
-THEIR_IMPORT = "    from trl import DPOTrainer, get_dataset, get_peft_config, get_quantization_config\n"
-OUR_IMPORT = (
-    "    from trl import get_dataset, get_peft_config, get_quantization_config\n"
-    "    from trl_sdpo import SoftmaxDPOTrainer as DPOTrainer\n"
-)
+OUR_SCRIPT = Path(__file__).parents[1] / "examples" / "dpo_script.py"
+CHANGES = """\
++#
++# This file is `trl/scripts/dpo.py` of TRL 1.16, changed: trainer and configuration are those of trl_sdpo.
++# ruff: noqa: C408, I001
+-    from trl import DPOTrainer, get_dataset, get_peft_config, get_quantization_config
++    from trl import get_dataset, get_peft_config, get_quantization_config
++    from trl_sdpo import SoftmaxDPOTrainer as DPOTrainer
+-    from trl import DatasetMixtureConfig, DPOConfig, ModelConfig, ScriptArguments, TrlParser
++    from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments, TrlParser
++    from trl_sdpo import SoftmaxDPOConfig as DPOConfig
+"""
+
+
+def test_nothing_but_the_imports_differs_from_trl():
+    theirs, ours = (path.read_text().splitlines() for path in (TRL_SCRIPT, OUR_SCRIPT))
+    changed = [
+        line for line in difflib.unified_diff(theirs, ours, n=0, lineterm="") if line[:2] not in ("@@", "--", "++")
+    ]
+    assert "\n".join(changed) + "\n" == CHANGES, f"Make the changes above to the {TRL_SCRIPT} of this release."
 
 
 @pytest.fixture
-def script(tmp_path):
-    text = TRL_SCRIPT.read_text()
-    assert text.count(THEIR_IMPORT) == 1, f"{TRL_SCRIPT} imports its trainer in another way now. See {__file__}."
-    (tmp_path / "dpo.py").write_text(text.replace(THEIR_IMPORT, OUR_IMPORT))
-    return tmp_path / "dpo.py"
-
-
-@pytest.fixture
-def run_script(script, tmp_path, llama, tokenizer):
+def run_script(tmp_path, llama, tokenizer):
     """Runs the script on records, split in two, with a tiny model from a folder; returns what was logged."""
 
     def run(rows, *arguments):
@@ -42,7 +50,7 @@ def run_script(script, tmp_path, llama, tokenizer):
         for split, part in (("train", rows[:8]), ("test", rows[8:])):
             (tmp_path / "data" / f"{split}.jsonl").write_text("\n".join(json.dumps(row) for row in part))
         assert set(load_dataset(str(tmp_path / "data"), cache_dir=str(tmp_path / "cache"))) == {"train", "test"}
-        command = [sys.executable, str(script), "--dataset_name", str(tmp_path / "data")]
+        command = [sys.executable, str(OUR_SCRIPT), "--dataset_name", str(tmp_path / "data")]
         command += ["--model_name_or_path", str(tmp_path / "model"), "--output_dir", str(tmp_path / "output")]
         command += ["--learning_rate", "1e-3", "--per_device_train_batch_size", "4", "--max_steps", "6", "--beta", "1"]
         command += ["--eval_strategy", "steps", "--eval_steps", "3", "--save_steps", "3", "--logging_steps", "1"]
@@ -58,11 +66,12 @@ def run_script(script, tmp_path, llama, tokenizer):
 
 def test_multi_preference_data(run_script, records, tmp_path, llama):
     """With LoRA, whose adapter loads again."""
-    logs = run_script(records(12, 2, 4), "--use_peft", "--lora_r", "4", "--lora_target_modules", "all-linear")
+    logs = run_script(
+        records(12, 2, 4), "--use_peft", "--lora_r", "4", "--lora_target_modules", "all-linear", "--num_negatives", "2"
+    )
     losses = [entry["loss"] for entry in logs if "loss" in entry]
     evaluations = [entry for entry in logs if "eval_loss" in entry]
-    # the mean of ln(1 + K) of four records with pools of 2, 3 and 4
-    assert math.log(3) < losses[0] < math.log(5)
+    assert losses[0] == pytest.approx(math.log(3), abs=1e-4)  # two of the 2, 3 or 4 negatives of each record
     assert losses[-1] < losses[0]
     assert len(evaluations) == 2
     assert all(0 <= entry["eval_hr@1"] <= 1 and entry["eval_mrr"] > 0 for entry in evaluations)

@@ -17,6 +17,7 @@ from datasets import Dataset, load_dataset
 from peft import LoraConfig, get_peft_model
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from transformers import AutoModelForCausalLM
 from trl.trainer.utils import add_fused_lm_head
 
 from trl_sdpo import DataCollatorForMultiPreference, RankingCallback, SoftmaxDPOConfig, SoftmaxDPOTrainer
@@ -51,10 +52,9 @@ class Recorder(SoftmaxDPOTrainer):
         return super().training_step(model, inputs, *args, **kwargs)
 
 
-def make_trainer(output_dir, train_dataset, with_lora=False, args=None, **kwargs):
+def make_config(output_dir, args=None):
     """Four records in a step, on however many processes."""
     num_processes = int(os.environ.get("WORLD_SIZE", "1"))
-    tokenizer = build_tokenizer()
     config = {
         "output_dir": str(output_dir),
         "per_device_train_batch_size": 4 // num_processes,
@@ -70,6 +70,12 @@ def make_trainer(output_dir, train_dataset, with_lora=False, args=None, **kwargs
         "bf16": False,
         "gradient_checkpointing": False,
     }
+    return SoftmaxDPOConfig(**{**config, **(args or {})})
+
+
+def make_trainer(output_dir, train_dataset, with_lora=False, args=None, **kwargs):
+    tokenizer = build_tokenizer()
+    args = make_config(output_dir, args)
     model = build_llama(len(tokenizer))
     if with_lora:
         lora = LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear", r=4, init_lora_weights=False)
@@ -77,13 +83,7 @@ def make_trainer(output_dir, train_dataset, with_lora=False, args=None, **kwargs
         model = get_peft_model(model, lora)
     else:
         kwargs["ref_model"] = build_llama(len(tokenizer), seed=1)
-    return Recorder(
-        model,
-        args=SoftmaxDPOConfig(**{**config, **(args or {})}),
-        train_dataset=train_dataset,
-        processing_class=tokenizer,
-        **kwargs,
-    )
+    return Recorder(model, args=args, train_dataset=train_dataset, processing_class=tokenizer, **kwargs)
 
 
 def result(trainer):
@@ -136,6 +136,18 @@ def stream(folder):
     return result(trainer)
 
 
+def resumed_stream(folder):
+    """From the second step of the second pass."""
+    dataset = Dataset.from_list(make_records(12)).to_iterable_dataset()
+    args = {"num_negatives": 2, "max_steps": 7, "save_strategy": "steps", "save_steps": 5}
+    whole = make_trainer(folder, dataset, args=args)
+    whole.train()
+    trainer = make_trainer(folder, dataset, args=args)
+    trainer.train(resume_from_checkpoint=str(Path(folder) / "checkpoint-5"))
+    same = all(torch.equal(a, b) for a, b in zip(whole.model.parameters(), trainer.model.parameters(), strict=True))
+    return {**result(trainer), "same_as_whole": same}
+
+
 def precomputed_reference(folder):
     files = {"train": str(Path(folder).parent / "train.jsonl"), "test": str(Path(folder).parent / "test.jsonl")}
     data = load_dataset("json", data_files=files, cache_dir=str(Path(folder).parent / "cache"))
@@ -174,15 +186,34 @@ def sampled_ranking(folder):
 
 
 def sharded_forward(folder):
-    """Log-probabilities and gradients through FSDP2 of torch itself, since accelerate shards nothing on a CPU."""
-    tokenizer = build_tokenizer()
-    model = build_llama(len(tokenizer))
+    """Through FSDP2 of torch itself, since accelerate shards nothing on a CPU."""
+    model = build_llama(len(build_tokenizer()))
     add_fused_lm_head(model)
     if torch.distributed.is_initialized():
         mesh = init_device_mesh("cpu", (torch.distributed.get_world_size(),))
         for layer in model.model.layers:
             fully_shard(layer, mesh=mesh)
         fully_shard(model, mesh=mesh)
+    return log_probs_and_gradients(model)
+
+
+def tensor_parallel_forward(folder):
+    """Of transformers itself, since accelerate takes no `tp_size` on a CPU."""
+    kwargs = {}
+    if not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0:
+        build_llama(len(build_tokenizer())).save_pretrained(folder)
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        kwargs = {"tp_plan": "auto"}
+    model = AutoModelForCausalLM.from_pretrained(folder, **kwargs)
+    assert getattr(model, "tp_size", None) == (2 if kwargs else None)
+    add_fused_lm_head(model)
+    return log_probs_and_gradients(model)
+
+
+def log_probs_and_gradients(model):
+    """By layout; on two processes some parameters must be split, and their gradients are put together."""
+    tokenizer = build_tokenizer()
     rows = [tokenize_multi_preference(row, i, tokenizer, tokenizer.eos_token) for i, row in enumerate(make_records(4))]
     output = {"logs": []}
     for prefix_sharing in (True, False):
@@ -191,10 +222,10 @@ def sharded_forward(folder):
         scores = score_completions(model, collator(copy.deepcopy(rows)))
         scores.log_probs.sum().backward()
         gradients = {name: param.grad for name, param in model.named_parameters()}
-        sharded = [name for name, gradient in gradients.items() if hasattr(gradient, "full_tensor")]
-        assert len(sharded) == (len(gradients) if torch.distributed.is_initialized() else 0)
+        split = {name for name, gradient in gradients.items() if hasattr(gradient, "full_tensor")}
+        output["split"] = sorted(split)
         gradients = {
-            name: (gradient.full_tensor() if name in sharded else gradient).clone()
+            name: (gradient.full_tensor() if name in split else gradient).clone()
             for name, gradient in gradients.items()
         }
         output["shared" if prefix_sharing else "padded"] = {"log_probs": scores.log_probs.detach(), **gradients}
@@ -207,10 +238,12 @@ SCENARIOS = (
     uneven_evaluation,
     uneven_evaluation_of_streams,
     stream,
+    resumed_stream,
     precomputed_reference,
     resumed,
     sampled_ranking,
     sharded_forward,
+    tensor_parallel_forward,
 )
 
 

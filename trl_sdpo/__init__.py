@@ -1,5 +1,5 @@
 import importlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 
 if TYPE_CHECKING:
@@ -12,7 +12,17 @@ if TYPE_CHECKING:
         to_preference_pairs,
         to_prompt_completion,
     )
+    from .hub import HubPushError, push_dataset, push_model
     from .losses import dmpo_loss, mppo_loss, nca_loss, softmax_dpo_loss
+    from .recommender import Recommendation, Recommender
+    from .recommender_files import (
+        Catalogue,
+        RecommenderConfig,
+        RecommenderFiles,
+        copy_recommender_files,
+        load_recommender_files,
+        save_recommender_files,
+    )
     from .softmax_dpo_config import SoftmaxDPOConfig, to_softmax_dpo_config
     from .softmax_dpo_trainer import SoftmaxDPOTrainer
 
@@ -20,17 +30,28 @@ if TYPE_CHECKING:
 __version__ = "0.1.0.dev0"
 
 __all__ = [
+    "Catalogue",
     "DataCollatorForMultiPreference",
+    "HubPushError",
     "RankingCallback",
+    "Recommendation",
+    "Recommender",
+    "RecommenderConfig",
+    "RecommenderFiles",
     "SoftmaxDPOConfig",
     "SoftmaxDPOTrainer",
     "check_multi_preference",
+    "copy_recommender_files",
     "dmpo_loss",
     "draw_negatives",
     "from_flat_columns",
     "is_multi_preference",
+    "load_recommender_files",
     "mppo_loss",
     "nca_loss",
+    "push_dataset",
+    "push_model",
+    "save_recommender_files",
     "softmax_dpo_loss",
     "to_preference_pairs",
     "to_prompt_completion",
@@ -48,14 +69,24 @@ _NAMES_BY_MODULE = {
         "to_preference_pairs",
         "to_prompt_completion",
     ),
+    "hub": ("HubPushError", "push_dataset", "push_model"),
     "losses": ("dmpo_loss", "mppo_loss", "nca_loss", "softmax_dpo_loss"),
+    "recommender": ("Recommendation", "Recommender"),
+    "recommender_files": (
+        "Catalogue",
+        "RecommenderConfig",
+        "RecommenderFiles",
+        "copy_recommender_files",
+        "load_recommender_files",
+        "save_recommender_files",
+    ),
     "softmax_dpo_config": ("SoftmaxDPOConfig", "to_softmax_dpo_config"),
     "softmax_dpo_trainer": ("SoftmaxDPOTrainer",),
 }
 _MODULE_BY_NAME = {name: module for module, names in _NAMES_BY_MODULE.items() for name in names}
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     if name not in _MODULE_BY_NAME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(importlib.import_module(f".{_MODULE_BY_NAME[name]}", __name__), name)

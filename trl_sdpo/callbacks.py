@@ -8,9 +8,17 @@ import numpy as np
 import torch
 from accelerate.utils import gather_object
 from datasets import Dataset
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import (
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 from transformers.integrations import is_deepspeed_zero3_enabled
 
+from .adapters import keep_4bit_layers_differentiable
 from .data_utils import is_multi_preference
 from .recsys.generation import generate_answers, generation_metrics
 from .recsys.metrics import ranking_metrics, ranks
@@ -77,7 +85,7 @@ class RankingCallback(TrainerCallback):
         protocol: str = "ranking",
         batch_size: int | None = None,
         name: str = "sample",
-    ):
+    ) -> None:
         dataset = trainer.eval_dataset if dataset is None else dataset
         if not isinstance(dataset, Dataset) or not len(dataset):
             raise ValueError(
@@ -102,17 +110,19 @@ class RankingCallback(TrainerCallback):
         for option, number in {"every_n_steps": every_n_steps, "num_records": num_records}.items():
             if number is not None and number < 1:
                 raise ValueError(f"{option}={number} is below 1. Pass at least 1, or None.")
+        # a measurement is a forward pass in evaluation mode, in the midst of training
+        keep_4bit_layers_differentiable(trainer.model)
         self.trainer, self.seed, self.protocol, self.name = trainer, seed, protocol, name
         size = len(dataset) if num_records is None else min(num_records, len(dataset))
         self.dataset = dataset.select(np.sort(np.random.default_rng(seed).permutation(len(dataset))[:size]))
         self._last_step = None
 
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         self._last_step = None
         if state.global_step == 0:
             self._measure(state, control)
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         # the state knows the steps of a trainer that was given a fraction of the run
         every = self.every_n_steps or state.eval_steps
         if state.global_step % every == 0 or state.global_step >= state.max_steps:
@@ -167,7 +177,7 @@ class RankingCallback(TrainerCallback):
         return [by_place[place] for place in range(len(self.dataset))]
 
     @property
-    def _tokenizer(self):
+    def _tokenizer(self) -> PreTrainedTokenizerBase:
         processing_class = self.trainer.processing_class
         return getattr(processing_class, "tokenizer", processing_class)
 

@@ -14,7 +14,10 @@ from accelerate.logging import get_logger
 from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError, safe_open
 from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from .collators import passes_of_stream
 
 
 logger = get_logger(__name__)
@@ -158,3 +161,24 @@ def resolve_checkpoint(
 def invalidate_checkpoint(output_dir: str, step: int) -> None:
     """Before a checkpoint is written anew over one of the same step: it must not pass for whole half-way."""
     (Path(output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{step}" / TRAINER_STATE_NAME).unlink(missing_ok=True)
+
+
+def place_in_stream(checkpoint: str | os.PathLike, gradient_accumulation_steps: int) -> tuple[int, int]:
+    """
+    Where in a stream a checkpoint was saved.
+
+    The length of a stream is not known, and `Trainer` skips all batches of a run as if they were of its first pass.
+    Its epoch says in which they were, see [`passes_of_stream`].
+
+    Args:
+        checkpoint (`str` or `os.PathLike`):
+            Folder of the checkpoint.
+        gradient_accumulation_steps (`int`):
+            Batches in a step of the run.
+
+    Returns:
+        `tuple[int, int]`: The passes before the one it was saved in, and the batches taken in that one, at least 1.
+    """
+    state = TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME))
+    passes = passes_of_stream(state.epoch)
+    return passes, round((state.epoch - passes) * state.max_steps * gradient_accumulation_steps)

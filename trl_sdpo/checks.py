@@ -1,6 +1,10 @@
 """What a run refuses before it starts: models, data and options that are not defined for what the trainer does."""
 
+from collections.abc import Collection
+
 import torch
+from accelerate.parallelism_config import ParallelismConfig
+from accelerate.utils import parse_flag_from_env
 from datasets import Dataset, IterableDataset
 from transformers import AutoConfig, PreTrainedModel
 from trl import DPOConfig
@@ -115,7 +119,7 @@ def check_multi_preference_options(args: DPOConfig, loss_types: list[str] | None
     _check_loss_types(loss_types)
     pairwise = list(PAIRWISE_LOSSES)
 
-    def check_every(option, allowed, reason):
+    def check_every(option: str, allowed: Collection[str], reason: str) -> None:
         if others := [name for name in loss_types if name not in allowed]:
             raise ValueError(
                 f"`{option}={getattr(args, option)!r}` is not defined for `loss_type={others}` over several rejected "
@@ -139,10 +143,41 @@ def check_multi_preference_options(args: DPOConfig, loss_types: list[str] | None
             "hook on the backbone, which cannot be traced. Leave it out, or use `to_preference_pairs`, which gives "
             "records with one rejected completion."
         )
+    _check_parallelism(args)
+    _check_checkpointing(args)
     _check_without_effect(args)
 
 
+def _check_parallelism(args: DPOConfig) -> None:
+    config = args.parallelism_config
+    if config is None and parse_flag_from_env("ACCELERATE_USE_PARALLELISM_CONFIG"):
+        config = ParallelismConfig()  # of `accelerate launch`, in the environment
+    sizes = {} if config is None else {"cp_size": config.cp_size, "sp_size": config.sp_size}
+    if split := ", ".join(f"{name}={size}" for name, size in sizes.items() if size > 1):
+        raise ValueError(
+            f"`parallelism_config` with {split} is not supported with several rejected completions: it splits a row over "
+            "devices, under a causal mask that would let a completion see those before it, and a log-probability is a sum "
+            "over the whole row. To save memory use `gradient_checkpointing`, `fsdp` or `deepspeed`, or `tp_size`; or use "
+            "`to_preference_pairs`, which gives records with one rejected completion."
+        )
+
+
+def _check_checkpointing(args: DPOConfig) -> None:
+    options = args.activation_checkpointing_kwargs or {}
+    if others := sorted(options.keys() & {"every_n_layers", "offload"}):
+        raise ValueError(
+            f"`activation_checkpointing_kwargs` with {others} is not supported: `trl.models.utils."
+            "disable_gradient_checkpointing`, which turns checkpointing off for the reference, hands all of them to torch "
+            "when it turns it on again. Leave them out."
+        )
+
+
 def _check_without_effect(args: DPOConfig) -> None:
+    if args.fp16 and args.device.type == "cpu":
+        raise ValueError(
+            "`fp16=True` has no effect on a CPU, where accelerate goes on computing in float32. Use `bf16=True`, or leave "
+            "it out."
+        )
     if args.truncation_mode != "keep_start" and args.max_length is not None:
         raise ValueError(
             f"`truncation_mode={args.truncation_mode!r}` does not apply to several rejected completions: records are not "

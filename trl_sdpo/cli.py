@@ -10,13 +10,21 @@ import difflib
 import importlib
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from . import __version__
 
 
 # What each command does, in one line.
-COMMANDS = {"prepare": "Make a data set of multi-preference records from the files of interactions."}
+COMMANDS = {
+    "prepare": "Make a data set of multi-preference records from the files of interactions.",
+    "sft": "Fine-tune a model on the chosen completions.",
+    "train": "Train a model, or the adapter of sft, with Softmax-DPO.",
+    "evaluate": "Evaluate models and other systems on the same records, with a report.",
+    "recommend": "Recommend what comes after a history.",
+    "run": "Run the commands of a YAML file, one after the other.",
+    "push": "Push a model or a prepared data set to the Hugging Face Hub.",
+}
 
 # What a user can mend: one line says it, and no traceback.
 _USER_ERRORS = (ValueError, OSError, ImportError)
@@ -61,13 +69,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     if name not in COMMANDS:
         parser.error(f"{name!r} is no command.{suggest(name, list(COMMANDS))} See --help.")
     command = importlib.import_module(f".commands.{name}", __package__)
-    prog = f"trl-sdpo {name}"
-    args = command.make_parser(prog).parse_args(rest)
+    return run_command(command.make_parser, command.run, f"trl-sdpo {name}", rest)
+
+
+def run_command(make_parser: Callable, run: Callable, prog: str, words: Sequence[str]) -> int:
+    """
+    Run a command, with one line for an error that a user can mend.
+
+    Args:
+        make_parser (`Callable`), run (`Callable`):
+            Of the command.
+        prog (`str`):
+            What the command is called.
+        words (`Sequence[str]`):
+            The words behind that.
+
+    Returns:
+        `int`: The exit status.
+    """
+    args = make_parser(prog).parse_args(words)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
-        command.run(args)
+        run(args)
     except _USER_ERRORS as error:
-        print(f"{prog}: error: {error}", file=sys.stderr)
+        print(f"{prog}: error:", error, *getattr(error, "__notes__", []), file=sys.stderr)
         return 1
     return 0
 

@@ -1,10 +1,12 @@
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.data.data_collator import DataCollatorMixin
+from transformers.trainer_utils import has_length
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 from trl.trainer.utils import pad
 
@@ -162,17 +164,35 @@ class DataCollatorForMultiPreference(DataCollatorMixin):
         return draw_negatives(pool_size, self.num_negatives, self.seed, int(self.epoch), example.get("record_id", 0))
 
 
+def passes_of_stream(epoch: float) -> int:
+    """
+    Whole passes over a stream before the one that a checkpoint was saved in, by the epoch of the `Trainer`: the number
+    of the pass, from 0, plus the batches taken in it over those of the run. At least one was taken, so a whole number
+    is the end of a pass, not the start of the next.
+    """
+    return max(math.ceil(epoch) - 1, 0)
+
+
 class EpochCallback(TrainerCallback):
     """Tells [`DataCollatorForMultiPreference`] the epoch, on which its draw of negatives depends."""
 
-    def __init__(self, epoch: torch.Tensor):
+    def __init__(self, epoch: torch.Tensor) -> None:
         self.epoch = epoch
 
-    def on_train_begin(self, args, state, control, **kwargs):
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        train_dataloader: torch.utils.data.DataLoader | None = None,
+        **kwargs,
+    ) -> None:
         # on resume, within an epoch, `state.epoch` has a fraction
         self.next_epoch = int(state.epoch or 0)
+        if state.epoch and not has_length(train_dataloader):
+            self.next_epoch = passes_of_stream(state.epoch)
 
-    def on_epoch_begin(self, args, state, control, **kwargs):
+    def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         # counted, because `state.epoch` of a stream, whose length is not known, is a fraction of `max_steps`
         self.epoch.fill_(self.next_epoch)
         self.next_epoch += 1

@@ -262,7 +262,7 @@ def drop_too_long(
         `ValueError`: If no record is left.
     """
 
-    def fits(example):
+    def fits(example: dict[str, Any]) -> bool:
         longest = max(len(completion) for completion in [example["chosen_ids"], *example["rejected_ids"]])
         return len(example["prompt_ids"]) + longest <= max_length
 
@@ -278,7 +278,7 @@ def drop_too_long(
     return kept
 
 
-def _flat_rejected_columns(columns: list[str]) -> list[str]:
+def flat_rejected_columns(columns: list[str]) -> list[str]:
     numbered = [(int(match.group(1)), column) for column in columns if (match := _FLAT_REJECTED.match(column))]
     return [column for _, column in sorted(numbered)]
 
@@ -311,7 +311,7 @@ def from_flat_columns(dataset: Dataset | IterableDataset) -> Dataset | IterableD
     ```
     """
     columns = list(dataset.column_names or next(iter(dataset)))
-    flat = _flat_rejected_columns(columns)
+    flat = flat_rejected_columns(columns)
     if flat and "rejected" in columns:
         raise ValueError(
             f"The dataset has both a column `rejected` and {flat}, and it is not clear which to keep. Remove either."
@@ -321,7 +321,7 @@ def from_flat_columns(dataset: Dataset | IterableDataset) -> Dataset | IterableD
             f"The dataset has no columns `rejected1..K`, `rejected_1..K` or `negative_1..n`, only {columns}. {_REMEDY}"
         )
 
-    def gather(example):
+    def gather(example: dict[str, Any]) -> dict[str, list]:
         return {"rejected": [example[column] for column in flat if example[column]]}
 
     renamed = {old: new for old, new in {"anchor": "prompt", "positive": "chosen"}.items() if old in columns}
@@ -342,7 +342,7 @@ def to_preference_pairs(dataset: Dataset | IterableDataset) -> Dataset | Iterabl
         repeated.
     """
 
-    def unroll(batch):
+    def unroll(batch: dict[str, list]) -> dict[str, list]:
         counts = [len(rejected) for rejected in batch["rejected"]]
         rows = {
             column: [value for value, count in zip(values, counts, strict=True) for _ in range(count)]

@@ -71,7 +71,7 @@ class FrozenTrunk:
             See [`frozen_layers`]. With an empty list nothing is kept, and every pass runs all layers.
     """
 
-    def __init__(self, layers: list[nn.Module]):
+    def __init__(self, layers: list[nn.Module]) -> None:
         self.layers = layers
         self.output = None
         self.checked = False
@@ -80,7 +80,7 @@ class FrozenTrunk:
     def record(self) -> Iterator[None]:
         """While a pass runs all layers, keep what comes out of the last frozen one."""
 
-        def keep(module, args, output):
+        def keep(module: nn.Module, args: tuple, output: torch.Tensor | tuple) -> None:
             self.output = output
 
         handles = [layer.register_forward_hook(keep) for layer in self.layers[-1:]]

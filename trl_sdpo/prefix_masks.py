@@ -55,7 +55,9 @@ def shared_prefix_mask(
     batch_size, length = segment_ids.shape
     device = segment_ids.device
 
-    def allowed(record, head, query, key):
+    def allowed(
+        record: torch.Tensor, head: torch.Tensor | None, query: torch.Tensor, key: torch.Tensor
+    ) -> torch.Tensor:
         own = segment_ids[record, query] == segment_ids[record, key]
         seen = (query >= key) & (own | (segment_ids[record, key] == PROMPT_SEGMENT))
         if window is not None:

@@ -10,10 +10,11 @@ one that predicts it, as in a row of its own. Padding has segment -1.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from transformers import PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils import logging
 
 from .prefix_masks import PADDING_SEGMENT, PROMPT_SEGMENT, base_model, shared_prefix_masks
@@ -103,7 +104,7 @@ def expand_shared_rows(
     order = (~keep).long().argsort(dim=1, stable=True)[:, :length]
     kept = keep.gather(1, order)
 
-    def rows(name, padding):
+    def rows(name: str, padding: int) -> torch.Tensor:
         return batch[name][records].gather(1, order).masked_fill(~kept, padding)
 
     expanded = {name: value for name, value in batch.items() if name != "position_ids"}
@@ -158,11 +159,11 @@ def _hooked_backbone(
     PEFT) see a forward with 2D inputs.
     """
 
-    def set_masks(module, args, kwargs):
+    def set_masks(module: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
         masks = shared_prefix_masks(causal_lm.config.get_text_config(), batch, causal_lm.dtype)
         return args, {**kwargs, "attention_mask": masks}
 
-    def keep_scored(module, args, output):
+    def keep_scored(module: torch.nn.Module, args: tuple, output: BaseModelOutput) -> BaseModelOutput:
         # Prompt-learning PEFT prepends virtual tokens to the outputs; keep the positions of the real tokens
         hidden_states = output.last_hidden_state[:, -scored.size(1) :]
         output.last_hidden_state = hidden_states[scored.to(hidden_states.device)].unsqueeze(0)
@@ -234,7 +235,7 @@ def score_completions(
     num_records, width = batch["num_completions"].size(0), int(batch["num_completions"].max())
     slots = (record_of_row(batch).unsqueeze(1) * width + batch["segment_ids"][:, 1:] - 1)[predicts]
 
-    def per_completion(values):  # (num_tokens,) -> (B, C)
+    def per_completion(values: torch.Tensor) -> torch.Tensor:  # (num_tokens,) -> (B, C)
         sums = torch.zeros(num_records * width, dtype=torch.float32, device=slots.device)
         # a model split over devices may end on another one than it began
         return sums.index_add(0, slots, values.to(slots.device, torch.float32)).view(num_records, width)

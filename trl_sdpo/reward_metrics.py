@@ -79,7 +79,7 @@ def preference_metrics(
     log_probs = scores.log_probs.detach()
     num_rejected = exists[:, 1:].sum(dim=1).clamp(min=1)
 
-    def rejected_mean(values):
+    def rejected_mean(values: torch.Tensor) -> torch.Tensor:
         return values[:, 1:].masked_fill(~exists[:, 1:], 0).sum(dim=1) / num_rejected
 
     per_record = {

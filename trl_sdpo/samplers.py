@@ -37,7 +37,7 @@ class LengthGroupedSampler(torch.utils.data.Sampler[int]):
     ```
     """
 
-    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int, groups: int = 50):
+    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int, groups: int = 50) -> None:
         self.lengths = np.asarray(lengths)
         self.batch_size = batch_size
         self.group_size = batch_size * groups

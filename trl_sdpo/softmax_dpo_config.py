@@ -7,6 +7,25 @@ from trl import DPOConfig
 logger = logging.get_logger(__name__)
 
 
+class HubToken(str):
+    """
+    A token that is not saved: `Trainer` pickles its arguments to `training_args.bin`, which lies beside every model and
+    goes to the Hub with it. Pickled, the token is `None`. Copies within the process keep it.
+    """
+
+    def __reduce__(self) -> tuple[type, tuple]:
+        return type(None), ()
+
+    def __deepcopy__(self, memo: dict) -> "HubToken":
+        return self
+
+    def __copy__(self) -> "HubToken":
+        return self
+
+    def __repr__(self) -> str:
+        return "<HUB_TOKEN>"
+
+
 @dataclass
 class SoftmaxDPOConfig(DPOConfig):
     r"""
@@ -26,6 +45,10 @@ class SoftmaxDPOConfig(DPOConfig):
             values are: `"auto"` (share where the model allows it, otherwise fall back to one padded row per
             completion, with one warning that says why), `"true"` (an error where the model does not allow it) and
             `"false"`. Booleans are accepted. The results are the same up to rounding.
+        redistribution_permitted (`bool`, *optional*, defaults to `False`):
+            The statement that you may pass on the titles of the data, so that pushes to the Hub take `catalogue.json`
+            with them. Without it, that file stays behind where the licence of its source forbids redistribution, and
+            where the licence is unknown and `hub_private_repo` is not `True`.
 
     > [!NOTE]
     > These parameters have default values different from [`~trl.DPOConfig`]:
@@ -81,7 +104,15 @@ class SoftmaxDPOConfig(DPOConfig):
         },
     )
 
-    def __post_init__(self):
+    redistribution_permitted: bool = field(
+        default=False,
+        metadata={
+            "help": "The statement that you may pass on the titles of the data, so that pushes to the Hub take "
+            "`catalogue.json` with them also where the licence of its source forbids redistribution."
+        },
+    )
+
+    def __post_init__(self) -> None:
         self.prefix_sharing = str(self.prefix_sharing).lower()
         if self.prefix_sharing not in ("auto", "true", "false"):
             raise ValueError(f"`prefix_sharing` must be 'auto', 'true' or 'false', got {self.prefix_sharing!r}.")
@@ -91,6 +122,8 @@ class SoftmaxDPOConfig(DPOConfig):
                 "completion of a record."
             )
         super().__post_init__()
+        if self.hub_token is not None:
+            self.hub_token = HubToken(self.hub_token)
 
 
 def to_softmax_dpo_config(args: DPOConfig) -> SoftmaxDPOConfig:

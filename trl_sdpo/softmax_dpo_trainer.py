@@ -15,16 +15,17 @@
 # This file re-states parts of `trl/trainer/dpo_trainer.py` of TRL 1.16, changed for several rejected completions.
 
 import dataclasses
-import textwrap
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
+from typing import Any
 
 import torch
 from accelerate.logging import get_logger
 from accelerate.utils import is_peft_model
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
+from huggingface_hub import CommitInfo
 from peft import PeftConfig, PeftModel
 from transformers import (
     BitsAndBytesConfig,
@@ -34,17 +35,25 @@ from transformers import (
     ProcessorMixin,
     TrainerCallback,
 )
-from transformers.trainer_utils import EvalPrediction
+from transformers.trainer_utils import EvalPrediction, TrainOutput
 from trl import DPOConfig, DPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 from trl.trainer.utils import get_config_model_id, use_adapter
 
-from .adapters import complete_reference_adapter, keep_4bit_layers_differentiable, remove_saved_adapter
-from .checkpoints import invalidate_checkpoint, resolve_checkpoint
+from . import trainer_hub
+from .adapters import (
+    check_reference_adapter,
+    complete_reference_adapter,
+    keep_4bit_layers_differentiable,
+    record_reference_adapter,
+    remove_saved_adapter,
+)
+from .cards import SDPO_CITATION
+from .checkpoints import invalidate_checkpoint, place_in_stream, resolve_checkpoint
 from .checks import check_multi_preference_options, check_preference_options, check_supported
 from .collators import DataCollatorForMultiPreference, EpochCallback
-from .data_utils import is_multi_preference
+from .data_utils import flat_rejected_columns, from_flat_columns, is_multi_preference
 from .frozen_layers import FrozenTrunk, frozen_layers
 from .loss_types import LOSS_TYPES_OF_ONE_PAIR, multi_preference_losses
 from .losses import check_finite
@@ -64,6 +73,8 @@ from .softmax_dpo_config import SoftmaxDPOConfig, to_softmax_dpo_config
 
 
 logger = get_logger(__name__)
+
+Batch = dict[str, torch.Tensor]
 
 
 class SoftmaxDPOTrainer(DPOTrainer):
@@ -127,14 +138,7 @@ class SoftmaxDPOTrainer(DPOTrainer):
     _paper = {
         "title": "On Softmax Direct Preference Optimization for Recommendation",
         "id": "2406.09215",
-        # docstyle-ignore
-        "citation": textwrap.dedent("""\
-            @inproceedings{chen2024softmax,
-                title        = {{On Softmax Direct Preference Optimization for Recommendation}},
-                author       = {Yuxin Chen and Junfei Tan and An Zhang and Zhengyi Yang and Leheng Sheng and Enzhi Zhang and Xiang Wang and Tat-Seng Chua},
-                year         = 2024,
-                booktitle    = {Advances in Neural Information Processing Systems 37: Annual Conference on Neural Information Processing Systems 2024, NeurIPS 2024},
-            }"""),
+        "citation": SDPO_CITATION,
     }
 
     def __init__(
@@ -156,7 +160,7 @@ class SoftmaxDPOTrainer(DPOTrainer):
         optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
         quantization_config: "BitsAndBytesConfig | None" = None,
         peft_config: "PeftConfig | None" = None,
-    ):
+    ) -> None:
         if args is None:
             model_name = model if isinstance(model, str) else get_config_model_id(model.config)
             model_name = model_name.split("/")[-1]
@@ -167,6 +171,7 @@ class SoftmaxDPOTrainer(DPOTrainer):
         self._metric_sums = {"train": defaultdict(lambda: [0.0, 0.0]), "eval": defaultdict(lambda: [0.0, 0.0])}
         self._share_prefix = None  # decided on first use
         self._trunk = None  # decided on first use
+        self._eval_sizes = {}  # number of records of the last evaluation, by the name of the dataset or `None`
         self._saving_checkpoint = False
         self._models_are_ready = False
 
@@ -225,13 +230,13 @@ class SoftmaxDPOTrainer(DPOTrainer):
         self._eval_data_collator = self.data_collator
         if isinstance(self.data_collator, DataCollatorForMultiPreference):
             # a collator of the user's own decides on its draw, but not on what the model can take
-            models = [model for model in (self.model, self.ref_model) if model is not None]
+            models = [self.accelerator.unwrap_model(m) for m in (self.model, self.ref_model) if m is not None]
             if self.data_collator.prefix_sharing and not can_share_prefix(models, self.args.prefix_sharing):
                 self.data_collator.prefix_sharing = False
             self._eval_data_collator = dataclasses.replace(self.data_collator, num_negatives=None)
 
     @contextmanager
-    def _whole_pool(self):
+    def _whole_pool(self) -> Iterator[None]:
         self._set_collators()
         train_data_collator, self.data_collator = self.data_collator, self._eval_data_collator
         try:
@@ -239,7 +244,15 @@ class SoftmaxDPOTrainer(DPOTrainer):
         finally:
             self.data_collator = train_data_collator
 
-    def _get_dataloader(self, dataset, description, batch_size, sampler_fn=None, is_training=False, **kwargs):
+    def _get_dataloader(
+        self,
+        dataset: Dataset | IterableDataset,
+        description: str,
+        batch_size: int,
+        sampler_fn: Callable[[Dataset], torch.utils.data.Sampler] | None = None,
+        is_training: bool = False,
+        **kwargs,
+    ) -> torch.utils.data.DataLoader:
         with nullcontext() if is_training else self._whole_pool():
             return super()._get_dataloader(dataset, description, batch_size, sampler_fn, is_training, **kwargs)
 
@@ -271,6 +284,10 @@ class SoftmaxDPOTrainer(DPOTrainer):
         first_example = next(iter(dataset), None)
         if first_example is None:
             raise ValueError(f"The {dataset_name} dataset is empty.")
+        if "rejected" not in first_example and flat_rejected_columns(list(first_example)):
+            # as published S-DPO data have them
+            dataset = from_flat_columns(dataset)
+            first_example = next(iter(dataset))
         if not is_multi_preference(first_example, getattr(dataset, "features", None)):
             check_preference_options(self._loss_types)
             return super()._prepare_dataset(dataset, processing_class, args, dataset_name)
@@ -290,16 +307,16 @@ class SoftmaxDPOTrainer(DPOTrainer):
             self._largest_pool = max(self._largest_pool, pool)
         return dataset
 
-    def _set_signature_columns_if_needed(self):
+    def _set_signature_columns_if_needed(self) -> None:
         if self._signature_columns is None:
             super()._set_signature_columns_if_needed()
             self._signature_columns += ["record_id", "length"]
 
-    def _score(self, model, inputs, **model_kwargs) -> CompletionScores:
+    def _score(self, model: torch.nn.Module, inputs: Batch, **model_kwargs) -> CompletionScores:
         return score_completions(model, inputs, self.accelerator.unwrap_model(model), **model_kwargs)
 
     @contextmanager
-    def _reference(self):
+    def _reference(self) -> Iterator[None]:
         """The reference model, or the policy with its reference adapter."""
         # When gradient checkpointing is enabled with use_reentrant=True (non default), calling the model inside a
         # torch.no_grad() block triggers a harmless PyTorch warning ("None of the inputs have requires_grad=True").
@@ -315,7 +332,7 @@ class SoftmaxDPOTrainer(DPOTrainer):
             else:
                 yield
 
-    def compute_ref_log_probs(self, model, inputs):
+    def compute_ref_log_probs(self, model: torch.nn.Module, inputs: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """
         Computes reference log probabilities for a single batch: `(B,)` of the chosen, and `(B, K)` of the rejected
         completions, K the largest of the datasets, with NaN where a record has fewer.
@@ -339,7 +356,7 @@ class SoftmaxDPOTrainer(DPOTrainer):
             self._trunk = FrozenTrunk(frozen_layers(self.model) if shared else [])
         return self._trunk
 
-    def _check_sharing(self, model, inputs) -> bool:
+    def _check_sharing(self, model: torch.nn.Module, inputs: Batch) -> bool:
         """Whether sharing gives the results of padded rows on the first batch; all processes come to the same answer."""
         dtype = torch.bfloat16 if self.args.bf16 or self.args.fp16 else self.model.dtype
         training = model.training
@@ -352,7 +369,7 @@ class SoftmaxDPOTrainer(DPOTrainer):
         excess = self.accelerator.gather(excess.reshape(1)).max().item()
         return sharing_holds(excess, self.args.prefix_sharing)
 
-    def _lay_out(self, model, inputs):
+    def _lay_out(self, model: torch.nn.Module, inputs: Batch) -> Batch:
         """Shared-prefix rows if they are sound, else padded rows."""
         if not is_shared(inputs):
             return inputs
@@ -363,7 +380,9 @@ class SoftmaxDPOTrainer(DPOTrainer):
         # batches on their way from the workers are still shared
         return inputs if self._share_prefix else expand_shared_rows(inputs, self._tokenizer.pad_token_id)
 
-    def _compute_loss(self, model, inputs, return_outputs):
+    def _compute_loss(
+        self, model: torch.nn.Module, inputs: Batch, return_outputs: bool
+    ) -> torch.Tensor | tuple[torch.Tensor, dict[str, torch.Tensor]]:
         if "segment_ids" not in inputs:
             return super()._compute_loss(model, inputs, return_outputs)
         if return_outputs:
@@ -397,7 +416,15 @@ class SoftmaxDPOTrainer(DPOTrainer):
         self._add_metrics(mode, inputs, scores, self.beta * logratios.detach(), exists, record_losses)
         return loss
 
-    def _add_metrics(self, mode, inputs, scores, rewards, exists, losses) -> None:
+    def _add_metrics(
+        self,
+        mode: str,
+        inputs: Batch,
+        scores: CompletionScores,
+        rewards: torch.Tensor,  # (B, C)
+        exists: torch.Tensor,  # (B, C)
+        losses: torch.Tensor,  # (B,)
+    ) -> None:
         tokens_of_row = inputs["attention_mask"].sum(dim=1)
         num_tokens = tokens_of_row.new_zeros(exists.size(0)).index_add(0, record_of_row(inputs), tokens_of_row)
         columns = preference_metrics(scores, rewards, exists, ranking=mode == "eval")
@@ -446,16 +473,40 @@ class SoftmaxDPOTrainer(DPOTrainer):
             prefix = "" if mode == "train" else loss_key.removesuffix("loss")
             logs.update({f"{prefix}{name}": total / max(count, 1) for name, (total, count) in sums.items()})
             logs[f"{prefix}num_tokens"] = self._total_train_tokens
+            if mode == "eval":
+                name = prefix.removeprefix("eval_").removesuffix("_") or None
+                self._eval_sizes[name] = int(sums["loss"][1])
             sums.clear()
         super().log(logs, start_time)
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs) -> TrainOutput:
         resume_from_checkpoint = resolve_checkpoint(
             resume_from_checkpoint, self.args.output_dir, self.args.save_only_model
         )
+        if resume_from_checkpoint and self.ref_model is None:
+            check_reference_adapter(self.model, resume_from_checkpoint)
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
-    def _save_checkpoint(self, model, trial):
+    def _init_training_state(
+        self,
+        max_steps: int,
+        num_update_steps_per_epoch: int,
+        num_train_epochs: int,
+        resume_from_checkpoint: str | None,
+        trial: Any,
+    ) -> tuple[int, int]:
+        # of a run before, or of a batch that did not fit, which `auto_find_batch_size` begins anew
+        self._metric_sums["train"].clear()
+        epochs_trained, steps_trained_in_current_epoch = super()._init_training_state(
+            max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
+        )
+        if resume_from_checkpoint is None or isinstance(self.train_dataset, Dataset):
+            return epochs_trained, steps_trained_in_current_epoch
+        # The parent takes all steps of a stream as those of its first pass
+        passes, batches = place_in_stream(resume_from_checkpoint, self.args.gradient_accumulation_steps)
+        return passes, 0 if self.args.ignore_data_skip else batches
+
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         if self.args.should_save:
             invalidate_checkpoint(self._get_output_dir(trial=trial), self.state.global_step)
         self._saving_checkpoint = True
@@ -474,5 +525,47 @@ class SoftmaxDPOTrainer(DPOTrainer):
         # A checkpoint needs the reference adapter to resume from; elsewhere a model is the policy alone
         model = self.accelerator.unwrap_model(self.model)
         has_ref_adapter = is_peft_model(model) and self.ref_model is None and "ref" in model.peft_config
-        if has_ref_adapter and not self._saving_checkpoint and self.args.should_save:
+        if not has_ref_adapter or not self.args.should_save:
+            return
+        if self._saving_checkpoint:
+            record_reference_adapter(output_dir or self.args.output_dir)
+        else:
             remove_saved_adapter(output_dir or self.args.output_dir, "ref")
+
+    def create_model_card(
+        self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
+    ) -> None:
+        """
+        Write the model card `README.md`, and a figure of the training curves, into the output directory.
+
+        Args:
+            model_name (`str`, *optional*):
+                Name of the model. By default that of the output directory.
+            dataset_name (`str`, *optional*):
+                Id of the training data on the Hub.
+            tags (`str` or `list[str]`, *optional*):
+                Tags to be associated with the model card.
+        """
+        trainer_hub.create_model_card(self, model_name, dataset_name, tags)
+
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **kwargs,
+    ) -> CommitInfo:
+        """
+        As [`~transformers.Trainer.push_to_hub`], for the policy alone. `catalogue.json` stays behind where the licence
+        of its source forbids redistribution, unless `args.redistribution_permitted` states that you may. The error of a
+        push that fails says what to run to try again; the model is saved before.
+        """
+        return trainer_hub.push_to_hub(self, commit_message, blocking, token, revision, private, **kwargs)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        trainer_hub.push_from_checkpoint(self, checkpoint_folder)
+
+    def _finish_current_push(self) -> None:
+        trainer_hub.finish_current_push(self)

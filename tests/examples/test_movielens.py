@@ -12,6 +12,8 @@ from peft import PeftModel
 from small_llama import build_small_llama, train_title_tokenizer
 from transformers import HfArgumentParser
 
+from trl_sdpo import load_recommender_files
+
 
 WORDS = ["River", "Hotel", "Train", "Summer", "Door", "Light", "Mile", "Garden", "Winter", "Island"]
 ITEMS = [f"The {first} of the {second} ({1950 + number})" for number, (first, second) in enumerate(
@@ -82,6 +84,15 @@ class TestRun:
         model = stages.load_model(run / "s-dpo")
         assert isinstance(model, PeftModel)
         assert model.get_base_model().config.name_or_path == str(run / "sft")
+
+    @pytest.mark.parametrize("stage", ["sft", "more-sft", "s-dpo"])
+    def test_what_a_recommender_needs_lies_beside_every_model(self, run, stage):
+        files = load_recommender_files(run / stage)
+        assert [template.name for template in files.config.templates] == ["lines"]
+        # a line ends a title here, without an EOS token
+        assert (files.config.append_eos, files.config.source) == (False, "movielens-100k")
+        assert set(files.catalogue.titles) <= set(ITEMS)
+        assert max(files.catalogue.train_counts) > min(files.catalogue.train_counts) >= 0
 
     def test_resume_trains_nothing_again(self, run, movielens_files, monkeypatch, capsys):
         before = json.loads((run / "results.json").read_text())

@@ -19,7 +19,7 @@ SCORERS = {
     "popularity": popularity_scorer,
     "co-occurrence": cooccurrence_scorer,
     "item-kNN": item_knn_scorer,
-    "item-kNN in a window": lambda events: item_knn_scorer(events, window=2),
+    "item-kNN without a window": lambda events: item_knn_scorer(events, window=None),
 }
 
 
@@ -61,7 +61,7 @@ class TestCooccurrence:
                 assert row[candidate] == pytest.approx(expected + popularity[candidate] / (popularity.max() + 1))
 
     def test_only_the_last_item_counts_and_the_order(self):
-        scorer = cooccurrence_scorer(frame([1, 2], [3, 4]))
+        scorer = cooccurrence_scorer(frame([1, 2], [3, 4]), window=1)
         assert np.floor(scorer([["1", "3"]], [["4", "2"]])[0]).tolist() == [1, 0]
         assert np.floor(scorer([["2"]], [["1"]])[0]).tolist() == [0]
 
@@ -81,7 +81,9 @@ class TestItemKNN:
         similarity = counts / (np.sqrt(np.outer(takers, takers)) + shrink)
         for row in similarity:
             row[np.argsort(-row, kind="stable")[k:]] = 0
-        scores = item_knn_scorer(random_events, k=k, shrink=shrink)(strings([[1, 2, 3]] * 2), strings([range(12)] * 2))
+        scores = item_knn_scorer(random_events, k=k, shrink=shrink, window=None)(
+            strings([[1, 2, 3]] * 2), strings([range(12)] * 2)
+        )
         expected = similarity[:, [1, 2, 3]].sum(axis=1)
         np.testing.assert_allclose(scores[1], expected, rtol=0, atol=1.1e-6)
         assert (np.diff(scores[1][np.argsort(takers)][expected[np.argsort(takers)] == 0]) >= 0).all()

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel
+from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel, MistralConfig, MistralForCausalLM
 
 from trl_sdpo.data_utils import tokenize_multi_preference
 from trl_sdpo.recsys.catalogue_search import search_catalogue
@@ -64,14 +64,18 @@ def test_few_beams_find_real_titles_with_their_scores(llama, tokenizer, ranked):
 
 
 def test_models_that_take_the_prompt_as_it_is(tokenizer, ranked, llama):
-    """A model whose prompts are not computed once for all beams, and one with an adapter."""
+    """Models whose prompts are not computed once for all beams, one with an adapter, and one with a sliding window."""
     torch.manual_seed(0)
     config = GPT2Config(vocab_size=len(tokenizer), n_embd=32, n_layer=2, n_head=2, initializer_range=0.3)
     eager = llama(attn_implementation="eager")
     lora = LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear", r=4, init_lora_weights=False)
     stateful = llama()
     stateful._is_stateful = True  # as recurrent models say, whose cache is not that of attention
-    for model in (GPT2LMHeadModel(config), eager, get_peft_model(llama(), lora), stateful):
+    torch.manual_seed(0)
+    sliding = MistralForCausalLM(
+        MistralConfig(**{**llama().config.to_dict(), "sliding_window": 8, "model_type": "mistral"})
+    )
+    for model in (GPT2LMHeadModel(config), eager, get_peft_model(llama(), lora), stateful, sliding):
         results = search_catalogue(model.eval(), PROMPTS, tokenizer, TITLES, len(TITLES), len(TITLES))
         for prompt, found in zip(PROMPTS, results, strict=True):
             assert_same(found, ranked(model, prompt))

@@ -8,6 +8,7 @@ MODULES = (
     "baselines",
     "scorers",
     "leaks",
+    "licences",
     "negatives",
     "recipes",
     "targets",

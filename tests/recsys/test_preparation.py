@@ -10,6 +10,7 @@ import polars as pl
 import pytest
 from datasets import load_dataset
 
+from trl_sdpo import load_recommender_files
 from trl_sdpo.recsys import Interactions, build_preference_dataset, preparation_report, prepare, records
 
 
@@ -61,7 +62,7 @@ def test_bytes_are_the_same_whatever_the_number_of_threads(interactions, tmp_pat
     first = digests(tmp_path / "1")
     assert set(first) == {
         *(f"data/{split}-00000-of-00001.parquet" for split in ("train", "validation", "test")),
-        *("report.json", "report.md", "report.png"),
+        *("report.json", "report.md", "report.png", "recommender.json", "catalogue.json"),
     }
     assert digests(tmp_path / "2") == digests(tmp_path / "5") == first
     prepare(interactions, tmp_path / "other", **OPTIONS | {"seed": 4})
@@ -84,7 +85,7 @@ def test_bytes_are_the_same_in_another_process(tmp_path):
         extra = ["--output", str(tmp_path / f"out{number}"), "--num-workers", str(number), "--num-candidates", "5"]
         subprocess.run([*command, *extra], check=True, env=os.environ | threads, capture_output=True)
     assert digests(tmp_path / "out1") == digests(tmp_path / "out2")
-    assert len(digests(tmp_path / "out1")) == 6
+    assert len(digests(tmp_path / "out1")) == 8
 
 
 def test_the_report_counts_and_says_what_leaks(interactions, tmp_path):
@@ -101,6 +102,25 @@ def test_the_report_counts_and_says_what_leaks(interactions, tmp_path):
     assert (probe["split"], probe["n"], probe["chance"]) == ("test", 20, pytest.approx(1 / 6))
     assert f"| history-blind lookup | {probe['hr_at_1']:.3f} |" in text
     assert (tmp_path / "out" / "report.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+
+
+def test_what_a_recommender_needs_lies_beside_the_records(interactions, tmp_path):
+    """The templates render the prompts of the records, and the catalogue tells the titles and counts of their items."""
+    prepare(interactions, tmp_path / "out", min_interactions=11, **OPTIONS | {"template": "question"})
+    files = load_recommender_files(tmp_path / "out")
+    assert (files.config.history_size, files.config.domain, files.config.source) == (10, "items", "tiny")
+    assert (files.config.conversational, files.config.append_eos, files.config.max_length) == (False, None, None)
+    titles = dict(zip(files.catalogue.item_ids, files.catalogue.titles, strict=True))
+    (template,) = files.config.templates
+    loaded = load_dataset(str(tmp_path / "out"), cache_dir=str(tmp_path / "cache"))
+    for record in loaded["train"].select(range(0, len(loaded["train"]), 50)):
+        assert record["prompt"] == template.render([titles[str(item)] for item in record["history_item_ids"]])
+        assert record["chosen"] == template.complete(titles[str(record["item_id"])])
+    # the items that have events left, which are not all
+    kept = interactions.events.group_by("item_id").len().filter(pl.col("len") >= 11)["item_id"]
+    assert set(files.catalogue.item_ids) == set(kept.cast(pl.String)) != set(interactions.items["item_id"])
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert 0 < sum(files.catalogue.train_counts) < report["events"]
 
 
 def test_popularity_in_the_report_is_of_training_events(interactions, tmp_path):

@@ -8,7 +8,7 @@ from trl_sdpo.recsys.sequential_baselines import draw_windows, train_gru4rec, tr
 
 
 TRAIN = {"SASRec": train_sasrec, "GRU4Rec": train_gru4rec}
-SMALL = {"hidden_size": 16, "dropout": 0.0, "batch_size": 8, "num_epochs": 8, "learning_rate": 0.01}
+SMALL = {"hidden_size": 16, "max_length": 10, "dropout": 0.0, "batch_size": 8, "num_epochs": 8, "learning_rate": 0.01}
 NUM_ITEMS = 30
 
 

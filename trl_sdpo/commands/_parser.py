@@ -1,41 +1,90 @@
 """A parser for the dataclasses of a command, with `--config FILE.yaml` as in TRL's scripts."""
 
 import argparse
+import copy
 import dataclasses
+import importlib
+import os
 import re
 import types
 import typing
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from trl.scripts.utils import TrlParser
 
-from ..cli import suggest
+from ..cli import COMMANDS, suggest
+from ._config_file import ENVIRONMENT, read_config, section_of
 
 
 class CommandParser(TrlParser):
     """
-    TRL's parser of dataclasses, which suggests what a mistyped word may have meant.
+    TRL's parser of dataclasses, which suggests what a mistyped word may have meant, and takes from a file with a
+    section per command its own.
 
     Args:
-        arguments (`type`):
-            A dataclass, see [`flat_fields`].
+        arguments (`type` or `Sequence[type]`):
+            A dataclass, see [`flat_fields`], or several.
+        help_groups (`Mapping[str, Sequence[str]]`, *optional*):
+            The most used flags by the title above them, for a parser with too many flags to read. `--help` shows these,
+            in one sentence each, and `--help_all` all.
         **kwargs:
             Passed to `argparse.ArgumentParser`.
     """
 
-    def __init__(self, arguments: type, **kwargs):
+    def __init__(
+        self, arguments: type | Sequence[type], help_groups: Mapping[str, Sequence[str]] | None = None, **kwargs
+    ) -> None:
+        self._single = isinstance(arguments, type)
+        self._help_groups = help_groups
+        kwargs.setdefault("formatter_class", argparse.HelpFormatter)
         # An abbreviation that is unique today may mean another flag tomorrow.
-        super().__init__(arguments, allow_abbrev=False, formatter_class=argparse.HelpFormatter, **kwargs)
-        self.add_argument("--config", metavar="FILE", help="YAML file with values of these flags.")
+        super().__init__([arguments] if self._single else arguments, allow_abbrev=False, **kwargs)
+        self.add_argument(
+            "--config", metavar="FILE", help="YAML file with values of these flags, or with a section per command."
+        )
+        if help_groups:
+            self.add_argument("--help_all", action=_HelpAll, help="Show all flags, and exit.")
 
     def parse_args(self, args: list[str]) -> Any:
-        """The dataclass, from words and the file of `--config`; errors exit."""
+        """The dataclass, or a tuple of them, from words and the file of `--config`; errors exit."""
         try:
-            return self.parse_args_and_config(args)[0]
-        except (ValueError, TypeError, OSError) as error:
+            args, path = _take_config(args)
+            if path is not None:
+                self._set_defaults_from_file(path)
+            parsed = self.parse_args_into_dataclasses(args, look_for_args_file=False)
+        except (ValueError, TypeError, OSError, argparse.ArgumentTypeError) as error:
             return self.error(str(error))
+        parsed = parsed[: len(self.dataclass_types)]  # less the namespace of --config
+        return parsed[0] if self._single else parsed
 
-    def parse_known_args(self, args=None, namespace=None):
+    def check_file(self, path: str) -> None:
+        """Exit with an error where the file has what `parse_args` would not take, without making the dataclasses."""
+        try:
+            self._set_defaults_from_file(path, set_environment=False)
+        except (ValueError, OSError) as error:
+            self.error(str(error))
+        self.parse_known_args([])
+
+    @property
+    def flags(self) -> list[str]:
+        """The names of all flags."""
+        return [one.dest for one in self._actions if one.dest not in ("help", "help_all", "config")]
+
+    def _set_defaults_from_file(self, path: str, set_environment: bool = True) -> None:
+        config, command = read_config(path), self.prog.split()[-1]
+        environment = config.pop(ENVIRONMENT, None) or {}
+        section, others = section_of(config, command, self.flags, path)
+        environment |= section.pop(ENVIRONMENT, None) or {}
+        if others:
+            _check_common(others, [name for name in config if name in COMMANDS and name != command], path, self.flags)
+        if set_environment:
+            os.environ.update({name: str(value) for name, value in environment.items()})
+        self.set_defaults_with_config(**section)
+
+    def parse_known_args(
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
         known, unknown = super().parse_known_args(args, namespace)
         if unknown:
             flag = unknown[0].partition("=")[0]
@@ -46,9 +95,13 @@ class CommandParser(TrlParser):
         unknown = super().set_defaults_with_config(**kwargs)
         if unknown:
             name = unknown[0].removeprefix("--")
-            self.error(
-                f"--config: {name!r} is no flag.{suggest(name, [one.dest for one in self._actions])} See --help."
-            )
+            self.error(f"--config: {name!r} is no flag.{suggest(name, self.flags)} See --help.")
+        # argparse looks at the choices of words only
+        for action in self._actions:
+            value = kwargs.get(action.dest)
+            if action.choices and value is not None and str(value) not in map(str, action.choices):
+                choices = [str(choice) for choice in action.choices]
+                self.error(f"--config: {action.dest} is {value!r}, none of {choices}.{suggest(str(value), choices)}")
         return unknown
 
     def error(self, message: str) -> typing.NoReturn:
@@ -56,6 +109,99 @@ class CommandParser(TrlParser):
         if wrong:
             message += "." + suggest(wrong[1], [choice.strip(" '") for choice in wrong[2].split(",")])
         self.exit(2, f"{self.prog}: error: {message}\n")
+
+    def format_help(self) -> str:
+        """The flags of `help_groups`, or all where there are none."""
+        return self._format_help(self._help_groups) if self._help_groups else super().format_help()
+
+    def format_help_all(self) -> str:
+        """All flags: those of `help_groups` first, then the others by the dataclass that has them."""
+        shown = {name for names in self._help_groups.values() for name in names}
+        groups = dict(self._help_groups)
+        for kind in self.dataclass_types:
+            names = [one.name for one in dataclasses.fields(kind) if one.init and one.name not in shown]
+            groups[f"other flags of {kind.__name__}"] = names
+            shown.update(names)
+        return self._format_help(groups, whole=True)
+
+    def _format_help(self, groups: Mapping[str, Sequence[str]], whole: bool = False) -> str:
+        by_name = {one.dest: one for one in reversed(self._actions)}  # of a flag and its `no_` the flag
+        formatter = self._get_formatter()
+        formatter.add_usage(self.usage, self._actions, self._mutually_exclusive_groups)
+        formatter.add_text(self.description)
+        for title, names in {"options": ["help", "help_all", "config"], **groups}.items():
+            formatter.start_section(title)
+            formatter.add_arguments([by_name[name] if whole else _shortened(by_name[name]) for name in names])
+            formatter.end_section()
+        formatter.add_text(self.epilog)
+        return formatter.format_help()
+
+
+class FlagHelpFormatter(argparse.HelpFormatter):
+    """One spelling of each flag, and its default where it says something."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=34)
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        flag = next((one for one in action.option_strings if one.startswith("--")), "")
+        if action.nargs == 0:
+            return flag
+        if action.choices is None:
+            kind = getattr(action.type, "__name__", "str").removeprefix("string_to_").strip("_")
+            metavar = action.metavar or {"int": "N", "float": "X", "bool": "[BOOL]", "str": "TEXT"}.get(kind, "VALUE")
+        else:
+            metavar = "|".join(map(str, action.choices)) if len(action.choices) < 5 else "NAME"
+        return f"{flag} {metavar}{' ...' if action.nargs == '+' else ''}"
+
+    def _expand_help(self, action: argparse.Action) -> str:
+        text, default = super()._expand_help(action), action.default
+        if default in (None, "", argparse.SUPPRESS) or default == [] or "efault" in text or action.nargs == 0:
+            return text
+        return f"{text} Default: {getattr(default, 'value', default)}."
+
+
+class _HelpAll(argparse.Action):
+    def __init__(self, option_strings: Sequence[str], dest: str, **kwargs) -> None:
+        super().__init__(option_strings, dest, nargs=0, default=argparse.SUPPRESS, **kwargs)
+
+    def __call__(self, parser: CommandParser, *_) -> None:
+        print(parser.format_help_all(), end="")
+        parser.exit()
+
+
+def _shortened(action: argparse.Action) -> argparse.Action:
+    """The action with the first sentence of its help."""
+    short = copy.copy(action)
+    short.help = re.split(r"(?<=[a-z`')])\. ", action.help or "", maxsplit=1)[0].rstrip(".") + "."
+    return short
+
+
+def _take_config(args: Sequence[str]) -> tuple[list[str], str | None]:
+    """The words without `--config FILE`, or `--config=FILE`, and the file."""
+    rest, path, words = [], None, iter(args)
+    for word in words:
+        flag, equals, value = word.partition("=")
+        if flag != "--config":
+            rest.append(word)
+            continue
+        path = value if equals else next(words, None)
+        if not path:
+            raise ValueError("--config: expected the name of a file behind it.")
+    return rest, path
+
+
+def _check_common(names: list[str], commands: list[str], path: str, own: list[str]) -> None:
+    """Each name in `common` must be a flag of one of the commands that have a section in the file."""
+    known = set(own)
+    for command in commands:
+        module = importlib.import_module(f".{command}", __package__)
+        known.update(module.make_parser(f"trl-sdpo {command}").flags)
+    for name in names:
+        if name not in known:
+            raise ValueError(
+                f"{path}: {name!r} in the section 'common' is no flag of any command here.{suggest(name, sorted(known))}"
+            )
 
 
 def flat_fields(config: type) -> list[tuple[str, Any, dataclasses.Field]]:

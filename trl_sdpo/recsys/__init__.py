@@ -1,4 +1,10 @@
-"""From files of interactions to multi-preference records, and the metrics of a ranking. No model is needed here."""
+"""
+From files of interactions to multi-preference records, and the evaluation of what recommends. What asks a language model
+is imported when it is asked for, so that the rest needs no torch.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 from .baselines import cooccurrence_scorer, events_of_records, item_knn_scorer, popularity_scorer
 from .candidates import sample_negatives
@@ -46,6 +52,13 @@ from .table import load_table
 from .token_budget import check_token_boundary
 
 
+if TYPE_CHECKING:
+    from .catalogue_search import search_catalogue
+    from .generation import candidate_titles, generate_answers, generation_metrics
+    from .ranking import completion_log_probs, implicit_rewards
+    from .title_trie import TitleTrie
+
+
 __all__ = [
     "CANDIDATE_TEMPLATES",
     "HISTORY_TEMPLATES",
@@ -59,24 +72,30 @@ __all__ = [
     "LeakProbe",
     "PromptTemplate",
     "RecordConfig",
+    "TitleTrie",
     "bootstrap_interval",
     "build_preference_dataset",
     "build_sequences",
+    "candidate_titles",
     "canonical_title",
     "catalogue_metrics",
     "chance_level",
     "chance_metrics",
     "check_token_boundary",
     "compare_scores",
+    "completion_log_probs",
     "cooccurrence_scorer",
     "coverage",
     "drop_untitled",
     "events_of_records",
     "exact_mcnemar_test",
     "exposure",
+    "generate_answers",
+    "generation_metrics",
     "get_template",
     "gini",
     "hit_rate",
+    "implicit_rewards",
     "item_knn_scorer",
     "leak_probe",
     "leave_one_out_split",
@@ -106,9 +125,30 @@ __all__ = [
     "sample_negatives",
     "sampled_label",
     "score_records",
+    "search_catalogue",
     "sign_flip_test",
     "split_leaks",
     "temporal_split",
     "user_split",
     "write_scores",
 ]
+
+_NAMES_BY_MODULE = {
+    "catalogue_search": ("search_catalogue",),
+    "generation": ("candidate_titles", "generate_answers", "generation_metrics"),
+    "ranking": ("completion_log_probs", "implicit_rewards"),
+    "title_trie": ("TitleTrie",),
+}
+_MODULE_BY_NAME = {name: module for module, names in _NAMES_BY_MODULE.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_BY_NAME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{_MODULE_BY_NAME[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -70,7 +70,7 @@ class Seen:
             The catalogue, sorted.
     """
 
-    def __init__(self, events: pl.DataFrame, item_ids: pl.Series):
+    def __init__(self, events: pl.DataFrame, item_ids: pl.Series) -> None:
         self.users = events[USER_ID].unique().sort()
         self.num_items = len(item_ids)
         items = encode(events[ITEM_ID], item_ids)

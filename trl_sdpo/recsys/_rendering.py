@@ -24,7 +24,9 @@ class Renderer:
             The longest history, and the length of a list.
     """
 
-    def __init__(self, template: PromptTemplate, titles: pa.StringArray, history_size: int, num_candidates: int):
+    def __init__(
+        self, template: PromptTemplate, titles: pa.StringArray, history_size: int, num_candidates: int
+    ) -> None:
         self.template = template
         words = [template.history_separator, template.candidate_separator, str(num_candidates)]
         first_number = len(titles) + len(words)

@@ -152,7 +152,9 @@ def read_table(
     return frame.select(wanted)
 
 
-def _read_fast(source, separator, columns, header_lines) -> pl.DataFrame:
+def _read_fast(
+    source: Path | bytes, separator: str, columns: dict[str, pl.DataType], header_lines: int
+) -> pl.DataFrame:
     schema = {name: pl.String if dtype == pl.Null else dtype for name, dtype in columns.items()}
     if len(separator) == 1:
         return _scan(source, separator, schema, header_lines)
@@ -165,7 +167,7 @@ def _read_fast(source, separator, columns, header_lines) -> pl.DataFrame:
     return frame.select(pl.col(name).cast(dtype, strict=False) for name, dtype in schema.items())
 
 
-def _scan(source, separator, schema, header_lines) -> pl.DataFrame:
+def _scan(source: Path | bytes, separator: str, schema: dict[str, pl.DataType], header_lines: int) -> pl.DataFrame:
     return pl.read_csv(
         io.BytesIO(source) if isinstance(source, bytes) else source,
         has_header=False,
@@ -178,12 +180,20 @@ def _scan(source, separator, schema, header_lines) -> pl.DataFrame:
     )
 
 
-def _has_odd_line(source, separator, width, header_lines) -> bool:
+def _has_odd_line(source: Path | bytes, separator: str, width: int, header_lines: int) -> bool:
     lines = _scan(source, _NEVER_IN_TEXT, {"line": pl.String}, header_lines)["line"].drop_nulls()
     return bool((lines.str.count_matches(separator, literal=True) != width - 1).any())
 
 
-def raise_first_bad_line(source, label, separator, columns, header_lines=0, limits=None, optional=()) -> None:
+def raise_first_bad_line(
+    source: Path | bytes,
+    label: str,
+    separator: str,
+    columns: dict[str, pl.DataType],
+    header_lines: int = 0,
+    limits: dict[str, tuple[float, float]] | None = None,
+    optional: tuple[str, ...] = (),
+) -> None:
     """Name the first line of a table that [`read_table`] does not accept, if there is one."""
     # Only on the way to an error, so a loop is good enough. Line by line: the file may be larger than memory.
     with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:

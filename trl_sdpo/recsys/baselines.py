@@ -123,9 +123,9 @@ def popularity_scorer(events: pl.DataFrame) -> Scorer:
     return score
 
 
-def cooccurrence_scorer(events: pl.DataFrame, *, window: int = 1) -> Scorer:
+def cooccurrence_scorer(events: pl.DataFrame, *, window: int = 20) -> Scorer:
     """
-    Score a candidate by how often it followed the last item of the history in the training sequences.
+    Score a candidate by how often it came soon after the last item of the history in the training sequences.
 
     Many candidates never did; between equal counts the more popular one goes first: popularity adds less than one to
     the score. What is equal even so ties, which counts against the target.
@@ -133,8 +133,9 @@ def cooccurrence_scorer(events: pl.DataFrame, *, window: int = 1) -> Scorer:
     Args:
         events (`polars.DataFrame`):
             See [`training_sequences`].
-        window (`int`, *optional*, defaults to `1`):
-            How many events later still counts as following.
+        window (`int`, *optional*, defaults to `20`):
+            How many events later is still soon; 1 for the very next. The default is the best of 1, 2, 5, 10, 20 and
+            50 on validation records of MovieLens-100k.
 
     Returns:
         `Callable`: A scorer.
@@ -145,7 +146,7 @@ def cooccurrence_scorer(events: pl.DataFrame, *, window: int = 1) -> Scorer:
     Example:
         ```python
         >>> events = pl.DataFrame({"user_id": [1, 1, 1, 2, 2], "item_id": [7, 8, 9, 7, 8]})
-        >>> scores = cooccurrence_scorer(events)([["9", "7"]], [["8", "9"]])[0]
+        >>> scores = cooccurrence_scorer(events, window=1)([["9", "7"]], [["8", "9"]])[0]
         >>> scores.astype(int).tolist()
         [2, 0]
 
@@ -165,7 +166,7 @@ def cooccurrence_scorer(events: pl.DataFrame, *, window: int = 1) -> Scorer:
     return score
 
 
-def item_knn_scorer(events: pl.DataFrame, *, k: int = 200, shrink: float = 10.0, window: int | None = None) -> Scorer:
+def item_knn_scorer(events: pl.DataFrame, *, k: int = 1000, shrink: float = 10.0, window: int | None = 10) -> Scorer:
     """
     Item-based nearest neighbours: the sum, over the history, of the similarities of its items to the candidate.
 
@@ -177,13 +178,14 @@ def item_knn_scorer(events: pl.DataFrame, *, k: int = 200, shrink: float = 10.0,
     Args:
         events (`polars.DataFrame`):
             See [`training_sequences`].
-        k (`int`, *optional*, defaults to `200`):
+        k (`int`, *optional*, defaults to `1000`):
             Neighbours of an item.
         shrink (`float`, *optional*, defaults to `10.0`):
             Users to add to the denominator, so that two items that share one user by chance are not close.
-        window (`int`, *optional*):
-            Count in $c_{ij}$ only what lies at most so many events apart in a sequence, in either order, so that
-            items are close that are taken in the same sitting. `None` for the whole sequence.
+        window (`int`, *optional*, defaults to `10`):
+            Count in $c_{ij}$ only users who took both at most so many events apart, in either order, so that items
+            are close that are taken in the same sitting. `None` for the whole sequence, as in the papers. Without
+            the window, `k=200` did best on validation records of MovieLens-100k, and with it the defaults.
 
     Returns:
         `Callable`: A scorer.

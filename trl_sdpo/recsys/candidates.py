@@ -2,6 +2,7 @@
 
 import logging
 import threading
+from collections.abc import Iterable
 
 import numpy as np
 import polars as pl
@@ -60,7 +61,7 @@ class CandidateSampler:
         seed: int,
         train_events: pl.DataFrame | pl.LazyFrame | None = None,
         popularity_alpha: float = 1.0,
-    ):
+    ) -> None:
         self.ids = catalogue[ITEM_ID]
         self.seed = seed
         self.seen = Seen(events, self.ids)
@@ -69,7 +70,7 @@ class CandidateSampler:
         self.filled_uniformly = 0
         self._lock = threading.Lock()
 
-    def prepare(self, strategies) -> None:
+    def prepare(self, strategies: Iterable[str]) -> None:
         """Count what these strategies draw by."""
         for strategy in set(strategies) - self._draws.keys():
             if self.train_events is None:

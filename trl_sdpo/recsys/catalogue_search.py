@@ -41,7 +41,7 @@ class TrieLogitsProcessor(LogitsProcessor):
 
     def __init__(
         self, trie: TitleTrie, prompt_length: int, num_beams: int, closed: Sequence[np.ndarray] | None = None
-    ):
+    ) -> None:
         self.trie, self.prompt_length, self.num_beams = trie, prompt_length, num_beams
         offsets = [number * trie.num_nodes + nodes for number, nodes in enumerate(closed or ())]
         self._closed = torch.as_tensor(np.concatenate(offsets) if offsets else np.empty(0, dtype=np.int64))
@@ -71,7 +71,7 @@ class EndOfTitleCriteria(StoppingCriteria):
             Tokens of a row before those that are generated.
     """
 
-    def __init__(self, trie: TitleTrie, prompt_length: int):
+    def __init__(self, trie: TitleTrie, prompt_length: int) -> None:
         self.trie, self.prompt_length = trie, prompt_length
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor | None, **kwargs) -> torch.BoolTensor:
@@ -90,7 +90,7 @@ def search_catalogue(
     completion_suffix: str = "",
     append_eos: bool = True,
     batch_size: int = 8,
-    desc: str = "Searching",
+    desc: str | None = "Searching",
 ) -> list[list[tuple[int, float]]]:
     """
     The titles of a catalogue that a model finds likeliest as the answer to a prompt, by beam search over the tokens
@@ -124,7 +124,7 @@ def search_catalogue(
         batch_size (`int`, *optional*, defaults to `8`):
             Number of prompts in a batch, which is `batch_size * num_beams` rows.
         desc (`str`, *optional*, defaults to `"Searching"`):
-            Label of the progress bar.
+            Label of the progress bar. If `None`, there is none.
 
     Returns:
         `list[list[tuple[int, float]]]`: For each prompt the index of a title and its log-probability, summed over its
@@ -154,7 +154,8 @@ def search_catalogue(
     closed = None if exclude is None else [_closed_nodes(trie, row, titles) for row, titles in enumerate(exclude)]
     order = np.argsort([-len(ids) for ids in prompt_ids], kind="stable")
     found: list[list[tuple[int, float]]] = [[] for _ in prompt_ids]
-    with generating(model), tqdm(total=len(prompt_ids), desc=desc, unit=" prompts") as progress:
+    bar = tqdm(total=len(prompt_ids), desc=desc, unit=" prompts", disable=desc is None)
+    with generating(model), bar as progress:
         for start in range(0, len(order), batch_size):
             indices = order[start : start + batch_size]
             batch = left_padded([prompt_ids[index] for index in indices], processing_class, model.device)
@@ -175,7 +176,15 @@ def _closed_nodes(trie: TitleTrie, row: int, titles: Sequence[int]) -> np.ndarra
         raise ValueError(f"exclude, row {row}: {error}") from error
 
 
-def _search_batch(model, batch, trie, num_beams, top_k, closed, pad_token_id) -> list[list[tuple[int, float]]]:
+def _search_batch(
+    model: PreTrainedModel,
+    batch: dict[str, torch.Tensor],
+    trie: TitleTrie,
+    num_beams: int,
+    top_k: int,
+    closed: list[np.ndarray] | None,
+    pad_token_id: int,
+) -> list[list[tuple[int, float]]]:
     prompt_length = batch["input_ids"].size(1)
     output = model.generate(
         **batch,

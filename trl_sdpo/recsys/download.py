@@ -12,7 +12,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import pooch
@@ -244,7 +244,7 @@ def _download_once(url: str, part: Path, timeout: float, checked: bool) -> bool:
         return goes_on
 
 
-def _version(headers) -> str:
+def _version(headers: Mapping[str, str]) -> str:
     # A weak tag (W/"...") says that a file means the same, not that its bytes are the same.
     tag = headers.get("ETag", "")
     return tag if tag.startswith('"') else headers.get("Last-Modified", "")

@@ -42,11 +42,11 @@ _JSON_COLUMNS |= dict.fromkeys(TIMES, pl.String)
 _BOOK_COLUMNS = dict.fromkeys(("book_id", "title", "title_without_series"), pl.String)
 
 
-def _not_a_number(value) -> str | None:
+def _not_a_number(value: object) -> str | None:
     return None if re.fullmatch(r"\d{1,18}", str(value)) else "is not a whole number"
 
 
-def _not_a_rating(value) -> str | None:
+def _not_a_rating(value: object) -> str | None:
     return None if type(value) is int and 0 <= value <= 5 else "is not a whole number from 0 to 5"
 
 

@@ -77,14 +77,14 @@ class Interactions:
     has_time: bool = True
     report: dict[str, int] = field(default_factory=dict)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         ids = (pl.Int64, pl.String)
         _check_columns(self.events, f"{self.name} events", {USER_ID: ids, ITEM_ID: ids, TIMESTAMP: (pl.Int64,)})
         _check_columns(self.items, f"{self.name} items", {ITEM_ID: ids, TITLE: (pl.String,)})
         self._check_items()
         self._check_events()
 
-    def _check_items(self):
+    def _check_items(self) -> None:
         where = f"{self.name} items"
         if self.items.is_empty():
             raise ValueError(f"{where}: no rows. Give the item table of the source.")
@@ -100,7 +100,7 @@ class Interactions:
             again = ~pl.col(column).is_first_distinct()
             _raise_at(self.items, again, where, column, "occurs in an earlier row already", remedy)
 
-    def _check_events(self):
+    def _check_events(self) -> None:
         where = f"{self.name} events"
         if self.events.is_empty():
             raise ValueError(f"{where}: no rows. Check that the file of interactions is whole.")

@@ -24,7 +24,7 @@ class PairTable:
             Their values.
     """
 
-    def __init__(self, items: pl.Series, first: np.ndarray, second: np.ndarray, values: np.ndarray):
+    def __init__(self, items: pl.Series, first: np.ndarray, second: np.ndarray, values: np.ndarray) -> None:
         self.items = items
         keys = first * len(items) + second
         order = np.argsort(keys)

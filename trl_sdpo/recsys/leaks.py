@@ -121,7 +121,7 @@ def probe_lists(
 class _Index:
     """Which reference records have an item in their list, and which have it as their target."""
 
-    def __init__(self, targets: np.ndarray, flat: np.ndarray, lengths: np.ndarray):
+    def __init__(self, targets: np.ndarray, flat: np.ndarray, lengths: np.ndarray) -> None:
         self.targets = targets
         owner = np.repeat(np.arange(len(lengths)), lengths)
         order = np.argsort(flat, kind="stable")
@@ -155,7 +155,7 @@ def _titles(records: Any, name: str) -> tuple[list[str], list[list[str]]]:
         raise ValueError(f"{name}: no rows. Pass at least one record.")
     try:
         lists = [list(map(str.strip, row)) for row in records["candidates"]]
-    except KeyError:
+    except (KeyError, ValueError):  # a dict, a `Dataset`
         lists = [[target, *map(_text, row)] for target, row in zip(targets, records["rejected"], strict=True)]
     for row, (target, candidates) in enumerate(zip(targets, lists, strict=True)):
         if target not in candidates:

@@ -1,7 +1,7 @@
 """Which candidate an answer names."""
 
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 
 MATCHING_RULES = ("whole", "substring")
@@ -86,6 +86,6 @@ def match_title(answer: str, candidates: Sequence[str], rule: str = "whole") -> 
     return _only(matches)
 
 
-def _only(indices) -> int | None:
+def _only(indices: Iterable[int]) -> int | None:
     indices = list(indices)
     return indices[0] if len(indices) == 1 else None

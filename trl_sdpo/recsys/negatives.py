@@ -49,7 +49,7 @@ class TargetRows:
     def __len__(self) -> int:
         return len(self.items)
 
-    def __getitem__(self, rows) -> "TargetRows":
+    def __getitem__(self, rows: np.ndarray | slice) -> "TargetRows":
         parts = (self.users, self.user_keys, self.positions, self.items, self.histories)
         return TargetRows(*(part[rows] for part in parts))
 

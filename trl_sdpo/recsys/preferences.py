@@ -1,10 +1,10 @@
 """From interactions to multi-preference records: prompt, chosen, and a list of rejected."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
@@ -163,7 +163,7 @@ class RecordPlan:
         self.report[split] |= counts if self.builder.budget is not None else {}
 
 
-def _in_order(function, parts: list, num_workers: int) -> Iterator:
+def _in_order(function: Callable[[Any], Any], parts: list, num_workers: int) -> Iterator:
     """Map over parts in threads, holding no more results than there are threads."""
     if num_workers < 1:
         raise ValueError(f"num_workers={num_workers} is below 1. Pass the number of threads.")

@@ -11,14 +11,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm.auto import tqdm
 
-from .interactions import Interactions
+from .. import recommender_files
+from .interactions import ITEM_ID, TITLE, Interactions
 from .leaks import probe_lists
 from .preferences import RecordPlan, plan_records
 from .preparation_report import plot_report, write_markdown
+from .prompts import select_templates
 from .recipes import DEFAULT, recipe_loader_options, recipe_options
 from .record_config import RecordConfig
 from .sources import load_source
@@ -52,9 +55,10 @@ def prepare(
     Make a data set of multi-preference records and write it to a directory.
 
     The directory appears when it is whole: `data/SPLIT-00000-of-00001.parquet`, which `datasets.load_dataset(output)`
-    reads as a `DatasetDict`, `report.md` with `report.png` (where matplotlib is installed), and `report.json`. The
-    bytes are a function of the source and the options, whatever the number of threads and processes. Records are
-    written as they are made, so that memory holds the events of the source and not the records.
+    reads as a `DatasetDict`, `report.md` with `report.png` (where matplotlib is installed), `report.json`, and for the
+    models that are trained on it `recommender.json` and `catalogue.json`, see [`save_recommender_files`]. The bytes are
+    a function of the source and the options, whatever the number of threads and processes. Records are written as they
+    are made, so that memory holds the events of the source and not the records.
 
     Args:
         source (`str` or [`Interactions`]):
@@ -109,7 +113,7 @@ def prepare(
     num_workers = min(4, os.cpu_count() or 1) if num_workers is None else num_workers
     with _staged(output) as stage:
         statistics = _write_records(plan, stage / "data", num_workers)
-        report = {"recipe": recipe, "options": _options(config), "loader": loaded, **plan.report}
+        report = {"recipe": recipe, "source_name": name, "options": _options(config), "loader": loaded, **plan.report}
         report["negatives_drawn_uniformly_instead"] = plan.builder.sampler.filled_uniformly
         for split, gathered in statistics.items():
             report[split] |= gathered.summary()
@@ -117,6 +121,7 @@ def prepare(
         (stage / REPORT).write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         figure = plot_report(report, statistics, stage / "report.png")
         write_markdown(report, stage / "report.md", figure)
+        _write_recommender_files(plan, name, stage)
     logger.info("%s: %s", output, {split: report[split]["records"] for split in statistics})
     return report
 
@@ -163,6 +168,21 @@ def _probe(statistics: dict[str, SplitStatistics]) -> dict | None:
     probe = probe_lists(statistics[last].lists, reference, max_records=_PROBED)
     looked_up = "the records before" if reference is None else f"{len(reference.targets)} training records"
     return {"split": last, "reference": looked_up, **probe._asdict(), "ci": list(probe.ci)}
+
+
+def _write_recommender_files(plan: RecordPlan, source: str, folder: Path) -> None:
+    config = plan.config
+    recommender_config = recommender_files.RecommenderConfig(
+        select_templates(config.prompt_style, config.template, config.domain),
+        history_size=config.history_size,
+        conversational=config.conversational,
+        max_length=config.max_length,
+        domain=config.domain,
+        source=source,
+    )
+    ids, titles = (plan.catalogue[column].cast(pl.String).to_list() for column in (ITEM_ID, TITLE))
+    catalogue = recommender_files.Catalogue(ids, titles, plan.train_counts.tolist())
+    recommender_files.save_recommender_files(folder, recommender_config, catalogue)
 
 
 def _options(config: RecordConfig) -> dict:

@@ -3,11 +3,16 @@
 import importlib.util
 import logging
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from .split_statistics import SplitStatistics
 from .splits import SPLITS
+
+
+if TYPE_CHECKING:  # matplotlib draws where it is installed
+    from matplotlib.axes import Axes
 
 
 logger = logging.getLogger(__name__)
@@ -158,7 +163,7 @@ def plot_report(report: dict, statistics: dict[str, SplitStatistics], path: Path
     return True
 
 
-def _plot_counts(axis, report: dict, splits: list[str]) -> None:
+def _plot_counts(axis: "Axes", report: dict, splits: list[str]) -> None:
     kept = np.array([report[split]["records"] for split in splits])
     begun = np.array([report[split]["targets"] for split in splits])
     axis.barh(splits, begun, color="#d9dce1", label="events of the split")
@@ -169,7 +174,7 @@ def _plot_counts(axis, report: dict, splits: list[str]) -> None:
     axis.set(title="Records (narrow bars) of the events of a split", xlim=(0, 1.4 * begun.max()))
 
 
-def _plot_lengths(axis, statistics: dict[str, SplitStatistics]) -> None:
+def _plot_lengths(axis: "Axes", statistics: dict[str, SplitStatistics]) -> None:
     in_tokens = all(gathered.tokens is not None for gathered in statistics.values())
     for split, gathered in statistics.items():
         values = gathered.tokens if in_tokens else gathered.history_lengths
@@ -186,7 +191,7 @@ def _plot_lengths(axis, statistics: dict[str, SplitStatistics]) -> None:
     axis.grid(alpha=0.25)
 
 
-def _plot_popularity(axis, statistics: dict[str, SplitStatistics]) -> None:
+def _plot_popularity(axis: "Axes", statistics: dict[str, SplitStatistics]) -> None:
     for split, gathered in statistics.items():
         counts, places = np.unique(gathered.train_counts, return_inverse=True)
         for hits, style, what in ((gathered.target_hits, "-", "targets"), (gathered.negative_hits, ":", "negatives")):
@@ -203,7 +208,7 @@ def _plot_popularity(axis, statistics: dict[str, SplitStatistics]) -> None:
     axis.grid(alpha=0.25)
 
 
-def _plot_probe(axis, probe: dict) -> None:
+def _plot_probe(axis: "Axes", probe: dict) -> None:
     names = ["history-blind lookup", "chance", "popularity as a target"]
     values = [probe["hr_at_1"], probe["chance"], probe["popularity"]]
     axis.barh(names, values, color=["#c2571a", "#b9bec6", "#b9bec6"])

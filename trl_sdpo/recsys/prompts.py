@@ -56,7 +56,7 @@ class PromptTemplate:
     completion_prefix: str = " "
     completion_suffix: str = ""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         where = f"template '{self.name}'"
         if self.style not in PROMPT_STYLES:
             raise ValueError(f"{where}: style {self.style!r} is none of {PROMPT_STYLES}. Pass one of them.")

@@ -17,7 +17,6 @@ from ..data_utils import tokenize_multi_preference
 from ..prefix_masks import base_model, why_prefix_sharing_is_unsound
 from ..prefix_sharing import (
     completion_exists,
-    expand_shared_rows,
     score_completions,
     sharing_excess,
 )
@@ -95,18 +94,53 @@ def completion_log_probs(
     ).select_columns(["prompt_ids", "chosen_ids", "rejected_ids", "length"])
     if prefix_sharing is None:
         prefix_sharing = why_prefix_sharing_is_unsound(model) is None
-    collator = DataCollatorForMultiPreference(processing_class.pad_token_id, prefix_sharing=prefix_sharing)
-    # rows of like length together, the longest first, so that memory runs out at the start or not at all
-    order = np.argsort(-np.asarray(tokenized["length"]), kind="stable")
-    scores: list[np.ndarray | None] = [None] * len(tokenized)
-    with _scoring(model), tqdm(total=len(tokenized), desc=desc, unit=" records") as progress:
+    pad_token_id = processing_class.pad_token_id
+    if prefix_sharing:
+        prefix_sharing = sharing_agrees(model, tokenized, pad_token_id, batch_size)
+    return score_tokenized(
+        model, tokenized, pad_token_id, batch_size, prefix_sharing=prefix_sharing, desc=desc, per_token=per_token
+    )
+
+
+def score_tokenized(
+    model: PreTrainedModel,
+    records: Dataset | Sequence[dict],
+    pad_token_id: int,
+    batch_size: int = 32,
+    *,
+    prefix_sharing: bool,
+    desc: str | None = None,
+    per_token: bool = False,
+) -> list[np.ndarray]:
+    """
+    What [`completion_log_probs`] does after tokenization, without a check of the layout.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            Model to score with. It is not changed.
+        records ([`~datasets.Dataset`] or `Sequence[dict]`):
+            Of [`tokenize_multi_preference`].
+        pad_token_id (`int`):
+            Token to pad with.
+        batch_size (`int`, *optional*, defaults to `32`):
+            Number of records in a batch.
+        prefix_sharing (`bool`):
+            Whether the completions of a record share one row, see [`sharing_agrees`].
+        desc (`str`, *optional*):
+            Label of the progress bar. If `None`, there is none.
+        per_token (`bool`, *optional*, defaults to `False`):
+            See [`completion_log_probs`].
+
+    Returns:
+        `list[np.ndarray]`: As [`completion_log_probs`].
+    """
+    collator = DataCollatorForMultiPreference(pad_token_id, prefix_sharing=prefix_sharing)
+    order = _longest_first(records)
+    scores: list[np.ndarray | None] = [None] * len(records)
+    with _scoring(model), tqdm(total=len(records), desc=desc, unit=" records", disable=desc is None) as progress:
         for start in range(0, len(order), batch_size):
             indices = order[start : start + batch_size]
-            batch = collator([tokenized[int(index)] for index in indices])
-            batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
-            if start == 0 and prefix_sharing and not _sharing_agrees(model, batch, collator):
-                prefix_sharing = collator.prefix_sharing = False
-                batch = expand_shared_rows(batch, collator.pad_token_id)
+            batch = _batch(model, records, indices, collator)
             completions = score_completions(model, batch)
             log_probs = completions.log_probs
             if per_token:
@@ -117,6 +151,22 @@ def completion_log_probs(
                 scores[index] = row[mask]
             progress.update(len(indices))
     return scores
+
+
+def _longest_first(records: Dataset | Sequence[dict]) -> np.ndarray:
+    """Rows of like length together, the longest first, so that memory runs out at the start or not at all."""
+    lengths = records["length"] if isinstance(records, Dataset) else [record["length"] for record in records]
+    return np.argsort(-np.asarray(lengths), kind="stable")
+
+
+def _batch(
+    model: PreTrainedModel,
+    records: Dataset | Sequence[dict],
+    indices: np.ndarray,
+    collator: DataCollatorForMultiPreference,
+) -> dict[str, torch.Tensor]:
+    batch = collator([records[int(index)] for index in indices])
+    return {name: tensor.to(model.device) for name, tensor in batch.items()}
 
 
 def implicit_rewards(
@@ -167,10 +217,25 @@ def implicit_rewards(
     return rewards
 
 
-def _sharing_agrees(
-    model: PreTrainedModel, batch: dict[str, torch.Tensor], collator: DataCollatorForMultiPreference
+def sharing_agrees(
+    model: PreTrainedModel, records: Dataset | Sequence[dict], pad_token_id: int, batch_size: int = 32
 ) -> bool:
-    excess = sharing_excess(partial(score_completions, model), batch, collator.pad_token_id, model.dtype).item()
+    """
+    Whether a model gives shared-prefix rows the log-probabilities of padded rows, on the longest records; a warning
+    says so if it does not.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]), records ([`~datasets.Dataset`] or
+            `Sequence[dict]`), pad_token_id (`int`), batch_size (`int`, *optional*, defaults to `32`):
+            See [`score_tokenized`].
+
+    Returns:
+        `bool`: Whether they agree but for rounding.
+    """
+    collator = DataCollatorForMultiPreference(pad_token_id, prefix_sharing=True)
+    with _scoring(model):
+        batch = _batch(model, records, _longest_first(records)[:batch_size], collator)
+        excess = sharing_excess(partial(score_completions, model), batch, pad_token_id, model.dtype).item()
     if excess > 0:
         logger.warning(
             f"Shared-prefix rows and padded rows differ by {excess:.3g} nats beyond rounding on the first batch: "

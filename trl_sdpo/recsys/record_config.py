@@ -153,7 +153,7 @@ class RecordConfig:
     max_validation_records: int | None = field(default=None, metadata=_help("Validation records at most.", lowest=1))
     max_test_records: int | None = field(default=None, metadata=_help("Test records at most.", lowest=1))
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name, one in self.__dataclass_fields__.items():
             value, lowest, choices = getattr(self, name), one.metadata.get("lowest"), one.metadata.get("choices")
             if lowest is not None and value is not None and value < lowest:

@@ -80,7 +80,7 @@ class RecordBuilder:
         num_candidates: int,
         conversational: bool = False,
         budget: TokenBudget | None = None,
-    ):
+    ) -> None:
         self.sampler, self.templates = sampler, templates
         self.history_size, self.num_candidates = history_size, num_candidates
         self.conversational, self.budget = conversational, budget
@@ -137,7 +137,9 @@ class RecordBuilder:
         table = self._table(targets, rows, pool, shown, wording)
         return Chunk(table, rows, pool, tokens, shortened, dropped)
 
-    def _table(self, targets, rows: TargetRows, pool, shown, wording) -> pa.Table:
+    def _table(
+        self, targets: pl.DataFrame, rows: TargetRows, pool: np.ndarray, shown: np.ndarray, wording: np.ndarray
+    ) -> pa.Table:
         count = len(rows)
         prompts = self._prompts(wording, rows.histories, shown)
         chosen = self._texts(wording, rows.items)

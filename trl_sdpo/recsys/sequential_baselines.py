@@ -196,7 +196,7 @@ class TrainingOptions:
     weight_decay: float = 0.01
     device: str = "cpu"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("num_epochs", "patience", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} is below 1. Pass at least 1.")
@@ -214,8 +214,9 @@ def train_sasrec(
     hidden_size: int = 64,
     num_layers: int = 2,
     num_heads: int = 2,
-    max_length: int = 10,
+    max_length: int = 50,
     dropout: float = 0.2,
+    learning_rate: float = 5e-3,
     **training,
 ) -> SequentialScorer:
     """
@@ -237,10 +238,13 @@ def train_sasrec(
             training goes on for `num_epochs`.
         hidden_size (`int`, *optional*, defaults to `64`), num_layers (`int`, *optional*, defaults to `2`), num_heads (`int`, *optional*, defaults to `2`):
             Size of the network.
-        max_length (`int`, *optional*, defaults to `10`):
-            Most items of a history that are read: what the records hold.
+        max_length (`int`, *optional*, defaults to `50`):
+            Most items of a history that are read. It may be more than the records hold: in longer windows of the
+            training sequences fewer events are targets with little before them.
         dropout (`float`, *optional*, defaults to `0.2`):
             Dropout.
+        learning_rate (`float`, *optional*, defaults to `5e-3`):
+            Step size of AdamW, the same from the first step to the last.
         **training:
             The fields of [`TrainingOptions`].
 
@@ -267,7 +271,7 @@ def train_sasrec(
     def build(num_items: int) -> SASRec:
         return SASRec(num_items, hidden_size, max_length, dropout, num_layers, num_heads)
 
-    return _train(build, events, seed, validation, TrainingOptions(**training), "SASRec")
+    return _train(build, events, seed, validation, TrainingOptions(learning_rate=learning_rate, **training), "SASRec")
 
 
 def train_gru4rec(
@@ -275,10 +279,11 @@ def train_gru4rec(
     *,
     seed: int,
     validation: Any = None,
-    hidden_size: int = 64,
+    hidden_size: int = 128,
     num_layers: int = 1,
-    max_length: int = 10,
-    dropout: float = 0.2,
+    max_length: int = 50,
+    dropout: float = 0.4,
+    learning_rate: float = 3e-3,
     **training,
 ) -> SequentialScorer:
     """
@@ -288,12 +293,14 @@ def train_gru4rec(
     Args:
         events (`polars.DataFrame`), seed (`int`), validation (`Dataset` or `dict[str, Sequence]`, *optional*):
             See [`train_sasrec`].
-        hidden_size (`int`, *optional*, defaults to `64`), num_layers (`int`, *optional*, defaults to `1`):
+        hidden_size (`int`, *optional*, defaults to `128`), num_layers (`int`, *optional*, defaults to `1`):
             Size of the network.
-        max_length (`int`, *optional*, defaults to `10`):
-            Most items of a history that are read: what the records hold.
-        dropout (`float`, *optional*, defaults to `0.2`):
+        max_length (`int`, *optional*, defaults to `50`):
+            Most items of a history that are read.
+        dropout (`float`, *optional*, defaults to `0.4`):
             Dropout.
+        learning_rate (`float`, *optional*, defaults to `3e-3`):
+            Step size of AdamW, the same from the first step to the last.
         **training:
             The fields of [`TrainingOptions`].
 
@@ -307,7 +314,7 @@ def train_gru4rec(
     def build(num_items: int) -> GRU4Rec:
         return GRU4Rec(num_items, hidden_size, max_length, dropout, num_layers)
 
-    return _train(build, events, seed, validation, TrainingOptions(**training), "GRU4Rec")
+    return _train(build, events, seed, validation, TrainingOptions(learning_rate=learning_rate, **training), "GRU4Rec")
 
 
 def _train(
@@ -333,7 +340,16 @@ def _train(
     return scorer
 
 
-def _fit(scorer, codes, begins, ends, generator, validation, options: TrainingOptions, name: str) -> None:
+def _fit(
+    scorer: SequentialScorer,
+    codes: torch.Tensor,
+    begins: np.ndarray,
+    ends: np.ndarray,
+    generator: np.random.Generator,
+    validation: Any,
+    options: TrainingOptions,
+    name: str,
+) -> None:
     model = scorer.model
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay, betas=(0.9, 0.98)
@@ -358,7 +374,15 @@ def _fit(scorer, codes, begins, ends, generator, validation, options: TrainingOp
         model.load_state_dict(best)
 
 
-def _run_epoch(model, optimizer, codes, begins, ends, generator, options: TrainingOptions) -> float:
+def _run_epoch(
+    model: SequentialModel,
+    optimizer: torch.optim.Optimizer,
+    codes: torch.Tensor,
+    begins: np.ndarray,
+    ends: np.ndarray,
+    generator: np.random.Generator,
+    options: TrainingOptions,
+) -> float:
     low, high = draw_windows(begins, ends, model.max_length, generator)
     order = generator.permutation(len(low))
     places = torch.arange(1 + model.max_length)

@@ -23,7 +23,7 @@ class SequentialModel(nn.Module):
             Dropout.
     """
 
-    def __init__(self, num_items: int, hidden_size: int, max_length: int, dropout: float):
+    def __init__(self, num_items: int, hidden_size: int, max_length: int, dropout: float) -> None:
         super().__init__()
         if hidden_size < 1 or max_length < 1 or not 0 <= dropout < 1:
             raise ValueError(
@@ -57,7 +57,7 @@ class SASRec(SequentialModel):
 
     def __init__(
         self, num_items: int, hidden_size: int, max_length: int, dropout: float, num_layers: int, num_heads: int
-    ):
+    ) -> None:
         super().__init__(num_items, hidden_size, max_length, dropout)
         if hidden_size % num_heads:
             raise ValueError(f"hidden_size={hidden_size} is not a multiple of num_heads={num_heads}. Pass one.")
@@ -87,7 +87,7 @@ class GRU4Rec(SequentialModel):
             Layers of the GRU.
     """
 
-    def __init__(self, num_items: int, hidden_size: int, max_length: int, dropout: float, num_layers: int):
+    def __init__(self, num_items: int, hidden_size: int, max_length: int, dropout: float, num_layers: int) -> None:
         super().__init__(num_items, hidden_size, max_length, dropout)
         self.gru = nn.GRU(
             hidden_size, hidden_size, num_layers, batch_first=True, dropout=dropout if num_layers > 1 else 0.0

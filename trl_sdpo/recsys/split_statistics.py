@@ -23,7 +23,7 @@ class SplitStatistics:
             Training events of every item.
     """
 
-    def __init__(self, num_targets: int, num_candidates: int, train_counts: np.ndarray):
+    def __init__(self, num_targets: int, num_candidates: int, train_counts: np.ndarray) -> None:
         self.num_candidates, self.train_counts = num_candidates, train_counts
         self.stride = -(-num_targets // _MOST_REFERENCE_LISTS)
         self.target_hits = np.zeros(len(train_counts), dtype=np.int64)

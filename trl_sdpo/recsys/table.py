@@ -2,7 +2,7 @@
 
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import polars as pl
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from datasets import Dataset
 
-    Table = str | Path | pl.DataFrame | pd.DataFrame | Dataset
+    Table: TypeAlias = str | Path | pl.DataFrame | pd.DataFrame | Dataset
 
 logger = logging.getLogger(__name__)
 

@@ -43,7 +43,7 @@ class TitleTrie:
         ```
     """
 
-    def __init__(self, paths: Sequence[Sequence[int]], names: Sequence[str] | None = None):
+    def __init__(self, paths: Sequence[Sequence[int]], names: Sequence[str] | None = None) -> None:
         self.num_titles = len(paths)
         self._names = names
         self.example = None  # a completion as it is written, and its tokens

@@ -28,7 +28,7 @@ class TokenBudget:
             [`SoftmaxDPOConfig`] counts them. If `None`, tokens are counted and nothing is shortened.
     """
 
-    def __init__(self, processing_class: "PreTrainedTokenizerBase", max_length: int | None = None):
+    def __init__(self, processing_class: "PreTrainedTokenizerBase", max_length: int | None = None) -> None:
         if max_length is not None and max_length < 2:
             raise ValueError(f"max_length={max_length} is below 2. Pass room for a prompt and a completion.")
         self.processing_class, self.max_length = processing_class, max_length
@@ -102,7 +102,9 @@ class TokenBudget:
         return self.processing_class([prompt + template.complete(title) for title in titles])["input_ids"]
 
 
-def _chat(processing_class, conversations: list[list[tuple[str, str]]], **options) -> list[list[int]]:
+def _chat(
+    processing_class: "PreTrainedTokenizerBase", conversations: list[list[tuple[str, str]]], **options
+) -> list[list[int]]:
     messages = [[{"role": role, "content": text} for role, text in one] for one in conversations]
     return processing_class.apply_chat_template(messages, tokenize=True, return_dict=True, **options)["input_ids"]
 

@@ -1,0 +1,265 @@
+"""Files with a section per command, and `trl-sdpo run`, which goes through them."""
+
+import json
+import os
+import shutil
+
+import pytest
+import yaml
+
+from trl_sdpo import cli
+from trl_sdpo.commands import run as run_command
+from trl_sdpo.commands._config_file import read_config
+
+
+SECTIONS = {
+    "common": {
+        "dataset_name": "data",
+        "max_steps": 2,
+        "per_device_train_batch_size": 4,
+        "save_steps": 1,
+        "logging_steps": 1,
+    },
+    "prepare": {
+        "source": "table",
+        "path": "log.csv",
+        "output": "data",
+        "domain": "items",
+        "num_candidates": 4,
+        "loader_options": ["user=user", "item=item", "timestamp=time", "title=title"],
+    },
+    "sft": {"model_name_or_path": "model", "output_dir": "sft", "use_peft": True, "learning_rate": 0.01},
+    "train": {"model_name_or_path": "sft", "output_dir": "s-dpo", "num_negatives": 2},
+}
+
+
+@pytest.fixture
+def workplace(tmp_path, monkeypatch, llama, tokenizer):
+    """A directory with a model, a log of interactions and a file for all commands, in which they run."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    llama().save_pretrained("model")
+    tokenizer.save_pretrained("model")
+    rows = [
+        f'{user},{(5 * user + 7 * step) % 20},{1000 + 50 * step + user},"Film {(5 * user + 7 * step) % 20} (1999)"'
+        for user in range(12)
+        for step in range(8)
+    ]
+    (tmp_path / "log.csv").write_text("\n".join(["user,item,time,title", *rows]) + "\n")
+    write(SECTIONS)
+    return tmp_path
+
+
+def write(sections):
+    with open("mine.yaml", "w") as file:
+        yaml.safe_dump(sections, file, sort_keys=False)
+
+
+@pytest.fixture
+def start(monkeypatch):
+    """Commands run in this process, which has imported what they need; returns the words of each."""
+    started = []
+
+    def start_here(name, words):
+        started.append((name, words[2:]))
+        return main(name, *words)
+
+    monkeypatch.setattr(run_command, "_start", start_here)
+    return started
+
+
+def main(*words):
+    """The exit status of the command."""
+    try:
+        return cli.main([str(word) for word in words])
+    except SystemExit as stop:
+        return stop.code
+
+
+def adapter(directory):
+    return (directory / "adapter_model.safetensors").read_bytes()
+
+
+def test_all_sections_in_order_and_nothing_twice(workplace, start):
+    assert main("run", "mine.yaml") == 0
+    assert start == [("prepare", []), ("sft", []), ("train", [])]
+    log = json.loads((workplace / "s-dpo" / "trainer_state.json").read_text())
+    assert (log["max_steps"], log["global_step"]) == (2, 2)
+    trained = adapter(workplace / "s-dpo")
+    start.clear()
+    assert main("run", "mine.yaml") == 0
+    assert start == []
+    assert adapter(workplace / "s-dpo") == trained
+
+
+def test_a_run_that_was_killed_goes_on_from_its_checkpoint(workplace, start):
+    assert main("run", "mine.yaml", "train.lr_scheduler_type=constant", "train.max_steps=3") == 0
+    whole = adapter(workplace / "s-dpo")
+    # as a kill in the middle of the last stage leaves it
+    out = workplace / "s-dpo"
+    for path in out.iterdir():
+        if path.name not in ("checkpoint-1", "_run.json"):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    state = json.loads((out / "_run.json").read_text())
+    (out / "_run.json").write_text(json.dumps(state | {"done": False}))
+    start.clear()
+    assert main("run", "mine.yaml", "train.lr_scheduler_type=constant", "train.max_steps=3") == 0
+    assert start == [("train", ["--resume_from_checkpoint", "True"])]
+    assert adapter(out) == whole
+    # and before its first checkpoint was whole
+    for name in ("checkpoint-1", "checkpoint-2"):
+        shutil.rmtree(out / name)
+    (out / "checkpoint-3" / "trainer_state.json").unlink()
+    (out / "_run.json").write_text(json.dumps(state | {"done": False}))
+    start.clear()
+    assert main("run", "mine.yaml", "train.lr_scheduler_type=constant", "train.max_steps=3") == 0
+    assert start == [("train", ["--overwrite_output_dir"])]
+    assert adapter(out) == whole
+
+
+def test_what_was_made_with_other_settings_is_kept_until_told(workplace, start, capsys):
+    assert main("run", "mine.yaml") == 0
+    before = {name: adapter(workplace / name) for name in ("sft", "s-dpo")}
+    start.clear()
+    assert main("run", "mine.yaml", "sft.learning_rate=0.02") == 1
+    assert "sft: sft holds what was made with other settings (learning_rate)" in capsys.readouterr().err
+    assert start == []
+    assert {name: adapter(workplace / name) for name in before} == before
+    assert main("run", "mine.yaml", "sft.learning_rate=0.02", "--overwrite") == 0
+    # S-DPO builds on SFT
+    assert start == [("sft", ["--overwrite_output_dir"]), ("train", ["--overwrite_output_dir"])]
+    assert all(adapter(workplace / name) != before[name] for name in before)
+    # the files that prepare reads are a setting, too
+    with open("log.csv", "a") as file:
+        file.write('0,19,9999,"Film 19 (1999)"\n')
+    assert main("run", "mine.yaml", "sft.learning_rate=0.02") == 1
+    assert "prepare: data holds what was made with other settings (the files of `path`)" in capsys.readouterr().err
+
+
+def test_what_another_command_left_is_kept(workplace, start, capsys):
+    assert main("prepare", "--config", "mine.yaml") == 0
+    assert main("run", "mine.yaml") == 1
+    assert "prepare: data holds what no `trl-sdpo run` left. Pass --overwrite" in capsys.readouterr().err
+    assert main("run", "mine.yaml", "--stages", "sft") == 0
+    assert start == [("sft", [])]
+
+
+def test_a_command_that_fails_ends_the_run(workplace, start, capsys):
+    assert main("run", "mine.yaml", "sft.model_name_or_path=nowhere/at/all") == 1
+    assert [name for name, _ in start] == ["prepare", "sft"]
+    assert "sft ended with status 1. When its error is mended, the same command goes on from there" in (
+        capsys.readouterr().err
+    )
+    start.clear()
+    assert main("run", "mine.yaml", "sft.model_name_or_path=model", "--overwrite") == 0
+    assert [name for name, _ in start] == ["sft", "train"]
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "says"),
+    [
+        ({"trian": {}}, 1, "'trian' is no section. Did you mean 'train'?"),
+        (
+            {"train": SECTIONS["train"] | {"bta": 1}},
+            2,
+            "trl-sdpo train: error: --config: 'bta' is no flag. Did you mean",
+        ),
+        ({"prepare": SECTIONS["prepare"] | {"negatvies": "hard"}}, 2, "Did you mean 'negatives'?"),
+        ({"prepare": SECTIONS["prepare"] | {"split": "leave-one-uot"}}, 2, "Did you mean 'leave-one-out'?"),
+        ({"train": SECTIONS["train"] | {"beta": "much"}}, 2, "argument --beta: invalid float value: 'much'"),
+        ({"train": SECTIONS["train"] | {"num_proceses": 2}}, 2, "Did you mean '--num_processes'?"),
+        ({"common": SECTIONS["common"] | {"sead": 1}}, 2, "'sead' in the section 'common' is no flag of any command"),
+        ({"train": {"output_dir": "s-dpo"}}, 2, "--model_name_or_path is missing"),
+        ({"train": "s-dpo"}, 1, "the section 'train' holds 's-dpo' where `name: value` is expected"),
+    ],
+)
+def test_mistakes_in_any_section_are_found_before_the_first_command(workplace, start, capsys, change, status, says):
+    write(SECTIONS | change)
+    assert main("run", "mine.yaml") == status
+    error = capsys.readouterr().err
+    assert says in error
+    assert "Traceback" not in error
+    assert start == []
+    assert not (workplace / "data").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["train.beta"], "'train.beta' is not SECTION.FLAG=VALUE"),
+        (["trian.beta=1"], "mine.yaml has no section 'trian'. Did you mean 'train'?"),
+        (["train.beta=[1"], "'[1' is no YAML value"),
+        (["--stages", "evaluate"], "mine.yaml has no section 'evaluate'"),
+    ],
+)
+def test_mistakes_in_words_are_named(workplace, start, capsys, words, says):
+    assert main("run", "mine.yaml", *words) == 1
+    assert says in capsys.readouterr().err
+    assert start == []
+
+
+class TestFile:
+    def test_a_command_takes_its_section_before_what_is_common(self, workplace):
+        from trl_sdpo.commands import sft, train
+
+        write(SECTIONS | {"train": SECTIONS["train"] | {"max_steps": 7, "learning_rate": "2e-5"}})
+        parsed = {
+            module.__name__.rpartition(".")[2]: module.make_parser(
+                f"trl-sdpo {module.__name__.rpartition('.')[2]}"
+            ).parse_args(["--config=mine.yaml", "--seed", "5"])
+            for module in (sft, train)
+        }
+        assert [parsed[name].training_args.max_steps for name in ("sft", "train")] == [2, 7]
+        assert parsed["train"].training_args.learning_rate == 2e-5
+        assert parsed["train"].training_args.seed == 5
+        assert [parsed[name].model_args.model_name_or_path for name in ("sft", "train")] == ["model", "sft"]
+
+    def test_a_command_without_a_section_is_an_error(self, workplace, capsys):
+        write({name: SECTIONS[name] for name in ("common", "sft")})
+        assert main("train", "--config", "mine.yaml") == 2
+        assert "there is no section 'train', only ['sft']. Add it" in capsys.readouterr().err
+
+    def test_flags_of_accelerate_are_for_the_launch(self, workplace):
+        from trl_sdpo.commands import train
+
+        write(SECTIONS | {"train": SECTIONS["train"] | {"accelerate_config": "zero2", "num_processes": 4}})
+        args = train.make_parser("trl-sdpo train").parse_args(
+            ["--config", "mine.yaml", "--main_process_port", "29501"]
+        )
+        assert args.launch_words == [
+            *("--accelerate_config", "zero2", "--num_processes", "4", "--main_process_port", "29501")
+        ]
+
+    def test_the_environment_is_set(self, workplace, monkeypatch):
+        from trl_sdpo.commands import train
+
+        monkeypatch.setenv("TRL_SDPO_TEST", "before")
+        write(SECTIONS | {"env": {"TRL_SDPO_TEST": 3}})
+        train.make_parser("trl-sdpo train").parse_args(["--config", "mine.yaml"])
+        assert os.environ["TRL_SDPO_TEST"] == "3"
+
+    @pytest.mark.parametrize(
+        ("text", "says"),
+        [
+            ("- a\n", "expected `name: value` lines"),
+            ("a: [\n", "not YAML that can be read"),
+            ("sft:\n  seed: 1\nsft:\n  seed: 2\n", "line 3: the key 'sft' stands there a second time"),
+            ("sft: {}\nseed: 1\n", "'seed' is no section. "),
+        ],
+    )
+    def test_a_malformed_file_is_named(self, tmp_path, text, says):
+        (tmp_path / "x.yaml").write_text(text)
+        with pytest.raises(ValueError, match=f"{tmp_path}/x.yaml: ") as error:
+            read_config(tmp_path / "x.yaml")
+        assert says in str(error.value)
+
+    def test_a_shared_mapping_of_yaml_is_read(self, tmp_path):
+        (tmp_path / "x.yaml").write_text("common: &base\n  seed: 1\nsft:\n  <<: *base\n  seed: 2\n")
+        assert read_config(tmp_path / "x.yaml")["sft"] == {"seed": 2}
+
+
+def test_a_command_has_a_process_of_its_own(workplace, capfd):
+    assert main("run", "mine.yaml", "--stages", "prepare") == 0
+    assert (workplace / "data" / "report.json").is_file()
+    # said by the other process, to where this one speaks
+    assert "data: " in capfd.readouterr().out

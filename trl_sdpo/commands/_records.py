@@ -1,0 +1,165 @@
+"""What the stages do to records before a trainer takes them: the same tokens for both."""
+
+from collections.abc import Callable
+from typing import Any
+
+from accelerate.logging import get_logger
+from datasets import Dataset, IterableDataset
+from transformers import PreTrainedTokenizerBase
+from trl.trainer.utils import global_then_local_main_first
+
+from ..data_utils import _tokenize_completions, check_multi_preference, tokenize_multi_preference
+
+
+logger = get_logger(__name__)
+
+_COLUMNS = ("prompt", "chosen", "rejected")
+
+
+def completions_are_lines(dataset: Dataset | IterableDataset) -> bool:
+    """
+    Whether each completion of a multi-preference dataset is a line, whose end is its line break.
+
+    An EOS token behind it would not stand behind the titles of the history, which are lines as well: a model would have
+    to count titles to foresee it, noise in the score of a candidate.
+
+    Args:
+        dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
+            Records. Of a stream the first one is looked at.
+
+    Returns:
+        `bool`: The answer; `False` for messages, tokens and preference data of TRL.
+    """
+    first = next(iter(dataset), {})
+    if not isinstance(first.get("rejected"), list) or not isinstance(first.get("chosen"), str):
+        return False
+    chosen = dataset["chosen"] if isinstance(dataset, Dataset) else [first["chosen"]]
+    return all(isinstance(text, str) and text.endswith("\n") for text in chosen)
+
+
+def tokenize_lines(
+    dataset: Dataset | IterableDataset,
+    dataset_name: str,
+    processing_class: PreTrainedTokenizerBase,
+    num_proc: int | None,
+) -> Dataset | IterableDataset:
+    """
+    Tokenize multi-preference records whose completions are lines, without an EOS token behind them.
+
+    Args:
+        dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
+            Records, standard.
+        dataset_name (`str`):
+            Name for messages.
+        processing_class ([`~transformers.PreTrainedTokenizerBase`]):
+            Tokenizer.
+        num_proc (`int`, *optional*):
+            Number of processes.
+
+    Returns:
+        [`~datasets.Dataset`] or [`~datasets.IterableDataset`]: The records with `prompt_ids`, `chosen_ids` and
+        `rejected_ids` in the place of texts.
+
+    Raises:
+        `ValueError`: If a record is malformed, see [`check_multi_preference`].
+    """
+    options = {"processing_class": processing_class, "eos_token": "", "stream": not isinstance(dataset, Dataset)}
+    desc = f"Tokenizing {dataset_name} dataset"
+    return _map(dataset, tokenize_multi_preference, desc, num_proc, list(_COLUMNS), options)
+
+
+def chosen_rows(
+    dataset: Dataset | IterableDataset,
+    dataset_name: str,
+    processing_class: PreTrainedTokenizerBase,
+    eos_token: str,
+    max_length: int | None,
+    num_proc: int | None,
+) -> Dataset | IterableDataset:
+    """
+    Rows for [`~trl.SFTTrainer`] of the prompts and chosen completions of records, with the tokens and the boundary that
+    Softmax-DPO has. None is cut: those longer than `max_length` are dropped, and counted in a warning.
+
+    Args:
+        dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
+            Multi-preference records, standard, conversational or tokenized, or preference data of TRL with a `prompt`.
+        dataset_name (`str`):
+            Name for messages.
+        processing_class ([`~transformers.PreTrainedTokenizerBase`]):
+            Tokenizer.
+        eos_token (`str`):
+            Token to end the completions of standard records with; empty for [`completions_are_lines`].
+        max_length (`int`, *optional*):
+            Most tokens of a row.
+        num_proc (`int`, *optional*):
+            Number of processes.
+
+    Returns:
+        [`~datasets.Dataset`] or [`~datasets.IterableDataset`]: `input_ids` and `completion_mask`.
+
+    Raises:
+        `ValueError`: If a record is malformed, see [`check_multi_preference`], or none fits.
+    """
+    columns = list(dataset.column_names or next(iter(dataset), {}))
+    if not {"prompt", "chosen", "rejected"} <= set(columns) and "rejected_ids" not in columns:
+        raise ValueError(
+            f"The {dataset_name} dataset has no `prompt`, `chosen` and `rejected`, only {columns}. Prompts with "
+            "completions and bare texts are what `trl sft` trains on."
+        )
+
+    def join(example: dict[str, Any], index: int) -> dict[str, list[int]]:
+        prompt_ids, chosen_ids = _tokenize_chosen(example, index, processing_class, eos_token)
+        mask = [0] * len(prompt_ids) + [1] * len(chosen_ids)
+        return {"input_ids": prompt_ids + chosen_ids, "completion_mask": mask}
+
+    rows = _map(dataset, join, f"Tokenizing {dataset_name} dataset", num_proc, columns)
+    if max_length is None:
+        return rows
+    return _drop_long_rows(rows, max_length, dataset_name, num_proc)
+
+
+def _tokenize_chosen(
+    example: dict[str, Any], index: int, processing_class: PreTrainedTokenizerBase, eos_token: str
+) -> tuple[list[int], list[int]]:
+    if isinstance(example.get("rejected"), str) or _is_messages(example.get("rejected")):
+        example = {**example, "rejected": [example["rejected"]]}
+    check_multi_preference(example, index)
+    if "rejected_ids" in example:
+        return example["prompt_ids"], example["chosen_ids"]
+    prompt_ids, (chosen_ids,) = _tokenize_completions({**example, "rejected": []}, processing_class, eos_token)
+    return prompt_ids, chosen_ids
+
+
+def _is_messages(rejected: Any) -> bool:
+    return isinstance(rejected, list) and bool(rejected) and isinstance(rejected[0], dict)
+
+
+def _drop_long_rows(
+    rows: Dataset | IterableDataset, max_length: int, dataset_name: str, num_proc: int | None
+) -> Dataset | IterableDataset:
+    options = {"num_proc": num_proc} if isinstance(rows, Dataset) else {}
+    with global_then_local_main_first():
+        kept = rows.filter(lambda row: len(row["input_ids"]) <= max_length, **options)
+    if isinstance(rows, Dataset) and len(kept) < len(rows):
+        message = (
+            f"{len(rows) - len(kept)} of {len(rows)} records of the {dataset_name} dataset have a prompt and completion "
+            f"of more than `max_length={max_length}` tokens"
+        )
+        if len(kept) == 0:
+            raise ValueError(f"{message}, so none is left. Raise `max_length`.")
+        logger.warning(f"{message}, and are dropped. Raise `max_length`, or shorten the prompts, to keep them.")
+    return kept
+
+
+def _map(
+    dataset: Dataset | IterableDataset,
+    function: Callable,
+    desc: str,
+    num_proc: int | None,
+    remove_columns: list[str],
+    fn_kwargs: dict[str, Any] | None = None,
+) -> Dataset | IterableDataset:
+    # a stream takes neither `desc` nor `num_proc`
+    options = {"desc": desc, "num_proc": num_proc} if isinstance(dataset, Dataset) else {}
+    with global_then_local_main_first():
+        return dataset.map(function, with_indices=True, remove_columns=remove_columns, fn_kwargs=fn_kwargs, **options)

@@ -1,0 +1,246 @@
+"""`trl-sdpo recommend --model DIR --history "Title A" "Title B"`: what comes next."""
+
+import csv
+import dataclasses
+import io
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ._parser import CommandParser, FlagHelpFormatter
+
+
+if TYPE_CHECKING:
+    from ..recommender import Recommendation, Recommender
+
+
+def _help(text: str, **more) -> dict:
+    return {"help": text, **more}
+
+
+@dataclasses.dataclass
+class RecommendArguments:
+    """Flags of `trl-sdpo recommend`."""
+
+    model: str | None = dataclasses.field(
+        default=None, metadata=_help("Directory or Hub id of a model or an adapter. Needed.")
+    )
+    history: list[str] = dataclasses.field(
+        default_factory=list, metadata=_help("Titles or item ids of one history, oldest first.")
+    )
+    histories: str | None = dataclasses.field(
+        default=None,
+        metadata=_help(
+            'Many: a .jsonl file with {"history": [...], "candidates": [...]} on each line, the latter optional; or a '
+            ".csv file with a row per event and the columns user_id, title or item_id, and, where rows are not in order, "
+            "timestamp."
+        ),
+    )
+    candidates: list[str] = dataclasses.field(
+        default_factory=list, metadata=_help("Titles or ids to choose from. Default: the whole catalogue.")
+    )
+    top_k: int = dataclasses.field(default=10, metadata=_help("How many to recommend."))
+    output: str | None = dataclasses.field(
+        default=None, metadata=_help("File to write: .jsonl, a line per history, or .csv, a row per item.")
+    )
+    template: str | None = dataclasses.field(
+        default=None, metadata=_help("Wording, by its name among those that the model was trained on.")
+    )
+    catalogue: str | None = dataclasses.field(
+        default=None, metadata=_help("Directory with a catalogue.json, such as the prepared data set.")
+    )
+    base_model: str | None = dataclasses.field(
+        default=None, metadata=_help("Model under the adapter, where it has moved.")
+    )
+    num_beams: int | None = dataclasses.field(
+        default=None, metadata=_help("Width of the search in the catalogue. Default: 10, or --top_k if that is more.")
+    )
+    unknown_titles: str = dataclasses.field(
+        default="error",
+        metadata=_help("'keep' takes titles that are not in the catalogue as they are.", choices=["error", "keep"]),
+    )
+    batch_size: int = dataclasses.field(default=8, metadata=_help("Histories in a batch."))
+    device: str | None = dataclasses.field(default=None, metadata=_help("Default: an accelerator, else the CPU."))
+    dtype: str = dataclasses.field(default="auto", metadata=_help("Type of the weights. Default: as saved."))
+
+
+class _RecommendParser(CommandParser):
+    def parse_args(self, args: list[str]) -> Any:
+        """As the parent; there must be a model and a history, or a file of histories."""
+        arguments = super().parse_args(args)
+        if arguments.model is None:
+            self.error(f"--model is missing. Usage: {self.usage}")
+        if bool(arguments.history) == bool(arguments.histories):
+            self.error(f"pass either --history or --histories. Usage: {self.usage}")
+        for flag, value, kinds in (
+            ("histories", arguments.histories, (".jsonl", ".csv")),
+            ("output", arguments.output, (".jsonl", ".csv")),
+        ):
+            if value is not None and Path(value).suffix not in kinds:
+                self.error(f"--{flag}: {value!r} ends in none of {', '.join(kinds)}.")
+        return arguments
+
+
+def make_parser(prog: str) -> CommandParser:
+    """The parser of the command."""
+    return _RecommendParser(
+        RecommendArguments,
+        prog=prog,
+        formatter_class=FlagHelpFormatter,
+        usage=f'{prog} --model DIR (--history "Title A" "Title B" | --histories FILE) [flags]',
+        description="Recommend what comes after a history, or after each of many, with log-probabilities in nats.",
+    )
+
+
+@dataclasses.dataclass
+class _Query:
+    """A history of a file, and what it is known by there."""
+
+    key: str
+    history: list[Any]
+    candidates: list[Any] | None = None
+
+
+def run(args: RecommendArguments) -> None:
+    """Recommend, and print or write it."""
+    from ..recommender import Recommender
+
+    queries = [_Query("", args.history)] if args.history else _read(Path(args.histories))
+    recommender = Recommender.from_pretrained(
+        args.model,
+        template=args.template,
+        catalogue=args.catalogue,
+        base_model=args.base_model,
+        device=args.device,
+        dtype=args.dtype,
+    )
+    results = _recommend(recommender, queries, args)
+    if args.output is not None:
+        from ..recommender_files import write_text
+
+        path = Path(args.output)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, _to_csv(queries, results) if path.suffix == ".csv" else _to_lines(queries, results))
+        print(f"{path}: {sum(map(len, results)):,} recommendations for {len(queries):,} histories.")
+    elif args.history:
+        for place, item in enumerate(results[0], start=1):
+            print(f"{place:3}. {item.title}  ({'no id' if item.item_id is None else item.item_id})  {item.score:.3f}")
+        if not results[0]:
+            print("Nothing is left to recommend: the history holds the whole catalogue.")
+    else:
+        print(_to_lines(queries, results), end="")
+
+
+def _recommend(
+    recommender: "Recommender", queries: list[_Query], args: RecommendArguments
+) -> "list[list[Recommendation]]":
+    options = {
+        "top_k": args.top_k,
+        "num_beams": args.num_beams,
+        "unknown_titles": args.unknown_titles,
+        "batch_size": args.batch_size,
+    }
+    if args.history:
+        return [recommender.recommend(args.history, args.candidates or None, **options)]
+    results: list = [None] * len(queries)
+    own = [query.candidates or args.candidates or None for query in queries]
+    # those with candidates together, and those without
+    for wanted in (True, False):
+        rows = [row for row, candidates in enumerate(own) if (candidates is not None) == wanted]
+        if rows:
+            histories = [_known(recommender, queries[row]) for row in rows]
+            found = recommender.recommend(histories, [own[row] for row in rows] if wanted else None, **options)
+            for row, result in zip(rows, found, strict=True):
+                results[row] = result
+    return results
+
+
+def _known(recommender: "Recommender", query: _Query) -> list[Any]:
+    """The history, with the ids of a column of ids as titles: a text there is never a title."""
+    return [
+        recommender.lookup.title_of(value.item_id, value.where) if isinstance(value, _Id) else value
+        for value in query.history
+    ]
+
+
+@dataclasses.dataclass
+class _Id:
+    item_id: str
+    where: str
+
+
+def _read(path: Path) -> list[_Query]:
+    queries = _read_csv(path) if path.suffix == ".csv" else _read_lines(path)
+    if not queries:
+        raise ValueError(f"{path}: holds no history. Write at least one.")
+    return queries
+
+
+def _read_lines(path: Path) -> list[_Query]:
+    queries = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}: line {number}: no JSON ({error}). Correct the line.") from error
+        row = {"history": row} if isinstance(row, list) else row
+        history = row.get("history") if isinstance(row, dict) else None
+        candidates = row.get("candidates") if isinstance(row, dict) else None
+        for name, value in (("history", history), ("candidates", [""] if candidates is None else candidates)):
+            if not isinstance(value, list) or not value:
+                raise ValueError(f"{path}: line {number}, '{name}': {value!r} is no list of titles or ids. Give one.")
+        queries.append(_Query(str(row.get("user_id", number)), history, candidates))
+    return queries
+
+
+def _read_csv(path: Path) -> list[_Query]:
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file)
+        columns = reader.fieldnames or []
+        item = "title" if "title" in columns else "item_id"
+        for name in ("user_id", item):
+            if name not in columns:
+                raise ValueError(
+                    f"{path}: no column '{name}', only {columns}. It needs user_id, and title or item_id."
+                )
+        events: dict[str, list[tuple[float, int, Any]]] = {}
+        for row in reader:
+            number = reader.line_num
+            if not row["user_id"] or not row[item]:
+                raise ValueError(f"{path}: line {number}: user_id or {item} is empty. Fill or remove the line.")
+            value = row[item] if item == "title" else _Id(row[item], f"{path}: line {number}, item_id")
+            events.setdefault(row["user_id"], []).append((_time(row, number, path), number, value))
+    return [
+        _Query(user, [value for _, _, value in sorted(rows, key=lambda one: one[:2])]) for user, rows in events.items()
+    ]
+
+
+def _time(row: dict[str, str], number: int, path: Path) -> float:
+    text = row.get("timestamp")
+    if text is None:
+        return 0.0
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"{path}: line {number}, timestamp: {text!r} is no number. Give seconds.") from None
+
+
+def _to_lines(queries: list[_Query], results: "list[list[Recommendation]]") -> str:
+    lines = []
+    for query, items in zip(queries, results, strict=True):
+        key = {"user_id": query.key} if query.key else {}
+        line = key | {"recommendations": [item._asdict() for item in items]}
+        lines.append(json.dumps(line, ensure_ascii=False) + "\n")
+    return "".join(lines)
+
+
+def _to_csv(queries: list[_Query], results: "list[list[Recommendation]]") -> str:
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(["user_id", "rank", "item_id", "title", "score"])
+    for query, items in zip(queries, results, strict=True):
+        for rank, item in enumerate(items, start=1):
+            writer.writerow([query.key, rank, "" if item.item_id is None else item.item_id, item.title, item.score])
+    return buffer.getvalue()
