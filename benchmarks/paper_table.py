@@ -137,9 +137,7 @@ def main(options: argparse.Namespace) -> None:
         styles = {name: Style(name, size, directory / name, interactions, tokenizer, base) for name in STYLES}
         users = [str(user) for user in styles["history"].records["test"]["user_id"]]
         (directory / "test_users.json").write_text(json.dumps(users), encoding="utf-8")
-        scorers = (
-            baseline_scorers(styles["history"], directory / "baselines", {}) if "baselines" in options.parts else {}
-        )
+        scorers = baseline_scorers(styles["history"], directory / "baselines") if "baselines" in options.parts else {}
         score_baselines(styles["history"], scorers, directory / "baselines")
         for name in options.styles:
             # the model without the list has learned what follows what; with the list it goes on from there

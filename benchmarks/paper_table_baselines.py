@@ -1,10 +1,10 @@
 """Scorers without a language model on the records of the table. Imported by paper_table.py as a sibling module."""
 
-import time
+import os
 from pathlib import Path
 
 import polars as pl
-import stages
+import torch
 from paper_table_models import RECORDS_SEED, Style
 from paper_table_runs import cached_scores
 
@@ -14,7 +14,7 @@ from trl_sdpo.recsys.scorers import Scorer, score_records
 from trl_sdpo.recsys.sequential_baselines import train_gru4rec, train_sasrec
 
 
-def baseline_scorers(style: Style, directory: Path, sequential: dict) -> dict[str, Scorer]:
+def baseline_scorers(style: Style, directory: Path) -> dict[str, Scorer]:
     """
     Popularity, last-item co-occurrence, item-kNN, SASRec and GRU4Rec, of the training events.
 
@@ -22,32 +22,27 @@ def baseline_scorers(style: Style, directory: Path, sequential: dict) -> dict[st
         style ([`Style`]):
             For the interactions, and the validation records on which SASRec and GRU4Rec stop.
         directory (`Path`):
-            Where the seconds of training are written.
-        sequential (`dict`):
-            Options of SASRec and GRU4Rec.
+            Where the trained networks are kept for a second start.
 
     Returns:
         `dict[str, Callable]`: Scorers of item ids, by name.
     """
     events = temporal_split(build_sequences(style.interactions)).filter(pl.col("split") == "train")
-    makers = {
-        "popularity": lambda: popularity_scorer(events),
-        "last-item co-occurrence": lambda: cooccurrence_scorer(events),
-        "item-kNN": lambda: item_knn_scorer(events),
-        "SASRec": lambda: train_sasrec(
-            events, seed=RECORDS_SEED, validation=style.records["validation"], **sequential
-        ),
-        "GRU4Rec": lambda: train_gru4rec(
-            events, seed=RECORDS_SEED, validation=style.records["validation"], **sequential
-        ),
+    scorers = {
+        "popularity": popularity_scorer(events),
+        "last-item co-occurrence": cooccurrence_scorer(events),
+        "item-kNN": item_knn_scorer(events),
     }
-    scorers, seconds = {}, {}
-    for name, make in makers.items():
-        start = time.perf_counter()
-        scorers[name] = make()
-        seconds[name] = round(time.perf_counter() - start, 1)
-    directory.mkdir(parents=True, exist_ok=True)
-    stages.write_json(directory / "seconds.json", seconds)
+    for name, train in (("SASRec", train_sasrec), ("GRU4Rec", train_gru4rec)):
+        path = directory / name / "scorer.pt"
+        if not path.is_file():
+            scorer = train(events, seed=RECORDS_SEED, validation=style.records["validation"])
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = path.with_name(f".{path.name}.{os.getpid()}")
+            torch.save(scorer, temporary)
+            temporary.replace(path)
+        # a file of this program's own: whole objects, not weights alone
+        scorers[name] = torch.load(path, weights_only=False)
     return scorers
 
 
