@@ -26,7 +26,7 @@ from pathlib import Path
 sys.path.append(str(Path(__file__).resolve().parent.parent / "examples"))  # the stages are those of the examples
 
 import stages
-from paper_table_baselines import baseline_scorers, score_baselines
+from paper_table_baselines import score_baselines, trained_scorer
 from paper_table_models import Style, make_base, train_sft
 from paper_table_plan import SIZES, STYLES, Run, Size, searched, sweeps, systems
 from paper_table_report import CHOSEN, read_chosen, write_report
@@ -96,8 +96,9 @@ def run_generation(style: Style, chosen: list[Run], seeds: int) -> None:
             generate(style, run_folder(style, replace(system, seed=seed)))
 
 
-def run_sweeps(style: Style, chosen: Run, sft: dict, sasrec) -> None:
+def run_sweeps(style: Style, chosen: Run, sft: dict) -> None:
     """Runs of one seed that change one thing, on the test records, which nothing is chosen on."""
+    sasrec = trained_scorer(style.directory.parent / "baselines", "SASRec")
     for name, runs in sweeps(chosen, style.size).items():
         for run in runs:
             if run.negatives == "sasrec" and sasrec is None:
@@ -108,7 +109,7 @@ def run_sweeps(style: Style, chosen: Run, sft: dict, sasrec) -> None:
                 score(style, run_folder(style, run), "sweep")
 
 
-def run_style(style: Style, begin: str | Path, options: argparse.Namespace, sasrec) -> None:
+def run_style(style: Style, begin: str | Path, options: argparse.Namespace) -> None:
     """All parts of a style."""
     if "sft" not in options.parts:
         return
@@ -122,7 +123,7 @@ def run_style(style: Style, begin: str | Path, options: argparse.Namespace, sasr
     if "generation" in options.parts and style.name == "candidates":
         run_generation(style, chosen, options.seeds)
     if "sweeps" in options.parts and style.name == "history":
-        run_sweeps(style, chosen[-1], sft, sasrec)
+        run_sweeps(style, chosen[-1], sft)
 
 
 def main(options: argparse.Namespace) -> None:
@@ -137,12 +138,12 @@ def main(options: argparse.Namespace) -> None:
         styles = {name: Style(name, size, directory / name, interactions, tokenizer, base) for name in STYLES}
         users = [str(user) for user in styles["history"].records["test"]["user_id"]]
         (directory / "test_users.json").write_text(json.dumps(users), encoding="utf-8")
-        scorers = baseline_scorers(styles["history"], directory / "baselines") if "baselines" in options.parts else {}
-        score_baselines(styles["history"], scorers, directory / "baselines")
+        if "baselines" in options.parts:
+            score_baselines(styles["history"], directory / "baselines")
         for name in options.styles:
             # the model without the list has learned what follows what; with the list it goes on from there
             begin = base if name == "history" else directory / "history" / "sft"
-            run_style(styles[name], begin, options, scorers.get("SASRec"))
+            run_style(styles[name], begin, options)
     stages.write_json(directory / "environment.json", stages.environment())
     write_report(directory, size)
     logger.info("%s: results.md, results.png, results.json; %.0f s.", directory, time.perf_counter() - start)

@@ -34,21 +34,31 @@ def baseline_scorers(style: Style, directory: Path) -> dict[str, Scorer]:
         "item-kNN": item_knn_scorer(events),
     }
     for name, train in (("SASRec", train_sasrec), ("GRU4Rec", train_gru4rec)):
-        path = directory / name / "scorer.pt"
+        path = scorer_path(directory, name)
         if not path.is_file():
             scorer = train(events, seed=RECORDS_SEED, validation=style.records["validation"])
             path.parent.mkdir(parents=True, exist_ok=True)
             temporary = path.with_name(f".{path.name}.{os.getpid()}")
             torch.save(scorer, temporary)
             temporary.replace(path)
-        # a file of this program's own: whole objects, not weights alone
-        scorers[name] = torch.load(path, weights_only=False)
+        scorers[name] = trained_scorer(directory, name)
     return scorers
 
 
-def score_baselines(style: Style, scorers: dict[str, Scorer], directory: Path) -> None:
+def scorer_path(directory: Path, name: str) -> Path:
+    return directory / name / "scorer.pt"
+
+
+def trained_scorer(directory: Path, name: str) -> Scorer | None:
+    """SASRec or GRU4Rec as [`baseline_scorers`] left it, if it did."""
+    path = scorer_path(directory, name)
+    # a file of this program's own: a whole object, not weights alone
+    return torch.load(path, weights_only=False) if path.is_file() else None
+
+
+def score_baselines(style: Style, directory: Path) -> None:
     """Scores of validation and test records: the candidates of both styles are the same."""
-    for name, scorer in scorers.items():
+    for name, scorer in baseline_scorers(style, directory).items():
         for split in ("validation", "test"):
             records = style.records[split]
             cached_scores(directory / name / f"{split}.parquet", lambda: score_records(scorer, records))  # noqa: B023

@@ -80,7 +80,7 @@ class Size:
     sweep_negatives: tuple[int, ...] = (1, 3, 7, 15, 63)
     sweep_betas: tuple[float, ...] = (0.1, 1.0, 3.0)
     sweep_learning_rates: tuple[float, ...] = (1e-4, 3e-4, 1e-3)
-    sweep_records: tuple[int, ...] = (640, 1280, 2560, 5120)
+    sweep_records: tuple[int, ...] = (640, 1280, 2560)
     sweep_training_records: int = 1280
     sweep_step: int = 2
 
@@ -197,7 +197,7 @@ def sweeps(chosen: Run, size: Size) -> dict[str, list[Run]]:
     usual = size.preference_records["history"]
     small = replace(chosen, records=size.sweep_training_records)
     counts = [None if count == usual else count for count in size.sweep_records]
-    sources = ("uniform", "popularity", "hard", "mined", "half-mined", "sasrec")
+    sources = ("uniform", "popularity", "hard", "mined", "sasrec")
     return {
         "K": [replace(small, num_negatives=number) for number in size.sweep_negatives],
         "β": [replace(small, beta=beta) for beta in size.sweep_betas],

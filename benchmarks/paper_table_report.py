@@ -55,18 +55,19 @@ class Results:
         return self.scores(place, "sweep") if scores is None else scores[:: self.size.sweep_step]
 
     def runs(self, run: Run, most: int = 100) -> list[Run]:
-        """The seeds of a run that have been scored, from 0 on."""
+        """The seeds of a run that have been scored, of 0 to `most` - 1."""
         seeds = [replace(run, seed=seed) for seed in range(most)]
         return [one for one in seeds if (self.folder(one) / "test.parquet").is_file()]
 
     @cached_property
     def systems(self) -> dict[str, list[list[np.ndarray]]]:
-        """Scores of the test records by row of the table and seed."""
-        rows = {} if self.sft is None else {SFT: [self.sft]}
-        for system, run in self.chosen.items():
-            found = [self.scores(self.folder(one)) for one in self.runs(run)]
-            rows |= {system: found} if found else {}
-        return rows
+        """Scores of the test records by row of the table and seed, of the seeds that all systems have."""
+        rows = {
+            system: [self.scores(self.folder(one)) for one in self.runs(run)] for system, run in self.chosen.items()
+        }
+        common = min((len(found) for found in rows.values() if found), default=0)
+        rows = {system: found[:common] for system, found in rows.items() if found}
+        return rows if self.sft is None else {SFT: [self.sft], **rows}
 
 
 def table_rows(results: Results) -> dict[str, dict]:
@@ -93,7 +94,7 @@ def generated(results: Results, system: str) -> dict:
     places = (
         [results.directory / "sft"]
         if system == SFT
-        else [results.folder(run) for run in results.runs(results.chosen[system])]
+        else [results.folder(run) for run in results.runs(results.chosen[system], len(results.systems[system]))]
     )
     paths = [place / "generation.json" for place in places]
     if not all(path.is_file() for path in paths):

@@ -48,7 +48,7 @@ def training_records(style: Style, run: Run, sasrec: Scorer | None = None) -> Da
         run ([`Run`]):
             Its `negatives` are `"uniform"`; `"popularity"` or `"hard"` (neighbours of the history), drawn from the
             catalogue, see [`~trl_sdpo.recsys.sample_negatives`]; or, of the uniform pool, the K that the SFT
-            checkpoint (`"mined"`; `"half-mined"`: half of them) or SASRec (`"sasrec"`) puts highest.
+            checkpoint (`"mined"`) or SASRec (`"sasrec"`) puts highest.
         sasrec (`Callable`, *optional*):
             Scorer of `"sasrec"`.
 
@@ -62,9 +62,9 @@ def training_records(style: Style, run: Run, sasrec: Scorer | None = None) -> Da
     if run.negatives == "sasrec":
         return style.tokenize(hardest_of_scorer(records, sasrec, run.num_negatives))
     records = style.tokenize(records)
-    if run.negatives in ("mined", "half-mined"):
-        model, share = style.load(style.directory / "sft"), 0.5 if run.negatives == "half-mined" else 1.0
-        return mine_negatives(records, model, style.tokenizer, num_negatives=run.num_negatives, share=share)
+    if run.negatives == "mined":
+        model = style.load(style.directory / "sft")
+        return mine_negatives(records, model, style.tokenizer, num_negatives=run.num_negatives)
     return records
 
 

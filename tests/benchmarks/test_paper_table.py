@@ -91,7 +91,7 @@ class TestProgram:
             assert set(rows["S-DPO, K = 5"]["differences"]) >= {"SFT", "DPO, 1 negative", "SASRec"}
             assert ("generated_valid_ratio" in rows["SFT"]) == (style == "candidates")
         assert [row["value"] for row in results["styles"]["history"]["sweeps"]["K"]] == [1, 5]
-        assert len(results["styles"]["history"]["sweeps"]["negatives"]) == 6
+        assert len(results["styles"]["history"]["sweeps"]["negatives"]) == 5
         assert len(results["styles"]["history"]["sums"]) == 4
 
     def test_metrics_are_those_of_the_scores_on_disk(self, run):
