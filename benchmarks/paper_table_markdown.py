@@ -83,7 +83,8 @@ def systems_table(systems: dict) -> str:
 
 
 def differences_table(systems: dict) -> str:
-    baselines = list(dict.fromkeys(name for row in systems.values() for name in row["differences"]))
+    compared = dict.fromkeys(name for row in systems.values() for name in row["differences"])
+    baselines = sorted(compared, key=lambda name: [*systems, *compared].index(name))
     rows = []
     for name, row in systems.items():
         found = row["differences"]

@@ -32,8 +32,7 @@ def plot_results(content: dict, path: Path) -> None:
     grid = figure.add_gridspec(max(1, len(sweeps)), 2, width_ratios=[1.25, 1])
     _plot_systems(figure.add_subplot(grid[:, 0] if sweeps else grid[:, :]), content)
     for row, (name, points) in enumerate(sweeps.items()):
-        reference = content["styles"]["history"]["systems"].get("SFT")
-        _plot_sweep(figure.add_subplot(grid[row, 1]), name, points, reference)
+        _plot_sweep(figure.add_subplot(grid[row, 1]), name, points)
     temporary = path.with_name(f".{path.name}")
     figure.savefig(temporary, dpi=120, format="png")
     plt.close(figure)
@@ -64,7 +63,7 @@ def _plot_systems(axis, content: dict) -> None:
     axis.spines[["top", "right"]].set_visible(False)
 
 
-def _plot_sweep(axis, name: str, points: list[dict], reference: dict | None) -> None:
+def _plot_sweep(axis, name: str, points: list[dict]) -> None:
     places = np.arange(len(points))
     differences = [point["difference"] for point in points]
     means = np.array([one["mean"] for one in differences])
@@ -72,8 +71,7 @@ def _plot_sweep(axis, name: str, points: list[dict], reference: dict | None) -> 
     errors = np.abs(ends.T - means)
     axis.errorbar(places, means, yerr=errors, fmt="o-" if name != "negatives" else "o", color=BLUE, capsize=3)
     axis.axhline(0, color=GREY, linestyle="--")
-    if reference is not None:
-        axis.set_title(f"S-DPO, {name} changed: hr@1 above SFT ({reference['hr@1']:.3f}), 95% interval", size=10)
+    axis.set_title(f"S-DPO, {name} changed: hr@1 minus SFT, n = {points[0]['n']}, 95% interval over users", size=10)
     axis.set_xticks(places, [str(point["value"]) for point in points])
     axis.set_xlabel(name, size=9)
     axis.grid(axis="y", alpha=0.25)

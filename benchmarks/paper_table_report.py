@@ -177,10 +177,10 @@ def sum_rows(results: Results, sasrec: dict[str, list[np.ndarray]]) -> list[dict
 def collect(directory: Path, size: Size) -> dict:
     """All that the report says, as in results.json."""
     users = np.array(json.loads((directory / "test_users.json").read_text(encoding="utf-8")))
-    content = {"num_users": len(set(users.tolist())), "styles": {}, "baselines": {}}
+    content = {"num_users": len(set(users.tolist())), "styles": {}}
     scores = {split: baseline_scores(directory, split) for split in ("validation", "test")}
-    for name, one in scores["test"].items():
-        content["baselines"][name] = summary([one])
+    rows = {name: summary([one]) for name, one in scores["test"].items()}
+    content["baselines"] = dict(sorted(rows.items(), key=lambda row: row[1]["hr@1"]))
     for style in STYLES:
         results = Results(directory / style, size, users)
         if results.sft is None:
