@@ -258,7 +258,12 @@ def tokenize_without_eos(records: Dataset, tokenizer: PreTrainedTokenizerBase) -
 
 
 def sft_records(records: Dataset) -> Dataset:
-    """Prompt and chosen completion of multi-preference records, standard or tokenized, as [`~trl.SFTTrainer`] takes them."""
+    """
+    Prompt and chosen completion of multi-preference records, standard or tokenized, as [`~trl.SFTTrainer`] takes them.
+    Rows with `input_ids` and a `completion_mask` of their own stay as they are.
+    """
+    if "input_ids" in records.column_names:
+        return records
     if "prompt_ids" not in records.column_names:
         return to_prompt_completion(records)
 

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from datasets import Dataset
 
+from trl_sdpo.data_utils import tokenize_multi_preference
 from trl_sdpo.recsys.mining import mine_negatives
 from trl_sdpo.recsys.ranking import completion_log_probs
 
@@ -36,6 +37,20 @@ def test_a_share_is_mined_and_the_rest_is_the_beginning_of_the_pool(pools, llama
         others = [one for one in before["rejected"] if one != first]
         assert after["rejected"] == [first, *others[:2]]
     assert mine(pools, llama, tokenizer, share=0)["rejected"] == [row[:3] for row in pools["rejected"]]
+
+
+def test_tokenized_records(pools, llama, tokenizer):
+    """The same are kept as of the texts, with the ids of items beside them."""
+    fn_kwargs = {"processing_class": tokenizer, "eos_token": tokenizer.eos_token}
+    tokenized = pools.map(tokenize_multi_preference, with_indices=True, fn_kwargs=fn_kwargs)
+    tokenized = tokenized.select_columns(["prompt_ids", "chosen_ids", "rejected_ids", "rejected_item_ids"])
+    mined = mine(tokenized, llama, tokenizer)
+    assert mined["rejected_item_ids"] == mine(pools, llama, tokenizer)["rejected_item_ids"]
+    for before, after in zip(tokenized, mined, strict=True):
+        places = [place % 10 for place in after["rejected_item_ids"]]
+        assert after["rejected_ids"] == [before["rejected_ids"][place] for place in places]
+    with pytest.raises(ValueError, match="row 0, column 'rejected_ids': 5 completions are fewer"):
+        mine(tokenized, llama, tokenizer, num_negatives=6)
 
 
 def test_errors(pools, llama, tokenizer):

@@ -11,7 +11,7 @@ from .ranking import completion_log_probs
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-_PARALLEL = ("rejected", "rejected_item_ids")
+_PARALLEL = ("rejected", "rejected_ids", "rejected_item_ids")
 
 
 def mine_negatives(
@@ -34,7 +34,7 @@ def mine_negatives(
 
     Args:
         dataset (`Dataset`):
-            Multi-preference records with pools.
+            Multi-preference records with pools, standard, conversational or tokenized.
         model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
             The model, such as that of supervised fine-tuning.
         processing_class ([`~transformers.PreTrainedTokenizerBase`]):
@@ -64,11 +64,12 @@ def mine_negatives(
     """
     if num_negatives < 1 or not 0 <= share <= 1:
         raise ValueError(f"num_negatives={num_negatives} must be at least 1, and share={share} from 0 to 1.")
-    sizes = np.array([len(pool) for pool in dataset["rejected"]])
+    column = "rejected" if "rejected" in dataset.column_names else "rejected_ids"
+    sizes = np.array([len(pool) for pool in dataset[column]])
     short = np.flatnonzero(sizes < num_negatives)
     if len(short):
         raise ValueError(
-            f"row {short[0]}, column 'rejected': {sizes[short[0]]} completions are fewer than num_negatives="
+            f"row {short[0]}, column '{column}': {sizes[short[0]]} completions are fewer than num_negatives="
             f"{num_negatives} ({len(short)} such rows). Make the records with a larger pool_size."
         )
     scores = completion_log_probs(model, dataset, processing_class, batch_size=batch_size, desc="Mining negatives")

@@ -201,6 +201,19 @@ def _candidate_templates(domain: str) -> tuple[PromptTemplate, ...]:
             history_separator=" | ",
             candidate_separator=" | ",
         ),
+        # Behind the list it is the history template of lines, so that a model of that one knows how to go on.
+        PromptTemplate(
+            name=_name(domain, "list-and-lines"),
+            style="candidates",
+            text=(
+                f"One of these {{num_candidates}} {words.many} comes next:\n{{candidates}}\n"
+                f"{words.many.capitalize()} in the order in which one user {words.did} them:\n{{history}}\n"
+            ),
+            history_separator="\n",
+            candidate_separator="\n",
+            completion_prefix="",
+            completion_suffix="\n",
+        ),
     )
 
 
