@@ -7,6 +7,9 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(Path(__file__).parent / "_ext")]
 
+from pygments.lexers.special import TextLexer  # noqa: E402
+from sphinx.application import Sphinx  # noqa: E402
+
 import trl_sdpo  # noqa: E402
 
 
@@ -30,3 +33,9 @@ html_theme = "furo"
 html_title = f"trl_sdpo {release}"
 html_copy_source = False
 html_show_sphinx = False
+
+
+def setup(app: Sphinx) -> None:
+    """Languages that Pygments does not know, which GitHub does."""
+    for language in ("csv", "jsonl"):
+        app.add_lexer(language, TextLexer)

@@ -13,8 +13,8 @@ from peft import LoraConfig, get_peft_model
 import trl_sdpo.training_curves
 from trl_sdpo.card_evaluation import Evaluation, describe_evaluations, read_evaluations, wilson_interval
 from trl_sdpo.cards import public_name, table, without_private
+from trl_sdpo.licences import UNKNOWN, find_licence, why_not_public
 from trl_sdpo.model_card import ModelFacts, make_model_card, with_repo_id
-from trl_sdpo.recsys.licences import UNKNOWN, find_licence, why_not_public
 from trl_sdpo.training_curves import plot_training_curves
 
 

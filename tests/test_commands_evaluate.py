@@ -53,7 +53,7 @@ class TestEvaluate:
         ]  # fmt: skip
         assert list(generation["systems"]) == list(catalogue["systems"]) == ["chance", "base", "tuned"]
         assert results["dataset"] == {
-            "name": str(dataset), "split": "test", "records": len(records), "of": len(records), "source": "tiny",
+            "name": dataset.name, "split": "test", "records": len(records), "of": len(records), "source": "tiny",
         }  # fmt: skip
         assert results["facts"] == {"tuned": {"num_negatives": 15.0, "beta": 1.0}}
         assert results["leak_probe"]["n"] == len(records)
@@ -70,20 +70,26 @@ class TestEvaluate:
         out = capsys.readouterr().out
         assert "tuned (implicit reward)" in out
         assert "Leak probe: a lookup that never sees a history" in out
-        assert (folder / "out" / "results.html").read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
+        page = (folder / "out" / "results.html").read_text(encoding="utf-8")
+        assert page.startswith("<!DOCTYPE html>")
+        # nothing of the machine
+        assert str(folder) not in page
+        assert str(dataset.parent) not in page
         assert (folder / "out" / "results.md").is_file()
 
     def test_a_sample_is_the_same_for_all(self, folders, prepared):
         dataset, folder = folders
         records = prepared()[1]["test"]
-        write_scores([[1.0, 0, 0, 0, 0]] * len(records), folder / "all.parquet")
+        # of all records, of which only those of the sample count
+        write_scores(Recommender.from_pretrained(folder / "s-dpo").log_probs(records), folder / "all.parquet")
         words = ["--dataset", dataset, "--max_records", 6, "--seed", 3]
-        words += ["--model", folder / "s-dpo", "--scores", f"oracle={folder / 'all.parquet'}"]
+        words += ["--model", folder / "s-dpo", "--scores", f"file={folder / 'all.parquet'}"]
         assert run("evaluate", *words, "--output", folder / "one") == 0
         first = (folder / "one" / "results.json").read_text(encoding="utf-8")
         results = json.loads(first)
         assert (results["dataset"]["records"], results["dataset"]["of"]) == (6, len(records))
-        assert results["sections"][0]["systems"]["oracle"]["hr@1"] == 1
+        systems = results["sections"][0]["systems"]
+        assert systems["file"]["mrr"] == systems["s-dpo"]["mrr"]
         # scores of a sample go for the same sample
         kept = folder / "one" / "scores" / "s-dpo.parquet"
         again = ["--dataset", dataset, "--max_records", 6, "--seed", 3, "--scores", f"s-dpo={kept}", "--output"]

@@ -78,6 +78,15 @@ def test_train_goes_on_with_the_adapter_of_sft_which_is_its_reference(workplace,
     assert AutoTokenizer.from_pretrained(workplace / "s-dpo").eos_token == "<|im_end|>"
 
 
+def test_sft_learns_the_completions_unless_told_to_learn_the_prompts_too(workplace):
+    words = ("--dataset_name", "data", *QUICK, "--model_name_or_path", "model", "--dataset_test_split", "none")
+    for name, flags in (("default", ()), ("completion", ["True"]), ("all", ["False"])):
+        flags = ["--completion_only_loss", *flags] if flags else []
+        assert run("sft", *words, "--max_steps", "1", "--output_dir", name, *flags) == 0
+    first = {name: losses(workplace / name)[0] for name in ("default", "completion", "all")}
+    assert first["default"] == first["completion"] != first["all"]
+
+
 def test_all_weights_are_trained_without_an_adapter(workplace):
     words = ("--dataset_name", "data", *QUICK, "--model_name_or_path", "model", "--dataset_test_split", "none")
     assert run("train", *words, "--output_dir", "out") == 0

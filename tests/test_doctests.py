@@ -16,6 +16,7 @@ class MarkdownParser(doctest.DocTestParser):
     "module_name",
     [
         "card_evaluation",
+        "licences",
         "losses",
         "data_utils",
         "collators",

@@ -20,7 +20,7 @@ from trl_sdpo.evaluation_report import collect_results, headline, metric_table, 
 from trl_sdpo.recsys import compare_scores, ranking_metrics, ranks
 
 
-NUM_ITEMS, NUM_RECORDS, NUM_CANDIDATES = 30, 80, 6
+NUM_ITEMS, NUM_RECORDS, NUM_CANDIDATES = 30, 200, 6
 TITLES = [f"Film {number} ({1950 + number})" for number in range(NUM_ITEMS)]
 NASTY = 'The <script>alert("1")</script> | *Story* & $x_1$ (1950)'
 TITLES[::2] = [f"{NASTY} {number}" for number in range(0, NUM_ITEMS, 2)]
@@ -45,7 +45,7 @@ def records():
                 "item_id": target,
                 "rejected_item_ids": rejected,
                 "history_item_ids": history,
-                "position": 4 + number // 8,
+                "position": 4 + number // 20,
             }
         )
     return Dataset.from_list(rows)
@@ -117,7 +117,7 @@ class TestRanking:
         [
             (lambda scores: {}, "There are no systems"),
             (lambda scores: {"chance": scores["sft"]}, "A system is called 'chance'"),
-            (lambda scores: {"a": scores["sft"][:-1]}, "a: 79 rows for 80 records"),
+            (lambda scores: {"a": scores["sft"][:-1]}, "a: 199 rows for 200 records"),
             (lambda scores: {"a": [row[:-1] for row in scores["sft"]]}, "a: record 0: 5 scores for 6 candidates"),
             (lambda scores: {"a": [[np.nan] * 6, *scores["sft"][1:]]}, "NaN"),
         ],
@@ -172,7 +172,14 @@ class TestBreakdowns:
             assert found["value"] == pytest.approx(np.mean([item % 2 == 0 for item in inside]))
             assert found["ci"][0] <= found["value"] <= found["ci"][1]
         assert [part["label"] for part in length["bins"]] == [str(number) for number in range(4, 14)]
-        assert {part["n"] for part in length["bins"]} == {8}
+        assert {part["n"] for part in length["bins"]} == {20}
+
+    def test_few_records_are_not_cut_into_tenths(self, records, catalogue):
+        some = records.select(range(45))
+        for one in breakdowns({"all": np.ones(45, dtype=bool)}, some, catalogue, seed=0):
+            assert len(one["bins"]) == 2
+        (alone,) = breakdowns({"all": np.ones(5, dtype=bool)}, some.select(range(5)), None, seed=0)
+        assert [part["n"] for part in alone["bins"]] == [5]
 
     def test_equal_values_stay_together(self):
         places, bins = equal_bins(np.array([0] * 95 + [1, 2, 3, 4, 5]))
@@ -266,7 +273,7 @@ class TestReport:
 
     def test_markdown(self, results):
         text = to_markdown(results)
-        assert "data/tiny: split test, 80 of 900 records." in text
+        assert "data/tiny: split test, 200 of 900 records." in text
         hr = results["sections"][0]["systems"]["sft"]
         low, high = hr["hr@1_ci"]
         assert f"| sft | SFT |  |  | {hr['hr@1']:.3f} ({low:.3f} to {high:.3f}) |" in text
@@ -281,7 +288,7 @@ class TestReport:
     def test_chance_is_exact(self, ranking):
         header, rows = metric_table(ranking, {})
         assert header == ["system", "hr@1", "hr@3", "ndcg@3", "mrr", "n"]
-        assert rows[0] == ["chance", "0.167", "0.500", "0.355", "0.408", "80"]
+        assert rows[0] == ["chance", "0.167", "0.500", "0.355", "0.408", "200"]
 
     def test_without_matplotlib(self, results, tmp_path, monkeypatch):
         warned = []

@@ -154,19 +154,20 @@ class TestFailingHub:
         assert "catalogue.json" not in files
 
 
-class TestLoadingBack:
-    @pytest.fixture(scope="class")
-    def pushed(self, running, worker, tmp_path_factory):
-        """A run with an output directory, and an explicit token, below the home directory."""
-        running.faults.clear()
-        running.repos.pop(REPO, None)
-        output_dir = tmp_path_factory.mktemp("runs") / "s-dpo"
-        done = train(
-            worker, output_dir, push=True, hub_strategy="all_checkpoints", recommender=RECOMMENDER, hub_token=TOKEN
-        )
-        assert done["status"] == 0, done["err"]
-        return running.repos[REPO], output_dir
+@pytest.fixture(scope="module")
+def pushed(running, worker, tmp_path_factory):
+    """A run with an output directory, and an explicit token, below the home directory."""
+    running.faults.clear()
+    running.repos.pop(REPO, None)
+    output_dir = tmp_path_factory.mktemp("runs") / "s-dpo"
+    done = train(
+        worker, output_dir, push=True, hub_strategy="all_checkpoints", recommender=RECOMMENDER, hub_token=TOKEN
+    )
+    assert done["status"] == 0, done["err"]
+    return running.repos[REPO], output_dir
 
+
+class TestLoadingBack:
     def test_card(self, pushed, home):
         repo, _ = pushed
         text = repo.files["README.md"].decode()

@@ -31,7 +31,7 @@ def newcomer(tmp_path, monkeypatch, llama, tokenizer):
     monkeypatch.setattr(run, "_start", lambda name, words: cli.main([name, *words]))
     llama().save_pretrained(MODEL)
     tokenizer.save_pretrained(MODEL)
-    (table,) = blocks("csv")
+    table = blocks("text")[0]
     header = table.splitlines()[0]
     rows = [
         f'{user},{(5 * user + 7 * step) % 50},{1714720000000 + 86400000 * step + 1000 * user},"Tale {(5 * user + 7 * step) % 50}, a"'
@@ -47,7 +47,7 @@ def newcomer(tmp_path, monkeypatch, llama, tokenizer):
 
 def test_from_a_table_to_a_recommendation(newcomer, capsys):
     commands = [line for text in blocks("bash") for line in text.splitlines()]
-    assert commands[0] == "python -m pip install trl-sdpo"
+    assert commands[0] == 'python -m pip install -c constraints.txt -e ".[examples]"'
     for command in commands[1:]:
         program, *words = shlex.split(command)
         assert program == "trl-sdpo"
@@ -70,7 +70,7 @@ def test_from_a_table_to_a_recommendation(newcomer, capsys):
 
 def test_the_row_of_the_page_is_read(newcomer):
     """The very rows of the page, which are too few to train on."""
-    (table,) = blocks("csv")
+    table = blocks("text")[0]
     (newcomer / "log.csv").write_text(table)
     from trl_sdpo.recsys import load_table
 

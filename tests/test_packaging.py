@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tarfile
 import zipfile
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,8 @@ PACKAGE = ROOT / "trl_sdpo"
 NOT_FOR_TRAINING = {"polars", "matplotlib", "pooch", "torchmetrics", "trl_sdpo.recsys"}
 NOT_FOR_HELP = {"torch", "transformers", "trl", "peft", "datasets", "accelerate", "numpy", "pandas"} | NOT_FOR_TRAINING
 
+# Imported by functions that look first whether the library is there
+MODULES_OF_OPTIONAL_LIBRARIES = {"evaluation_figures.py": {"matplotlib"}}
 BUILD_SDIST = "import sys; from setuptools import build_meta; print(build_meta.build_sdist(sys.argv[1]))"
 BUILD_WHEEL = "import sys; from setuptools import build_meta; print(build_meta.build_wheel(sys.argv[1]))"
 
@@ -97,24 +100,37 @@ def test_every_library_that_the_package_imports_is_required():
     """At module level: what is imported within a function is optional, and says so when it is missing."""
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg")
-    required = {line.split(">")[0].replace("-", "_") for line in setup["options"]["install_requires"].split("\n")[1:]}
+    required = {line.split(">")[0] for line in setup["options"]["install_requires"].split("\n")[1:]}
     # pyarrow holds the tables of datasets; the others are what transformers reads its models with
     required |= {"pyarrow", "huggingface_hub", "safetensors", "tokenizers"}
-    imported = set()
+    distributions = packages_distributions()
     for path in PACKAGE.rglob("*.py"):
-        for node in ast.parse(path.read_text()).body:
-            if isinstance(node, ast.Import):
-                imported |= {alias.name.partition(".")[0] for alias in node.names}
-            elif isinstance(node, ast.ImportFrom) and not node.level:
-                imported.add(node.module.partition(".")[0])
-    missing = imported - required - set(sys.stdlib_module_names)
-    assert not missing, f"add {missing} to install_requires in setup.cfg, or import where it is used"
+        for name in imported_libraries(path) - MODULES_OF_OPTIONAL_LIBRARIES.get(path.name, set()):
+            names = {one.lower().replace("-", "_") for one in distributions.get(name, [name])}
+            assert names & {one.lower().replace("-", "_") for one in required}, (
+                f"{path} imports {name}: add it to install_requires in setup.cfg, or import it where it is used"
+            )
+
+
+def imported_libraries(path):
+    """What a module imports when it is imported, but for the standard library and the package itself."""
+    names = set()
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.Import):
+            names |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            names.add(node.module.partition(".")[0])
+    return names - set(sys.stdlib_module_names) - {"trl_sdpo"}
 
 
 SMOKE = """
 import json, sys
 from pathlib import Path
+from trl import DPOTrainer
+before = set(sys.modules)
 from trl_sdpo import SoftmaxDPOTrainer
+more = sorted(name for name in set(sys.modules) - before if not name.startswith("trl_sdpo"))
+assert not more, f"`from trl_sdpo import SoftmaxDPOTrainer` imports what `trl.DPOTrainer` does without: {more}"
 heavy = sorted(set(json.loads(sys.argv[1])) & set(sys.modules))
 assert not heavy, f"`from trl_sdpo import SoftmaxDPOTrainer` imports {heavy}"
 import torch, trl_sdpo, trl_sdpo.recsys

@@ -3,7 +3,7 @@
 from huggingface_hub import DatasetCard, DatasetCardData
 
 from .cards import SDPO_CITATION, TEMPLATES, public_name, table, without_private
-from .recsys.licences import Licence
+from .licences import Licence
 
 
 _SIZES = [

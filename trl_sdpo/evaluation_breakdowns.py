@@ -10,6 +10,8 @@ from .recsys.metrics import bootstrap_interval
 
 
 NUM_BINS = 10
+# Hit rates of fewer records say nothing.
+_FEWEST_RECORDS = 20
 
 
 def breakdowns(hits: Mapping[str, np.ndarray], records: Dataset, catalogue: Catalogue | None, seed: int) -> list[dict]:
@@ -27,7 +29,7 @@ def breakdowns(hits: Mapping[str, np.ndarray], records: Dataset, catalogue: Cata
             Seed of the intervals.
 
     Returns:
-        `list[dict]`: For each way to part the records its `name` and `unit`, the `bins` (`low`, `high`, `label`, `n`),
+        `list[dict]`: In tenths, or in fewer parts where these would hold fewer than 20 records. For each way to part the records its `name` and `unit`, the `bins` (`low`, `high`, `label`, `n`),
         and by system the values (`value`, `ci`: the 95% bootstrap interval) in the order of the bins.
     """
     columns = set(records.column_names)
@@ -46,7 +48,7 @@ def breakdowns(hits: Mapping[str, np.ndarray], records: Dataset, catalogue: Cata
 
 
 def _breakdown(hits: Mapping[str, np.ndarray], name: str, unit: str, values: np.ndarray, seed: int) -> dict:
-    places, bins = equal_bins(values)
+    places, bins = equal_bins(values, min(NUM_BINS, max(1, len(values) // _FEWEST_RECORDS)))
     systems = {}
     for system, found in hits.items():
         rows = [found[places == number].astype(float) for number in range(len(bins))]
@@ -80,7 +82,7 @@ def equal_bins(values: np.ndarray, num_bins: int = NUM_BINS) -> tuple[np.ndarray
     values = np.asarray(values)
     # in whole numbers: 0.3 * 80 is more than 24
     ends = [-(-len(values) * number // num_bins) - 1 for number in range(1, num_bins)]
-    cuts = np.unique(np.sort(values)[np.maximum(ends, 0)])
+    cuts = np.unique(np.sort(values)[np.maximum(np.array(ends, dtype=np.int64), 0)])
     # a part ends with the value at its cut
     places = np.unique(np.searchsorted(cuts, values), return_inverse=True)[1]
     bins = []

@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers.utils import logging
 
-from .recommender_files import write_text
+from .files import write_text
 
 
 logger = logging.get_logger(__name__)

@@ -30,7 +30,8 @@ def writing(path: str | os.PathLike) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def write_text(path: str | os.PathLike, text: str) -> None:
-    """Write a text in UTF-8, see [`writing`]."""
+def write_text(path: str | os.PathLike, text: str) -> Path:
+    """Write a text in UTF-8, see [`writing`], and give its path."""
     with writing(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="\n")
+    return Path(path)

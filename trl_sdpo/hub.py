@@ -21,8 +21,8 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from .cards import without_private
 from .dataset_card import make_dataset_card
 from .files import write_text
+from .licences import find_licence, why_not_public
 from .model_card import ModelFacts, adapter_kind, make_model_card, read_data_report, read_json, with_repo_id
-from .recsys.licences import find_licence, why_not_public
 
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from .card_evaluation import Evaluation, describe_evaluations, to_eval_results
 from .cards import SDPO_CITATION, TEMPLATES, TRL_CITATION, public_name, table, without_private
 from .dataset_card import lists_tell_too_much
 from .files import write_text
-from .recsys.licences import Licence, find_licence
+from .licences import Licence, find_licence
 
 
 CURVES_FILE, REPORT_FILE = "training_curves.png", "report.json"

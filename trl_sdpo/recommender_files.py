@@ -6,13 +6,12 @@ trained on it, so that what was trained is what is served.
 
 import dataclasses
 import json
-import os
-import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .files import write_text
 from .recsys.prompts import PromptTemplate
 
 
@@ -333,17 +332,3 @@ def _is_cached(model: str | Path, hub_kwargs: dict) -> bool:
         return Path(snapshot_download(str(model), local_files_only=True, **options)).is_dir()
     except LocalEntryNotFoundError:
         return False
-
-
-def write_text(path: Path, text: str) -> Path:
-    """Write a file that is there whole or as it was before."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}")
-    try:
-        with temporary.open("w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path

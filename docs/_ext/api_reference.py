@@ -168,6 +168,8 @@ def _directive(kind: str, signature: str, body: str, package: str | None = None,
 
 def _signature(value: Any) -> str:
     """Names and defaults; the types stand in the docstring."""
+    if inspect.isclass(value) and issubclass(value, Exception):
+        return ""  # raised here, and made by nobody else
     signature = inspect.signature(value)
     parameters = [one for name, one in signature.parameters.items() if name != "self"]
     if inspect.isclass(value) and len(parameters) > MOST_FIELDS:

@@ -29,6 +29,10 @@ class NotRun(NamedTuple):
 
 
 NOT_RUN = [
+    NotRun("hub.md", "trl-sdpo push", "needs the Hub; test_push.py has one"),
+    NotRun("hub.md", "trainer.push_to_hub()", "needs the Hub; test_hub.py has one"),
+    NotRun("hub.md", "from huggingface_hub import snapshot_download", "goes on from the Hub; test_hub.py does"),
+    NotRun("hub.md", "from trl_sdpo import push_dataset", "needs the Hub; test_push.py has one"),
     NotRun("README.md", "python examples/movielens.py", "takes minutes; tests/examples runs it on little data"),
     NotRun("results.md", "python benchmarks/paper_table.py", "takes over an hour; tests/benchmarks runs a tiny one"),
     NotRun("training.md", "ACCELERATE_USE_CPU=true torchrun", "processes of its own; test_distributed.py has them"),
@@ -38,6 +42,29 @@ NOT_RUN = [
 
 # Python that runs ahead of a page's blocks: the names that its text takes as given.
 GIVEN = {
+    "recommend.md": """
+import json
+from pathlib import Path
+
+import numpy as np
+from datasets import load_dataset
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from trl_sdpo import Catalogue, RecommenderConfig, copy_recommender_files, save_recommender_files
+from trl_sdpo.recsys import get_template, prepare, write_scores
+
+prepare("movielens-100k", "data/ml-100k", path="ml-100k.zip", max_test_records=12)
+for folder in ("outputs/sft", "outputs/s-dpo", "outputs/movielens/s-dpo", "my-model"):
+    AutoModelForCausalLM.from_pretrained("model").save_pretrained(folder)
+    AutoTokenizer.from_pretrained("model").save_pretrained(folder)
+    copy_recommender_files("data/ml-100k", folder)
+titles = ["Toy Story (1995)", "The Usual Suspects (1995)", "Fargo (1996)", "Heat (1995)", "Babe (1995)"]
+titles += ["Twelve Monkeys (1995)", *(f"Film {number} (1990)" for number in range(5))]
+catalogue = Catalogue(item_ids=[str(number) for number in range(len(titles))], titles=titles)
+save_recommender_files("outputs/movielens/s-dpo", RecommenderConfig([get_template("watched")], history_size=10), catalogue)
+Path("histories.jsonl").write_text(json.dumps({"user_id": "1", "history": titles[:2]}) + "\\n")
+sft_scores, s_dpo_scores = np.random.default_rng(0).normal(size=(2, 12, 20))
+write_scores(list(sft_scores), "sasrec.parquet")
+""",
     "training.md": """
 from datasets import load_dataset
 from peft import LoraConfig, PeftModel, get_peft_model

@@ -47,7 +47,7 @@ def _write_json_lines(path: Path, rows: list[dict]) -> None:
 
 
 def write_movielens(folder: Path) -> None:
-    """MovieLens-1M and -100k as they are unpacked in the cache, and the zip of the former."""
+    """MovieLens-1M and -100k as they are unpacked in the cache, and as zips."""
     dat = "".join(f"{user}::{item}::{rating}::{time}\n" for user, item, rating, time in interactions())
     movies = "".join(f"{item}::{title(item)}::Drama\n" for item in ITEMS)
     one_million = folder / "cache" / "movielens-1m" / "ml-1m"
@@ -64,6 +64,9 @@ def write_movielens(folder: Path) -> None:
     genres = "|".join(["0"] * 19)
     rows = [f"{item}|{title(item)}|01-Jan-{1950 + item}||http://example.org|{genres}\n" for item in ITEMS]
     (one_hundred_thousand / "u.item").write_text("".join(rows))
+    with zipfile.ZipFile(folder / "ml-100k.zip", "w") as archive:
+        for name in ("u.data", "u.item"):
+            archive.write(one_hundred_thousand / name, f"ml-100k/{name}")
 
 
 def write_goodreads(folder: Path) -> None:

@@ -8,7 +8,6 @@ MODULES = (
     "baselines",
     "scorers",
     "leaks",
-    "licences",
     "negatives",
     "recipes",
     "targets",

@@ -150,7 +150,7 @@ def run(args: EvaluateArguments) -> None:
     results = collect_results(
         sections,
         dataset={
-            "name": args.dataset,
+            "name": _public(args.dataset),
             "split": args.split,
             "records": len(task.records),
             "of": task.total,
@@ -321,6 +321,11 @@ def _read_scores(task: _Task, files: dict[str, str]) -> "dict[str, list[np.ndarr
     return found
 
 
+def _public(path: str) -> str:
+    """A path without what it says of the machine."""
+    return Path(path).name if Path(path).is_absolute() else path
+
+
 def _settings(args: EvaluateArguments) -> dict[str, Any]:
     from importlib.metadata import version
 
@@ -328,11 +333,12 @@ def _settings(args: EvaluateArguments) -> dict[str, Any]:
 
     chosen = ("split", "reference", "max_records", "seed", "per_token", "top_k")
     settings = {name: getattr(args, name) for name in chosen if getattr(args, name) is not None}
-    settings |= {
-        "protocol": ", ".join(args.protocol),
-        "models": ", ".join(args.model),
-        "scores": ", ".join(args.scores),
-    }
+    if args.reference is not None:
+        settings["reference"] = _public(args.reference)
+    for name, flag in (("models", "--model"), ("scores", "--scores")):
+        named = _named(getattr(args, flag.removeprefix("--")), flag)
+        settings[name] = ", ".join(f"{system} = {_public(path)}" for system, path in named.items())
+    settings["protocol"] = ", ".join(args.protocol)
     return settings | {"trl-sdpo": __version__} | {name: version(name) for name in ("trl", "transformers", "torch")}
 
 

@@ -116,7 +116,7 @@ def run(args: RecommendArguments) -> None:
     )
     results = _recommend(recommender, queries, args)
     if args.output is not None:
-        from ..recommender_files import write_text
+        from ..files import write_text
 
         path = Path(args.output)
         path.parent.mkdir(parents=True, exist_ok=True)

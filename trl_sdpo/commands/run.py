@@ -22,7 +22,8 @@ from ._config_file import ENVIRONMENT, has_sections, read_config, section_of
 
 logger = logging.getLogger(__name__)
 
-STAGES = tuple(name for name in COMMANDS if name != "run")
+# In the order in which they build on each other
+STAGES = tuple(name for name in ("prepare", "sft", "train", "evaluate", "recommend", "push") if name in COMMANDS)
 TRAINING = ("sft", "train")
 # A name that TRL leaves out of what it pushes
 STATE = "_run.json"
