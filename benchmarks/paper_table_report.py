@@ -90,16 +90,16 @@ def table_rows(results: Results) -> dict[str, dict]:
 
 
 def generated(results: Results, system: str) -> dict:
-    """hr@1 and ValidRatio of greedy answers, as means over seeds, if they were made."""
+    """hr@1 and ValidRatio of greedy answers, as means over the seeds that have answered."""
     places = (
         [results.directory / "sft"]
         if system == SFT
         else [results.folder(run) for run in results.runs(results.chosen[system], len(results.systems[system]))]
     )
     paths = [place / "generation.json" for place in places]
-    if not all(path.is_file() for path in paths):
+    metrics = [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.is_file()]
+    if not metrics:
         return {}
-    metrics = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
     return {
         f"generated_{name}": float(np.mean([one["whole"][name] for one in metrics]))
         for name in ("hr@1", "valid_ratio")
