@@ -71,7 +71,7 @@ def _plot_sweep(axis, name: str, points: list[dict]) -> None:
     errors = np.abs(ends.T - means)
     axis.errorbar(places, means, yerr=errors, fmt="o-" if name != "negatives" else "o", color=BLUE, capsize=3)
     axis.axhline(0, color=GREY, linestyle="--")
-    axis.set_title(f"S-DPO, {name} changed: hr@1 minus SFT, n = {points[0]['n']}, 95% interval over users", size=10)
+    axis.set_title(f"S-DPO, {name}: hr@1 minus SFT, n = {points[0]['n']}, 95% interval over users", size=9)
     axis.set_xticks(places, [str(point["value"]) for point in points])
     axis.set_xlabel(name, size=9)
     axis.grid(axis="y", alpha=0.25)
