@@ -65,7 +65,10 @@ def test_from_a_table_to_a_recommendation(newcomer, capsys):
     assert "s-dpo" in (newcomer / "outputs" / "mine" / "report" / "results.html").read_text()
     report = json.loads((newcomer / "data" / "mine" / "report.json").read_text())
     assert report["train"]["records"] > 100
-    assert json.loads((output / "train_results.json").read_text())["epoch"] == 1.0
+    trained = json.loads((output / "train_results.json").read_text())
+    assert (trained["epoch"], trained["num_negatives"], trained["beta"]) == (1.0, 15, 1.0)
+    results = json.loads((newcomer / "outputs" / "mine" / "report" / "results.json").read_text())
+    assert results["facts"]["s-dpo"] == {"num_negatives": 15, "beta": 1.0}
 
 
 def test_the_row_of_the_page_is_read(newcomer):

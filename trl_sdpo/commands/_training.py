@@ -308,7 +308,9 @@ def train_and_save(trainer: "Trainer", script_args: RecordArguments, append_eos:
     result = trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model(args.output_dir, _internal_call=True)  # pushed below, when all that belongs to it is on disk
     trainer.log_metrics("train", result.metrics)
-    trainer.save_metrics("train", result.metrics)
+    # with what a report of several models plots them over
+    facts = {name: getattr(args, name, None) for name in ("num_negatives", "beta")}
+    trainer.save_metrics("train", result.metrics | {name: value for name, value in facts.items() if value is not None})
     trainer.save_state()
     if trainer.eval_dataset is not None:
         metrics = trainer.evaluate()

@@ -180,12 +180,19 @@ def _named(texts: list[str], flag: str) -> dict[str, str]:
     return named
 
 
-def _facts_of(model: str) -> dict[str, Any]:
-    """What the examples leave beside a model of how it was trained."""
+def _read_object(path: Path) -> dict[str, Any]:
     try:
-        settings = json.loads((Path(model) / "stage.json").read_text(encoding="utf-8"))["settings"]
-    except (OSError, ValueError, KeyError, TypeError):
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
         return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _facts_of(model: str) -> dict[str, Any]:
+    """What the examples, in `stage.json`, and `trl-sdpo train` leave beside a model of how it was trained."""
+    settings = _read_object(Path(model) / "stage.json").get("settings")
+    if not isinstance(settings, dict):
+        settings = _read_object(Path(model) / "train_results.json")
     return {name: settings[name] for name in ("num_negatives", "beta") if isinstance(settings.get(name), int | float)}
 
 
