@@ -525,12 +525,14 @@ class SoftmaxDPOTrainer(DPOTrainer):
         # A checkpoint needs the reference adapter to resume from; elsewhere a model is the policy alone
         model = self.accelerator.unwrap_model(self.model)
         has_ref_adapter = is_peft_model(model) and self.ref_model is None and "ref" in model.peft_config
-        if not has_ref_adapter or not self.args.should_save:
+        if not self.args.should_save:
             return
-        if self._saving_checkpoint:
-            record_reference_adapter(output_dir or self.args.output_dir)
-        else:
-            remove_saved_adapter(output_dir or self.args.output_dir, "ref")
+        output_dir = output_dir or self.args.output_dir
+        trainer_hub.remove_private_names(self, output_dir)
+        if has_ref_adapter and self._saving_checkpoint:
+            record_reference_adapter(output_dir)
+        elif has_ref_adapter:
+            remove_saved_adapter(output_dir, "ref")
 
     def create_model_card(
         self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None

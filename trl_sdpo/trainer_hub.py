@@ -49,6 +49,7 @@ from transformers.utils.hub import PushInProgress, hf_api
 from trl.trainer.utils import get_comet_experiment_url, get_config_model_id, get_trackio_space_url
 
 from .card_evaluation import Evaluation, read_evaluations
+from .cards import without_private
 from .files import write_text
 from .hub import (
     CARD_FILE,
@@ -265,6 +266,14 @@ def create_model_card(
         plot_training_curves(trainer.state.log_history, output_dir / CURVES_FILE)
     facts = collect_facts(trainer, model_name, dataset_name, tags)
     write_text(output_dir / CARD_FILE, str(make_model_card(facts)))
+
+
+def remove_private_names(trainer: "SoftmaxDPOTrainer", folder: str) -> None:
+    """Take paths of this machine from the card that PEFT writes, or adds to, whenever it saves an adapter."""
+    card = Path(folder) / CARD_FILE
+    if card.is_file():
+        text = card.read_text(encoding="utf-8")
+        write_text(card, without_private(text, [trainer.args.hub_token]))
 
 
 def collect_facts(
