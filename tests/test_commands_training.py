@@ -78,6 +78,17 @@ def test_train_goes_on_with_the_adapter_of_sft_which_is_its_reference(workplace,
     assert AutoTokenizer.from_pretrained(workplace / "s-dpo").eos_token == "<|im_end|>"
 
 
+def test_cards_do_not_name_the_home_directory(workplace, monkeypatch):
+    monkeypatch.setenv("HOME", str(workplace))
+    model = ("--dataset_name", "data", *QUICK, "--save_steps", "1", "--model_name_or_path")
+    assert run("sft", *model, workplace / "model", *LORA, "--output_dir", "sft") == 0
+    assert run("train", *model, "sft", "--output_dir", "s-dpo", "--num_negatives", "2") == 0
+    for card in (*workplace.glob("sft/**/README.md"), *workplace.glob("s-dpo/**/README.md")):
+        assert str(workplace) not in card.read_text(), card
+    assert (workplace / "sft" / "README.md").is_file()
+    assert (workplace / "s-dpo" / "README.md").is_file()
+
+
 def test_sft_learns_the_completions_unless_told_to_learn_the_prompts_too(workplace):
     words = ("--dataset_name", "data", *QUICK, "--model_name_or_path", "model", "--dataset_test_split", "none")
     for name, flags in (("default", ()), ("completion", ["True"]), ("all", ["False"])):

@@ -104,7 +104,7 @@ class TestModel:
 
     def test_card_of_the_folder_without_what_is_private(self, hub, worker, model, home):
         code = 'generator = pipeline("text-generation", model="s-dpo")'
-        (model / "README.md").write_text(f"---\ntags:\n- mine\n---\nof {home}/work/base, {TOKEN}, ~/x\n{code}\n")
+        (model / "README.md").write_text(f"---\ntags:\n- mine\n---\nof {home}/models/base, {TOKEN}, ~/x\n{code}\n")
         worker.push(model, "me/pushed")
         text = hub.repos["models", "me/pushed"].files["README.md"].decode()
         assert text == f"---\ntags:\n- mine\n---\nof base, [token], ~/x\n{code.replace('s-dpo', 'me/pushed')}\n"

@@ -528,7 +528,7 @@ class SoftmaxDPOTrainer(DPOTrainer):
         if not self.args.should_save:
             return
         output_dir = output_dir or self.args.output_dir
-        trainer_hub.remove_private_names(self, output_dir)
+        trainer_hub.remove_private_names(output_dir, self.args.hub_token)
         if has_ref_adapter and self._saving_checkpoint:
             record_reference_adapter(output_dir)
         elif has_ref_adapter:

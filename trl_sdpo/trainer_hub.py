@@ -268,12 +268,11 @@ def create_model_card(
     write_text(output_dir / CARD_FILE, str(make_model_card(facts)))
 
 
-def remove_private_names(trainer: "SoftmaxDPOTrainer", folder: str) -> None:
-    """Take paths of this machine from the card that PEFT writes, or adds to, whenever it saves an adapter."""
+def remove_private_names(folder: str, token: str | None) -> None:
+    """Take home paths and tokens from the card that PEFT writes, or adds to, whenever it saves an adapter."""
     card = Path(folder) / CARD_FILE
     if card.is_file():
-        text = card.read_text(encoding="utf-8")
-        write_text(card, without_private(text, [trainer.args.hub_token]))
+        write_text(card, without_private(card.read_text(encoding="utf-8"), [token]))
 
 
 def collect_facts(

@@ -39,9 +39,8 @@ def run(args: TrainingRun) -> None:
 
 def run_here(args: TrainingRun) -> None:
     """Train in this process, which may be one of several."""
-    from trl import SFTTrainer
-
     from ._records import chosen_rows, completions_are_lines
+    from ._sft_trainer import PublicCardSFTTrainer
 
     script_args, training_args, model_args = args.script_args, args.training_args, args.model_args
     if training_args.chat_template_path is not None or training_args.assistant_only_loss:
@@ -59,7 +58,7 @@ def run_here(args: TrainingRun) -> None:
     append_eos = not completions_are_lines(train)
     eos_token = tokenizer.eos_token if append_eos else ""
     options = tokenizer, eos_token, training_args.max_length, training_args.dataset_num_proc
-    trainer = SFTTrainer(
+    trainer = PublicCardSFTTrainer(
         model=model,
         args=training_args,
         train_dataset=chosen_rows(train, "train", *options),
