@@ -27,9 +27,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from trl_sdpo.recsys import get_template
-from trl_sdpo.recsys.catalogue_search import _prompt_cache, search_catalogue
-from trl_sdpo.recsys.generation import generating, left_padded
-from trl_sdpo.recsys.title_trie import TitleTrie
+from trl_sdpo.scoring.catalogue_search import _prompt_cache, search_catalogue
+from trl_sdpo.scoring.generation import generating, left_padded
+from trl_sdpo.scoring.title_trie import TitleTrie
 
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "examples"))  # where the models come from

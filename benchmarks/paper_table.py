@@ -33,7 +33,7 @@ from paper_table_report import CHOSEN, read_chosen, write_report
 from paper_table_runs import generate, score, train
 
 from trl_sdpo.recsys import mean_reciprocal_rank, ranks
-from trl_sdpo.recsys.movielens_100k import load_movielens_100k
+from trl_sdpo.recsys.interactions.sources.movielens_100k import load_movielens_100k
 
 
 logger = logging.getLogger("paper_table")

@@ -9,9 +9,9 @@ from paper_table_models import RECORDS_SEED, Style
 from paper_table_runs import cached_scores
 
 from trl_sdpo.recsys import build_sequences, temporal_split
-from trl_sdpo.recsys.baselines import cooccurrence_scorer, item_knn_scorer, popularity_scorer
-from trl_sdpo.recsys.scorers import Scorer, score_records
-from trl_sdpo.recsys.sequential_baselines import train_gru4rec, train_sasrec
+from trl_sdpo.recsys.baselines.counting import cooccurrence_scorer, item_knn_scorer, popularity_scorer
+from trl_sdpo.recsys.baselines.scores import Scorer, score_records
+from trl_sdpo.recsys.baselines.sequential import train_gru4rec, train_sasrec
 
 
 def baseline_scorers(style: Style, directory: Path) -> dict[str, Scorer]:

@@ -18,8 +18,8 @@ from small_llama import build_small_llama, train_title_tokenizer
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
 from trl_sdpo.recsys import Interactions, build_preference_dataset, hit_rate, mean_reciprocal_rank, ranks
-from trl_sdpo.recsys.prompts import select_templates
-from trl_sdpo.recsys.ranking import completion_log_probs
+from trl_sdpo.recsys.prompts.templates import select_templates
+from trl_sdpo.scoring.log_probs import completion_log_probs
 
 
 logger = logging.getLogger(__name__)

@@ -14,10 +14,10 @@ from peft import PeftModel
 from transformers import Trainer
 
 from trl_sdpo.recsys import read_scores, score_records, write_scores
-from trl_sdpo.recsys.generation import generate_answers, generation_metrics
-from trl_sdpo.recsys.mining import mine_negatives
-from trl_sdpo.recsys.ranking import completion_log_probs
-from trl_sdpo.recsys.scorers import Scorer
+from trl_sdpo.recsys.baselines.scores import Scorer
+from trl_sdpo.scoring.generation import generate_answers, generation_metrics
+from trl_sdpo.scoring.log_probs import completion_log_probs
+from trl_sdpo.scoring.mining import mine_negatives
 
 
 def cached_scores(path: Path, compute: Callable[[], list[np.ndarray]]) -> list[np.ndarray]:

@@ -31,7 +31,7 @@ HISTORY, MIN_HISTORY, NEGATIVES, SEED = 10, 3, 19, 0
 
 def run_ours(folder: Path, records: int, output: Path):
     """`prepare`, as a user calls it."""
-    from trl_sdpo.recsys.preparation import prepare
+    from trl_sdpo.recsys.records.preparation import prepare
 
     yield
     options = {"max_train_records": records, "max_validation_records": 1000, "max_test_records": 1000}

@@ -18,7 +18,7 @@ def load_groups(args: argparse.Namespace, negatives: int) -> list[list[dict]]:
     of the data; with them, the padded rows for K = 15 do not fit 24 GiB.
     """
     from trl_sdpo.recsys import build_preference_dataset
-    from trl_sdpo.recsys.movielens_100k import load_movielens_100k
+    from trl_sdpo.recsys.interactions.sources.movielens_100k import load_movielens_100k
 
     size = RECORDS_OF_A_STEP
     dataset, _ = build_preference_dataset(
@@ -76,7 +76,7 @@ def our_steps(args, groups, folder, system):
     from datasets import Dataset
 
     from trl_sdpo import SoftmaxDPOConfig, SoftmaxDPOTrainer
-    from trl_sdpo.frozen_layers import FrozenTrunk
+    from trl_sdpo.trainer.frozen_layers import FrozenTrunk
 
     model, tokenizer = load_model(args, "flex_attention" if system == "ours-flex" else "sdpa")
     lora = lora_config()
@@ -202,7 +202,7 @@ def our_ranking(args, groups, folder, system):
 
     from trl_sdpo import DataCollatorForMultiPreference
     from trl_sdpo.data_utils import tokenize_multi_preference
-    from trl_sdpo.prefix_sharing import score_completions
+    from trl_sdpo.prefix_sharing.rows import score_completions
 
     model, tokenizer = load_model(args)
     add_fused_lm_head(model)

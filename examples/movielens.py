@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from recommendation import RecommendationArguments, Source, main, parse
 
-from trl_sdpo.recsys.movielens_100k import load_movielens_100k
+from trl_sdpo.recsys.interactions.sources.movielens_100k import load_movielens_100k
 
 
 MOVIELENS = Source("movielens-100k", "MovieLens-100k", load_movielens_100k, domain="movies")

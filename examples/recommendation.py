@@ -38,8 +38,8 @@ from trl_sdpo.recsys import (
     sampled_label,
     temporal_split,
 )
-from trl_sdpo.recsys.prompts import select_templates
-from trl_sdpo.recsys.ranking import completion_log_probs
+from trl_sdpo.recsys.prompts.templates import select_templates
+from trl_sdpo.scoring.log_probs import completion_log_probs
 
 
 logger = logging.getLogger("recommendation")

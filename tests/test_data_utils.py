@@ -15,7 +15,7 @@ from trl_sdpo import (
     to_prompt_completion,
 )
 from trl_sdpo.data_utils import drop_too_long, tokenize_multi_preference
-from trl_sdpo.prefix_sharing import shared_prefix_row
+from trl_sdpo.prefix_sharing.rows import shared_prefix_row
 
 
 USER = [{"role": "user", "content": "Next?"}]

@@ -1,10 +1,9 @@
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from ._lazy import lazy_names
 
 
 if TYPE_CHECKING:
-    from .callbacks import RankingCallback
-    from .collators import DataCollatorForMultiPreference, draw_negatives
     from .data_utils import (
         check_multi_preference,
         from_flat_columns,
@@ -12,10 +11,12 @@ if TYPE_CHECKING:
         to_preference_pairs,
         to_prompt_completion,
     )
-    from .hub import HubPushError, push_dataset, push_model
-    from .losses import dmpo_loss, mppo_loss, nca_loss, softmax_dpo_loss
-    from .recommender import Recommendation, Recommender
-    from .recommender_files import (
+    from .evaluation.ranking_callback import RankingCallback
+    from .hub.pushes import HubPushError, push_dataset, push_model
+    from .losses.multi_negative import dmpo_loss, mppo_loss, nca_loss, softmax_dpo_loss
+    from .prefix_sharing.collator import DataCollatorForMultiPreference, draw_negatives
+    from .recommender.recommender import Recommendation, Recommender
+    from .recsys.records.recommender_files import (
         Catalogue,
         RecommenderConfig,
         RecommenderFiles,
@@ -23,8 +24,8 @@ if TYPE_CHECKING:
         load_recommender_files,
         save_recommender_files,
     )
-    from .softmax_dpo_config import SoftmaxDPOConfig, to_softmax_dpo_config
-    from .softmax_dpo_trainer import SoftmaxDPOTrainer
+    from .trainer.softmax_dpo_config import SoftmaxDPOConfig, to_softmax_dpo_config
+    from .trainer.softmax_dpo_trainer import SoftmaxDPOTrainer
 
 
 __version__ = "0.1.0.dev0"
@@ -60,8 +61,8 @@ __all__ = [
 
 # Names are imported when they are asked for, so that what needs no torch, such as `trl-sdpo --help`, does not wait for it.
 _NAMES_BY_MODULE = {
-    "callbacks": ("RankingCallback",),
-    "collators": ("DataCollatorForMultiPreference", "draw_negatives"),
+    "evaluation.ranking_callback": ("RankingCallback",),
+    "prefix_sharing.collator": ("DataCollatorForMultiPreference", "draw_negatives"),
     "data_utils": (
         "check_multi_preference",
         "from_flat_columns",
@@ -69,10 +70,10 @@ _NAMES_BY_MODULE = {
         "to_preference_pairs",
         "to_prompt_completion",
     ),
-    "hub": ("HubPushError", "push_dataset", "push_model"),
-    "losses": ("dmpo_loss", "mppo_loss", "nca_loss", "softmax_dpo_loss"),
-    "recommender": ("Recommendation", "Recommender"),
-    "recommender_files": (
+    "hub.pushes": ("HubPushError", "push_dataset", "push_model"),
+    "losses.multi_negative": ("dmpo_loss", "mppo_loss", "nca_loss", "softmax_dpo_loss"),
+    "recommender.recommender": ("Recommendation", "Recommender"),
+    "recsys.records.recommender_files": (
         "Catalogue",
         "RecommenderConfig",
         "RecommenderFiles",
@@ -80,18 +81,11 @@ _NAMES_BY_MODULE = {
         "load_recommender_files",
         "save_recommender_files",
     ),
-    "softmax_dpo_config": ("SoftmaxDPOConfig", "to_softmax_dpo_config"),
-    "softmax_dpo_trainer": ("SoftmaxDPOTrainer",),
+    "trainer.softmax_dpo_config": ("SoftmaxDPOConfig", "to_softmax_dpo_config"),
+    "trainer.softmax_dpo_trainer": ("SoftmaxDPOTrainer",),
 }
-_MODULE_BY_NAME = {name: module for module, names in _NAMES_BY_MODULE.items() for name in names}
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULE_BY_NAME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f".{_MODULE_BY_NAME[name]}", __name__), name)
-    globals()[name] = value
-    return value
+__getattr__ = lazy_names(__name__, _NAMES_BY_MODULE)
 
 
 def __dir__() -> list[str]:

@@ -36,7 +36,7 @@ from trl_sdpo.recsys import (
     score_records,
     write_scores,
 )
-from trl_sdpo.recsys.sequential_baselines import train_gru4rec, train_sasrec
+from trl_sdpo.recsys.baselines.sequential import train_gru4rec, train_sasrec
 
 
 COLUMNS = ["user_id", "item_id", "history_item_ids", "rejected_item_ids", "position"]

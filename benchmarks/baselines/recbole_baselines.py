@@ -189,7 +189,7 @@ def score(model, dataset, records: dict[str, list], known_users: set[str]) -> li
     The model's scores of the candidates, the target first.
 
     Users who have no training record get the embedding that stands for none, and an item without one the lowest score
-    of all for its history, as `trl_sdpo.recsys.sequential_baselines` has it.
+    of all for its history, as `trl_sdpo.recsys.baselines.sequential` has it.
     """
     import torch
     from recbole.data.interaction import Interaction

@@ -2,7 +2,7 @@
 
 from trl import SFTTrainer
 
-from ..trainer_hub import remove_private_names
+from ..hub.trainer_pushes import remove_private_names
 
 
 class PublicCardSFTTrainer(SFTTrainer):

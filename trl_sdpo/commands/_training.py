@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments
 
-    from ..recommender_files import RecommenderFiles
+    from ..recsys.records.recommender_files import RecommenderFiles
 
 logger = logging.getLogger(__name__)
 
@@ -231,7 +231,7 @@ def load_splits(
     script_args: RecordArguments,
 ) -> tuple["Dataset | IterableDataset", "Dataset | IterableDataset | None"]:
     """The split to train on, and the one to evaluate on, if any."""
-    from ..dataset_loading import load_records, select_split
+    from ..pipeline.datasets import load_records, select_split
 
     name = script_args.dataset_name
     splits = load_records(name, script_args.dataset_config, script_args.dataset_streaming, script_args.template)
@@ -267,7 +267,7 @@ def check_output_dir(script_args: RecordArguments, training_args: "TrainingArgum
 
 def prepare_quantized(trainer: "Trainer", model_args: ModelConfig) -> None:
     """Keep what TRL and bitsandbytes make of an adapter on a base in 4 or 8 bits from hindering its training."""
-    from ..adapters import keep_4bit_layers_differentiable, raise_adapter_to_float32
+    from ..trainer.adapters import keep_4bit_layers_differentiable, raise_adapter_to_float32
 
     if not model_args.load_in_4bit and not model_args.load_in_8bit:
         return
@@ -292,10 +292,10 @@ def train_and_save(trainer: "Trainer", script_args: RecordArguments, append_eos:
         append_eos (`bool`):
             Whether an EOS token ended the completions, which a recommender must know.
     """
-    from ..checkpoints import resolve_checkpoint
-    from ..hub import push_command, try_again
-    from ..model_card import copy_data_report
-    from ..recommender_files import CATALOGUE_FILE, save_recommender_files
+    from ..hub.model_card import copy_data_report
+    from ..hub.pushes import push_command, try_again
+    from ..recsys.records.recommender_files import CATALOGUE_FILE, save_recommender_files
+    from ..trainer.checkpoints import resolve_checkpoint
 
     args = trainer.args
     checkpoint = resolve_checkpoint(args.resume_from_checkpoint, args.output_dir, args.save_only_model)
@@ -337,7 +337,7 @@ def train_and_save(trainer: "Trainer", script_args: RecordArguments, append_eos:
 
 def _recommender_files(dataset_name: str, append_eos: bool) -> "RecommenderFiles | None":
     """What a recommender needs of the dataset, with what became of the end of its completions."""
-    from ..recommender_files import RecommenderFiles, load_recommender_files
+    from ..recsys.records.recommender_files import RecommenderFiles, load_recommender_files
 
     files = load_recommender_files(dataset_name) if Path(dataset_name).is_dir() else RecommenderFiles()
     if files.config is None:

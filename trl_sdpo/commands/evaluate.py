@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     import numpy as np
     from datasets import Dataset
 
-    from ..recommender import Recommender
-    from ..recommender_files import Catalogue, RecommenderConfig
+    from ..recommender.recommender import Recommender
+    from ..recsys.records.recommender_files import Catalogue, RecommenderConfig
 
 logger = logging.getLogger(__name__)
 
@@ -123,8 +123,8 @@ class _Task:
 
 def run(args: EvaluateArguments) -> None:
     """Evaluate, write the report and print its tables."""
-    from ..evaluation import evaluate_answers, evaluate_catalogue, evaluate_ranking, probe_records
-    from ..evaluation_report import collect_results, write_report
+    from ..evaluation.comparison import evaluate_answers, evaluate_catalogue, evaluate_ranking, probe_records
+    from ..evaluation.report import collect_results, write_report
 
     models = _named(args.model, "--model")
     files = _named(args.scores, "--scores")
@@ -197,7 +197,7 @@ def _facts_of(model: str) -> dict[str, Any]:
 
 
 def _given_facts(texts: list[str], systems: list[str]) -> dict[str, dict[str, Any]]:
-    from ..evaluation_report import FACTS
+    from ..evaluation.report import FACTS
 
     facts: dict[str, dict[str, Any]] = {}
     for text in texts:
@@ -219,8 +219,8 @@ def _given_facts(texts: list[str], systems: list[str]) -> dict[str, dict[str, An
 def _load(args: EvaluateArguments) -> _Task:
     import numpy as np
 
-    from ..dataset_loading import load_records, select_split
-    from ..recommender_files import RecommenderFiles, load_recommender_files
+    from ..pipeline.datasets import load_records, select_split
+    from ..recsys.records.recommender_files import RecommenderFiles, load_recommender_files
 
     splits = load_records(args.dataset)
     records = select_split(splits, args.split, "--split", args.dataset)
@@ -247,7 +247,7 @@ def _ask_models(task: _Task, models: dict[str, str]) -> dict[str, dict[str, Any]
             _keep(task, name, scores)
             found["ranking"][name] = scores
             if reference is not None and not is_reference:
-                from ..recsys.ranking import implicit_rewards
+                from ..scoring.log_probs import implicit_rewards
 
                 found["ranking"][f"{name} (implicit reward)"] = implicit_rewards(scores, reference)
         if "generation" in args.protocol:
@@ -260,9 +260,9 @@ def _ask_models(task: _Task, models: dict[str, str]) -> dict[str, dict[str, Any]
 
 
 def _recommender(task: _Task, path: str) -> "Recommender":
-    from ..recommender import Recommender
-    from ..recommender_files import RecommenderConfig, load_recommender_files
-    from ..recsys.prompts import get_template
+    from ..recommender.recommender import Recommender
+    from ..recsys.prompts.templates import get_template
+    from ..recsys.records.recommender_files import RecommenderConfig, load_recommender_files
 
     config = None
     if load_recommender_files(path).config is None:
@@ -306,13 +306,13 @@ def _lists(task: _Task, recommender: "Recommender") -> list[list[str]]:
 
 
 def _keep(task: _Task, name: str, scores: "list[np.ndarray]") -> None:
-    from ..recsys.scorers import write_scores
+    from ..recsys.baselines.scores import write_scores
 
     write_scores(scores, Path(task.args.output) / "scores" / f"{re.sub(r'[^0-9A-Za-z._-]+', '-', name)}.parquet")
 
 
 def _read_scores(task: _Task, files: dict[str, str]) -> "dict[str, list[np.ndarray]]":
-    from ..recsys.scorers import read_scores
+    from ..recsys.baselines.scores import read_scores
 
     found = {}
     for name, path in files.items():
@@ -350,7 +350,7 @@ def _settings(args: EvaluateArguments) -> dict[str, Any]:
 
 
 def _show(results: dict) -> None:
-    from ..evaluation_report import comparison_table, metric_table, probe_sentence
+    from ..evaluation.report import comparison_table, metric_table, probe_sentence
 
     for section in results["sections"]:
         print(f"\n{section['label'][0].upper()}{section['label'][1:]}\n")

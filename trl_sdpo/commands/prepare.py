@@ -5,11 +5,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ..recsys.preparation import prepare
-from ..recsys.prompts import PromptTemplate
-from ..recsys.recipes import DEFAULT, RECIPES
-from ..recsys.record_config import RecordConfig
-from ..recsys.splits import SPLITS
+from ..recsys.prompts.templates import PromptTemplate
+from ..recsys.records.config import RecordConfig
+from ..recsys.records.preparation import prepare
+from ..recsys.records.recipes import DEFAULT, RECIPES
+from ..recsys.records.splits import SPLITS
 from ._parser import CommandParser, flat_fields
 
 

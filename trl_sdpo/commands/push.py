@@ -61,7 +61,7 @@ def run(arguments: Any) -> None:
     """Push the directory, and say where it is."""
     from huggingface_hub.utils import get_session
 
-    from ..hub import push_dataset, push_model
+    from ..hub.pushes import push_dataset, push_model
 
     folder = Path(arguments.directory)
     if not folder.is_dir():

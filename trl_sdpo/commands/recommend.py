@@ -11,7 +11,7 @@ from ._parser import CommandParser, FlagHelpFormatter
 
 
 if TYPE_CHECKING:
-    from ..recommender import Recommendation, Recommender
+    from ..recommender.recommender import Recommendation, Recommender
 
 
 def _help(text: str, **more) -> dict:
@@ -103,7 +103,7 @@ class _Query:
 
 def run(args: RecommendArguments) -> None:
     """Recommend, and print or write it."""
-    from ..recommender import Recommender
+    from ..recommender.recommender import Recommender
 
     queries = [_Query("", args.history)] if args.history else _read(Path(args.histories))
     recommender = Recommender.from_pretrained(

@@ -213,7 +213,7 @@ def _words_to_go_on(stage: Stage, overwrite: bool) -> list[str] | None:
 
 
 def _words_to_resume(stage: Stage) -> list[str]:
-    from ..checkpoints import find_last_checkpoint
+    from ..trainer.checkpoints import find_last_checkpoint
 
     if stage.name not in TRAINING:
         return []

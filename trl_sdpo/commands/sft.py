@@ -39,7 +39,7 @@ def run(args: TrainingRun) -> None:
 
 def run_here(args: TrainingRun) -> None:
     """Train in this process, which may be one of several."""
-    from ._records import chosen_rows, completions_are_lines
+    from ..pipeline.stage_records import chosen_rows, completions_are_lines
     from ._sft_trainer import PublicCardSFTTrainer
 
     script_args, training_args, model_args = args.script_args, args.training_args, args.model_args

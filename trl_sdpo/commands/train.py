@@ -2,7 +2,7 @@
 
 import sys
 
-from ..softmax_dpo_config import SoftmaxDPOConfig
+from ..trainer.softmax_dpo_config import SoftmaxDPOConfig
 from ._launch import launch, needs_launch
 from ._training import (
     TrainingParser,
@@ -38,8 +38,8 @@ def run(args: TrainingRun) -> None:
 
 def run_here(args: TrainingRun) -> None:
     """Train in this process, which may be one of several."""
-    from ..softmax_dpo_trainer import SoftmaxDPOTrainer
-    from ._records import completions_are_lines, tokenize_lines
+    from ..pipeline.stage_records import completions_are_lines, tokenize_lines
+    from ..trainer.softmax_dpo_trainer import SoftmaxDPOTrainer
 
     script_args, training_args, model_args = args.script_args, args.training_args, args.model_args
     check_output_dir(script_args, training_args)

@@ -3,16 +3,12 @@ From files of interactions to multi-preference records, and the evaluation of wh
 is imported when it is asked for, so that the rest needs no torch.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from .baselines import cooccurrence_scorer, events_of_records, item_knn_scorer, popularity_scorer
-from .candidates import sample_negatives
-from .catalogue_metrics import catalogue_metrics, coverage, exposure, gini, mean_popularity, recommendation_ranks
-from .comparison import compare_scores, exact_mcnemar_test, paired_comparison, sampled_label, sign_flip_test
-from .goodbooks import load_goodbooks
-from .goodreads import load_goodreads
-from .interactions import (
+from .._lazy import lazy_names
+from .baselines.counting import cooccurrence_scorer, events_of_records, item_knn_scorer, popularity_scorer
+from .baselines.scores import read_scores, score_records, write_scores
+from .interactions.interactions import (
     ITEM_ID,
     RATING,
     TIMESTAMP,
@@ -23,10 +19,17 @@ from .interactions import (
     drop_untitled,
     resolve_duplicate_titles,
 )
-from .lastfm import load_lastfm
-from .leaks import LeakProbe, leak_probe
-from .matching import match_title, normalize_title
-from .metrics import (
+from .interactions.registry import load_source
+from .interactions.sources.goodbooks import load_goodbooks
+from .interactions.sources.goodreads import load_goodreads
+from .interactions.sources.lastfm import load_lastfm
+from .interactions.sources.movielens import load_movielens
+from .interactions.sources.recbole import load_recbole
+from .interactions.sources.table import load_table
+from .metrics.catalogue import catalogue_metrics, coverage, exposure, gini, mean_popularity, recommendation_ranks
+from .metrics.leaks import LeakProbe, leak_probe
+from .metrics.matching import match_title, normalize_title
+from .metrics.ranking import (
     bootstrap_interval,
     chance_level,
     chance_metrics,
@@ -36,27 +39,24 @@ from .metrics import (
     ranking_metrics,
     ranks,
 )
-from .movielens import load_movielens
-from .preferences import build_preference_dataset, popularity_scores
-from .preparation import prepare
-from .prompts import CANDIDATE_TEMPLATES, HISTORY_TEMPLATES, TEMPLATES, PromptTemplate, get_template
-from .recbole import load_recbole
-from .recipes import recipe_options
-from .record_config import RecordConfig
-from .scorers import read_scores, score_records, write_scores
-from .sdpo_json import load_sdpo_json
-from .sequences import build_sequences
-from .sources import load_source
-from .splits import leave_one_out_split, split_leaks, temporal_split, user_split
-from .table import load_table
-from .token_budget import check_token_boundary
+from .metrics.statistics import compare_scores, exact_mcnemar_test, paired_comparison, sampled_label, sign_flip_test
+from .negatives.candidates import sample_negatives
+from .prompts.templates import CANDIDATE_TEMPLATES, HISTORY_TEMPLATES, TEMPLATES, PromptTemplate, get_template
+from .prompts.token_budget import check_token_boundary
+from .records.config import RecordConfig
+from .records.dataset import build_preference_dataset, popularity_scores
+from .records.preparation import prepare
+from .records.recipes import recipe_options
+from .records.sdpo_json import load_sdpo_json
+from .records.sequences import build_sequences
+from .records.splits import leave_one_out_split, split_leaks, temporal_split, user_split
 
 
 if TYPE_CHECKING:
-    from .catalogue_search import search_catalogue
-    from .generation import candidate_titles, generate_answers, generation_metrics
-    from .ranking import completion_log_probs, implicit_rewards
-    from .title_trie import TitleTrie
+    from ..scoring.catalogue_search import search_catalogue
+    from ..scoring.generation import candidate_titles, generate_answers, generation_metrics
+    from ..scoring.log_probs import completion_log_probs, implicit_rewards
+    from ..scoring.title_trie import TitleTrie
 
 
 __all__ = [
@@ -134,20 +134,13 @@ __all__ = [
 ]
 
 _NAMES_BY_MODULE = {
-    "catalogue_search": ("search_catalogue",),
-    "generation": ("candidate_titles", "generate_answers", "generation_metrics"),
-    "ranking": ("completion_log_probs", "implicit_rewards"),
-    "title_trie": ("TitleTrie",),
+    ".scoring.catalogue_search": ("search_catalogue",),
+    ".scoring.generation": ("candidate_titles", "generate_answers", "generation_metrics"),
+    ".scoring.log_probs": ("completion_log_probs", "implicit_rewards"),
+    ".scoring.title_trie": ("TitleTrie",),
 }
-_MODULE_BY_NAME = {name: module for module, names in _NAMES_BY_MODULE.items() for name in names}
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULE_BY_NAME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f".{_MODULE_BY_NAME[name]}", __name__), name)
-    globals()[name] = value
-    return value
+__getattr__ = lazy_names(__name__, _NAMES_BY_MODULE)
 
 
 def __dir__() -> list[str]:

@@ -1,0 +1,253 @@
+import csv
+import json
+
+import numpy as np
+import pytest
+from peft import LoraConfig, get_peft_model
+
+from helpers.prepared_data import TITLES, Prepared
+from trl_sdpo import Recommender, copy_recommender_files, save_recommender_files
+from trl_sdpo.cli import main
+from trl_sdpo.recsys import read_scores, write_scores
+from trl_sdpo.recsys.records.recommender_files import Catalogue, load_recommender_files
+from trl_sdpo.scoring.log_probs import implicit_rewards
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    return Prepared(tmp_path_factory)
+
+
+@pytest.fixture
+def folders(prepared, llama, tokenizer, tmp_path, monkeypatch):
+    """A data set, a model without files of its own, and an adapter with them."""
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    model = llama()
+    model.save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    model.name_or_path = str(tmp_path / "base")
+    adapter = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", r=4, init_lora_weights=False))
+    adapter.save_pretrained(tmp_path / "s-dpo")
+    dataset, _ = prepared()
+    copy_recommender_files(dataset, tmp_path / "s-dpo")
+    return dataset, tmp_path
+
+
+def run(*words):
+    return main([str(word) for word in words])
+
+
+class TestEvaluate:
+    def test_from_models_to_the_report(self, folders, prepared, capsys):
+        dataset, folder = folders
+        records = prepared()[1]["test"]
+        write_scores(np.random.default_rng(0).normal(size=(len(records), 5)), folder / "sasrec.parquet")
+        words = ["--dataset", dataset, "--model", folder / "base", "--model", f"tuned={folder / 's-dpo'}"]
+        words += ["--reference", "base", "--scores", f"SASRec={folder / 'sasrec.parquet'}", "--output", folder / "out"]
+        words += ["--protocol", "ranking", "generation", "catalogue", "--facts", "tuned:num_negatives=15,beta=1"]
+        assert run("evaluate", *words, "--num_examples", 2, "--top_k", 5) == 0
+        results = json.loads((folder / "out" / "results.json").read_text(encoding="utf-8"))
+        ranking, generation, catalogue = results["sections"]
+        assert list(ranking["systems"]) == [
+            "chance", "popularity", "SASRec", "base", "tuned", "tuned (implicit reward)",
+        ]  # fmt: skip
+        assert list(generation["systems"]) == list(catalogue["systems"]) == ["chance", "base", "tuned"]
+        assert results["dataset"] == {
+            "name": dataset.name, "split": "test", "records": len(records), "of": len(records), "source": "tiny",
+        }  # fmt: skip
+        assert results["facts"] == {"tuned": {"num_negatives": 15.0, "beta": 1.0}}
+        assert results["leak_probe"]["n"] == len(records)
+        # the scores are those of the recommender, and lie beside the report
+        tuned = Recommender.from_pretrained(folder / "s-dpo").log_probs(records)
+        for ours, theirs in zip(read_scores(folder / "out" / "scores" / "tuned.parquet"), tuned, strict=True):
+            np.testing.assert_allclose(ours, theirs, atol=1e-4)
+        base = read_scores(folder / "out" / "scores" / "base.parquet")
+        better = [row[0] > row[1:].max() for row in implicit_rewards(tuned, base)]
+        assert ranking["systems"]["tuned (implicit reward)"]["hr@1"] == pytest.approx(np.mean(better))
+        # lists of the catalogue hold what is not in the history
+        assert catalogue["systems"]["tuned"]["n"] == len(records)
+        assert "hr@5" in catalogue["systems"]["tuned"]
+        out = capsys.readouterr().out
+        assert "tuned (implicit reward)" in out
+        assert "Leak probe: a lookup that never sees a history" in out
+        page = (folder / "out" / "results.html").read_text(encoding="utf-8")
+        assert page.startswith("<!DOCTYPE html>")
+        # nothing of the machine
+        assert str(folder) not in page
+        assert str(dataset.parent) not in page
+        assert (folder / "out" / "results.md").is_file()
+
+    def test_a_sample_is_the_same_for_all(self, folders, prepared):
+        dataset, folder = folders
+        records = prepared()[1]["test"]
+        # of all records, of which only those of the sample count
+        write_scores(Recommender.from_pretrained(folder / "s-dpo").log_probs(records), folder / "all.parquet")
+        words = ["--dataset", dataset, "--max_records", 6, "--seed", 3]
+        words += ["--model", folder / "s-dpo", "--scores", f"file={folder / 'all.parquet'}"]
+        assert run("evaluate", *words, "--output", folder / "one") == 0
+        first = (folder / "one" / "results.json").read_text(encoding="utf-8")
+        results = json.loads(first)
+        assert (results["dataset"]["records"], results["dataset"]["of"]) == (6, len(records))
+        systems = results["sections"][0]["systems"]
+        assert systems["file"]["mrr"] == systems["s-dpo"]["mrr"]
+        # scores of a sample go for the same sample
+        kept = folder / "one" / "scores" / "s-dpo.parquet"
+        again = ["--dataset", dataset, "--max_records", 6, "--seed", 3, "--scores", f"s-dpo={kept}", "--output"]
+        assert run("evaluate", *again, folder / "two") == 0
+        second = json.loads((folder / "two" / "results.json").read_text(encoding="utf-8"))
+        assert second["sections"][0]["systems"]["s-dpo"] == results["sections"][0]["systems"]["s-dpo"]
+
+    def test_flags_from_a_file(self, folders, capsys):
+        dataset, folder = folders
+        config = f"evaluate:\n  dataset: {dataset}\n  model:\n    - s-dpo={folder / 's-dpo'}\n  max_records: 4\n"
+        (folder / "run.yaml").write_text(f"{config}  output: {folder / 'out'}\n")
+        assert run("evaluate", "--config", folder / "run.yaml") == 0
+        assert "4 of" in (folder / "out" / "results.md").read_text(encoding="utf-8")
+
+    @pytest.mark.parametrize(
+        ("words", "message"),
+        [
+            (["--model", "a/b"], "--dataset is missing"),
+            (["--dataset", "{data}", "--output", "out"], "--model is missing, and --scores too"),
+            (["--dataset", "{data}", "--model", "x", "--output", "out", "--protocol", "rank"], "'rank' is none of"),
+            (["--dataset", "{data}", "--model", "x", "--output", "out", "--max_records", "0"], "--max_records: 0 is below"),
+            (["--dataset", "{data}", "--modle", "x"], "'--modle' is no flag. Did you mean '--model'?"),
+        ],
+    )  # fmt: skip
+    def test_wrong_words(self, folders, words, message, capsys):
+        dataset, _ = folders
+        with pytest.raises(SystemExit):
+            run("evaluate", *[word.format(data=dataset) for word in words])
+        assert message in capsys.readouterr().err
+
+    @pytest.mark.parametrize(
+        ("words", "message"),
+        [
+            (["--split", "tset"], "has no split 'tset', only ['train', 'validation', 'test']"),
+            (["--model", "s-dpo={folder}/base"], "two systems are called 's-dpo'"),
+            (["--scores", "SASRec={folder}/nothing.parquet"], "nothing.parquet"),
+            (
+                ["--scores", "short={folder}/short.parquet"],
+                "short.parquet: scores of 1 records, where --split test has",
+            ),
+            (["--facts", "sdpo:beta=1"], "'sdpo' is none of the systems ['s-dpo']"),
+            (["--facts", "s-dpo:gamma=1"], "'gamma=1' is not NAME=VALUE"),
+            (["--facts", "s-dpo:beta=one"], "'one' is no number"),
+        ],
+    )
+    def test_wrong_values(self, folders, words, message, capsys):
+        dataset, folder = folders
+        write_scores([[1.0, 0, 0, 0, 0]], folder / "short.parquet")
+        given = ["--dataset", dataset, "--model", folder / "s-dpo", "--output", folder / "out"]
+        assert run("evaluate", *given, *[word.format(folder=folder) for word in words]) == 1
+        assert message in capsys.readouterr().err
+        assert not (folder / "out" / "results.json").exists()
+
+
+class TestRecommend:
+    def test_one_history(self, folders, capsys):
+        _, folder = folders
+        assert run("recommend", "--model", folder / "s-dpo", "--history", *TITLES[:3], "--top_k", 2) == 0
+        expected = Recommender.from_pretrained(folder / "s-dpo").recommend(TITLES[:3], top_k=2)
+        lines = capsys.readouterr().out.splitlines()
+        assert lines == [
+            f"{place:3}. {item.title}  ({item.item_id})  {item.score:.3f}" for place, item in enumerate(expected, 1)
+        ]
+
+    def test_ids_and_candidates(self, folders, capsys):
+        _, folder = folders
+        words = ["--model", folder / "s-dpo", "--history", "100", "101", "--candidates", *TITLES[5:8]]
+        assert run("recommend", *words) == 0
+        out = capsys.readouterr().out
+        assert len(out.splitlines()) == 3
+        assert all(title in out for title in TITLES[5:8])
+
+    def test_lines_in_lines_out(self, folders):
+        _, folder = folders
+        rows = [{"user_id": "ann", "history": TITLES[:2]}, {"history": [102, 103], "candidates": TITLES[5:7]}]
+        text = "\n".join([json.dumps(rows[0]), "", json.dumps(rows[1]), json.dumps(TITLES[3:5])])
+        (folder / "in.jsonl").write_text(text)
+        words = ["--model", folder / "s-dpo", "--histories", folder / "in.jsonl", "--top_k", 3]
+        assert run("recommend", *words, "--output", folder / "new" / "out.jsonl") == 0
+        lines = (folder / "new" / "out.jsonl").read_text(encoding="utf-8").splitlines()
+        found = [json.loads(line) for line in lines]
+        assert [row["user_id"] for row in found] == ["ann", "3", "4"]
+        served = Recommender.from_pretrained(folder / "s-dpo")
+        expected = [
+            served.recommend(TITLES[:2], top_k=3),
+            served.recommend(TITLES[2:4], TITLES[5:7], top_k=3),
+            served.recommend(TITLES[3:5], top_k=3),
+        ]
+        for row, items in zip(found, expected, strict=True):
+            assert [one["item_id"] for one in row["recommendations"]] == [item.item_id for item in items]
+            assert [one["score"] for one in row["recommendations"]] == pytest.approx(
+                [item.score for item in items], abs=1e-4
+            )
+
+    def test_events_of_a_csv_in_csv_out(self, folders):
+        _, folder = folders
+        rows = [("b", TITLES[1], 20), ("a", TITLES[4], 5), ("b", TITLES[0], 10), ("b", TITLES[2], 30)]
+        with (folder / "in.csv").open("w", newline="") as file:
+            csv.writer(file).writerows([("user_id", "title", "timestamp"), *rows])
+        words = ["--model", folder / "s-dpo", "--histories", folder / "in.csv", "--top_k", 2]
+        assert run("recommend", *words, "--output", folder / "out.csv") == 0
+        with (folder / "out.csv").open(newline="") as file:
+            found = list(csv.DictReader(file))
+        assert [(row["user_id"], row["rank"]) for row in found] == [("b", "1"), ("b", "2"), ("a", "1"), ("a", "2")]
+        served = Recommender.from_pretrained(folder / "s-dpo")
+        expected = served.recommend(TITLES[:3], top_k=2)
+        assert [(row["item_id"], row["title"]) for row in found[:2]] == [(one.item_id, one.title) for one in expected]
+        assert float(found[0]["score"]) == pytest.approx(expected[0].score, abs=1e-4)
+
+    def test_a_column_of_ids_holds_no_titles(self, folders, capsys):
+        """The id of one item may be the title of another."""
+        _, folder = folders
+        files = load_recommender_files(folder / "s-dpo")
+        save_recommender_files(folder / "s-dpo", files.config, Catalogue(["7", "8", "9"], ["9", *TITLES[:2]]))
+        (folder / "in.csv").write_text("user_id,item_id\na,9\n")
+        words = ["--model", folder / "s-dpo", "--histories", folder / "in.csv", "--top_k", 3]
+        assert run("recommend", *words) == 0
+        (line,) = capsys.readouterr().out.splitlines()
+        assert {item["item_id"] for item in json.loads(line)["recommendations"]} == {"7", "8"}
+
+    @pytest.mark.parametrize(
+        ("name", "text", "message"),
+        [
+            ("a.jsonl", "", "holds no history"),
+            ("a.jsonl", "[]", "line 1, 'history': [] is no list of titles or ids"),
+            ("a.jsonl", '{"history": ["Heat"]', "line 1: no JSON"),
+            ("a.jsonl", '{"histroy": ["Heat"]}', "line 1, 'history': None is no list"),
+            ("a.jsonl", '["Rivr River (1950)"]', "history, row 0: 'Rivr River (1950)' is no title and no id"),
+            ("a.csv", "user_id,name\n1,a\n", "no column 'item_id', only ['user_id', 'name']"),
+            ("a.csv", "user_id,title\n1,\n", "line 2: user_id or title is empty"),
+            ("a.csv", "user_id,title,timestamp\n1,a,noon\n", "line 2, timestamp: 'noon' is no number"),
+            ("a.csv", "user_id,item_id\n1,999\n", "line 2, item_id: 999 is no id of the 30 items"),
+        ],
+    )
+    def test_bad_files(self, folders, name, text, message, capsys):
+        _, folder = folders
+        (folder / name).write_text(text)
+        assert run("recommend", "--model", folder / "s-dpo", "--histories", folder / name) == 1
+        assert message in capsys.readouterr().err
+
+    @pytest.mark.parametrize(
+        ("words", "message"),
+        [
+            (["--history", "A"], "--model is missing"),
+            (["--model", "m"], "pass either --history or --histories"),
+            (["--model", "m", "--history", "A", "--histories", "a.csv"], "pass either --history or --histories"),
+            (["--model", "m", "--histories", "a.txt"], "'a.txt' ends in none of .jsonl, .csv"),
+            (["--model", "m", "--history", "A", "--output", "a.xml"], "'a.xml' ends in none of"),
+        ],
+    )
+    def test_wrong_words(self, words, message, capsys):
+        with pytest.raises(SystemExit):
+            run("recommend", *words)
+        assert message in capsys.readouterr().err
+
+    def test_a_model_without_files(self, folders, capsys):
+        _, folder = folders
+        assert run("recommend", "--model", folder / "base", "--history", "A") == 1
+        assert "base: has no recommender.json, so how its prompts are worded is unknown. Make it with" in (
+            capsys.readouterr().err
+        )

@@ -1,0 +1,121 @@
+import polars as pl
+import pytest
+
+from trl_sdpo.recsys import Interactions, build_sequences
+from trl_sdpo.recsys.records.sequences import build_sequences_with_report
+
+
+def make(rows, has_time=True, ratings=True):
+    schema = {"user_id": pl.Int64, "item_id": pl.Int64, "timestamp": pl.Int64, "rating": pl.Float64}
+    events = pl.DataFrame(rows, schema=schema, orient="row")
+    ids = sorted(events["item_id"].unique())
+    items = pl.DataFrame({"item_id": ids, "title": [f"Title {number}" for number in ids]})
+    return Interactions(events if ratings else events.drop("rating"), items, "tiny", has_time=has_time)
+
+
+ROWS = [(2, 5, 40, 1.0), (1, 9, 20, 5.0), (1, 7, 20, 3.0), (1, 8, 10, 2.0), (2, 7, 30, 4.0), (1, 8, 50, 5.0)]
+
+
+def test_order_is_user_time_item_and_positions_count_from_0():
+    sequences = build_sequences(make(ROWS))
+    columns = ["user_id", "item_id", "timestamp", "position"]
+    expected = [(1, 8, 10, 0), (1, 7, 20, 1), (1, 9, 20, 2), (2, 7, 30, 0), (2, 5, 40, 1)]
+    assert sequences.select(columns).rows() == expected
+    assert sequences["position"].dtype == pl.Int64
+
+
+def test_the_order_of_rows_does_not_matter():
+    assert build_sequences(make(ROWS)).equals(build_sequences(make(ROWS[::-1])))
+
+
+def test_repeats_can_stay():
+    sequences = build_sequences(make(ROWS), merge_repeats=False)
+    assert sequences.filter(pl.col("user_id") == 1)["item_id"].to_list() == [8, 7, 9, 8]
+
+
+def test_min_rating_goes_before_the_merging_of_repeats():
+    sequences, report = build_sequences_with_report(make(ROWS), min_rating=3)
+    # The first event with item 8 is rated 2, so the second one, rated 5, is the one that counts.
+    assert sequences.select("user_id", "item_id").rows() == [(1, 7), (1, 9), (1, 8), (2, 7)]
+    assert report == {
+        "events": 6,
+        "events_below_min_rating": 2,
+        "events_repeated": 0,
+        "events_below_min_interactions": 0,
+        "events_below_min_length": 0,
+        "users": 2,
+        "items": 3,
+    }
+
+
+def test_k_core_is_repeated_until_all_have_enough():
+    # Item 3 has one user; without it user 3 has one item; without that user item 2 keeps two users.
+    rows = [(1, 1, 1, 5.0), (1, 2, 2, 5.0), (2, 1, 3, 5.0), (2, 2, 4, 5.0), (3, 2, 5, 5.0), (3, 3, 6, 5.0)]
+    sequences, report = build_sequences_with_report(make(rows), min_interactions=2)
+    assert sequences.select("user_id", "item_id").rows() == [(1, 1), (1, 2), (2, 1), (2, 2)]
+    assert report["events_below_min_interactions"] == 2
+
+
+def test_a_source_without_time_keeps_its_order():
+    rows = [(2, 5, None, 1.0), (1, 9, None, 5.0), (1, 7, None, 3.0), (1, 8, None, 2.0)]
+    sequences = build_sequences(make(rows, has_time=False))
+    assert sequences["item_id"].to_list() == [9, 7, 8, 5]
+    assert sequences["position"].to_list() == [0, 1, 2, 0]
+
+
+def test_errors_say_what_to_change():
+    with pytest.raises(ValueError, match=r"tiny: no event is left .* Lower min_rating=6, min_interactions=1"):
+        build_sequences(make(ROWS), min_rating=6)
+    with pytest.raises(ValueError, match=r"tiny: no event is left .* min_interactions=9"):
+        build_sequences(make(ROWS), min_interactions=9)
+    with pytest.raises(ValueError, match="min_interactions=0 is below 1"):
+        build_sequences(make(ROWS), min_interactions=0)
+    with pytest.raises(ValueError, match="min_rating=3, but no column 'rating'"):
+        build_sequences(make(ROWS, ratings=False), min_rating=3)
+
+
+def test_k_core_once_drops_items_and_then_users():
+    # Items 1 and 2 have two users; user 3 has one item left and goes, and item 2 stays with one user.
+    rows = [(1, 1, 1, 5.0), (1, 2, 2, 5.0), (2, 1, 3, 5.0), (2, 4, 4, 5.0), (3, 2, 5, 5.0), (3, 3, 6, 5.0)]
+    once = build_sequences(make(rows), min_interactions=2, k_core="once")
+    assert once.select("user_id", "item_id").rows() == [(1, 1), (1, 2)]
+    with pytest.raises(ValueError, match="no event is left"):
+        build_sequences(make(rows), min_interactions=2)
+
+
+def test_users_with_too_few_events_go_after_the_other_filters():
+    sequences, report = build_sequences_with_report(make(ROWS), min_length=3)
+    assert sequences["user_id"].unique().to_list() == [1]
+    assert report["events_below_min_length"] == 2
+    sequences, report = build_sequences_with_report(make([*ROWS, (3, 5, 1, 5.0)]), min_length=2)
+    # a user with one item
+    assert 3 not in sequences["user_id"]
+    assert report["events_below_min_length"] == 1
+
+
+def test_order_of_the_file_of_a_source_with_time():
+    sequences = build_sequences(make(ROWS), order="file")
+    assert sequences.filter(pl.col("user_id") == 1)["item_id"].to_list() == [9, 7, 8]
+
+
+def test_order_is_the_same_however_large_the_ids():
+    """Columns that do not fit 64 bits together are sorted in another way."""
+    large = [(user * 2**40, item * 2**40, time, rating) for user, item, time, rating in ROWS]
+    ours, theirs = build_sequences(make(large)), build_sequences(make(ROWS))
+    assert [item // 2**40 for item in ours["item_id"]] == theirs["item_id"].to_list()
+    assert ours["position"].to_list() == theirs["position"].to_list()
+
+
+def test_repeats_are_found_among_strings_and_large_ids():
+    interactions = make(ROWS)
+    events = interactions.events.with_columns(pl.col("user_id", "item_id").cast(pl.String))
+    items = interactions.items.with_columns(pl.col("item_id").cast(pl.String))
+    _, report = build_sequences_with_report(Interactions(events, items, "tiny"))
+    large = [(user * 2**40, item * 2**40, time, rating) for user, item, time, rating in ROWS]
+    assert report["events_repeated"] == build_sequences_with_report(make(large))[1]["events_repeated"] == 1
+
+
+@pytest.mark.parametrize("option", [{"k_core": "twice"}, {"order": "random"}, {"min_length": 0}])
+def test_options_out_of_range(option):
+    with pytest.raises(ValueError, match=next(iter(option))):
+        build_sequences(make(ROWS), **option)

@@ -1,0 +1,166 @@
+"""One process and two come to the same losses, metrics, weights and drawn negatives."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from helpers import two_processes
+from trl_sdpo.trainer.metrics import num_before_padding
+
+
+def run_two_processes(folder):
+    for name, num in (("train", 8), ("test", 7)):
+        rows = two_processes.make_records(num)
+        (folder / f"{name}.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    run = subprocess.run(
+        [*command, two_processes.__file__, str(folder)],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=500,
+    )
+    assert run.returncode == 0, run.stdout[-5000:]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("two")
+    run_two_processes(folder)
+    return folder
+
+
+@pytest.fixture
+def one_and_two(folder, tmp_path):
+    """What one process comes to, and what each of two does."""
+
+    def outcomes(scenario):
+        (tmp_path / "train.jsonl").write_text((folder / "train.jsonl").read_text())
+        (tmp_path / "test.jsonl").write_text((folder / "test.jsonl").read_text())
+        one = scenario(str(tmp_path / "one"))
+        two = [torch.load(folder / f"{scenario.__name__}-{rank}.pt", weights_only=True) for rank in (0, 1)]
+        return one, two
+
+    return outcomes
+
+
+def assert_same_trajectory(one, two):
+    for rank in (0, 1):
+        assert len(one["logs"]) == len(two[rank]["logs"]) > 0
+        for left, right in zip(one["logs"], two[rank]["logs"], strict=True):
+            assert left.keys() == right.keys()
+            for name, value in left.items():
+                assert right[name] == pytest.approx(value, rel=1e-4, abs=1e-4), (left["step"], name)
+        for name, weight in one["weights"].items():
+            torch.testing.assert_close(two[rank]["weights"][name], weight, rtol=0, atol=2e-5)
+        assert one["weights"].keys() == two[rank]["weights"].keys()
+
+
+def assert_same_records(one, two):
+    """Each step sees the same records with the same negatives, half of them on each process."""
+    assert len(one["seen"]) == len(two[0]["seen"]) == len(two[1]["seen"]) > 0
+    for whole, first, second in zip(one["seen"], two[0]["seen"], two[1]["seen"], strict=True):
+        assert len(first) == len(second) == len(whole) // 2
+        assert {**first, **second} == whole
+
+
+def test_full_fine_tuning_with_drawn_negatives(one_and_two):
+    one, two = one_and_two(two_processes.full)
+    assert_same_trajectory(one, two)
+    assert_same_records(one, two)
+
+
+def test_continued_adapter_with_accumulation(one_and_two):
+    one, two = one_and_two(two_processes.continued_adapter)
+    assert_same_trajectory(one, two)
+
+
+def test_evaluation_counts_each_record_once(one_and_two):
+    one, two = one_and_two(two_processes.uneven_evaluation)
+    names = {name for logs in one["logs"] for name in logs}
+    assert {"eval_seven_loss", "eval_seven_hr@1", "eval_five_reward_ndcg@10", "eval_five_rewards/margins"} <= names
+    assert_same_trajectory(one, two)
+
+
+@pytest.mark.parametrize(
+    ("record_ids", "first_record_ids", "expected"),
+    [
+        ([7, 8, 1, 2], [1, 2, 3, 4], 2),
+        ([7, 8, 9, 6], [1, 2, 3, 4], 4),
+        ([7, 1, 2, 3], [1, 2, 3, 4], 1),
+        # the only batch, filled up with itself
+        ([1, 2, 3, 1], [1, 2, 3, 1], 3),
+        ([1, 1, 1, 1], [1, 1, 1, 1], 1),
+        ([1, 2, 3, 4], [1, 2, 3, 4], 4),
+        ([5, 6, 7, 2], [1, 2, 3, 4], 4),
+    ],
+)
+def test_padding_of_a_stream(record_ids, first_record_ids, expected):
+    assert num_before_padding(record_ids, first_record_ids) == expected
+
+
+def test_evaluation_of_streams_counts_each_record_once(one_and_two):
+    one, two = one_and_two(two_processes.uneven_evaluation_of_streams)
+    names = {name for logs in one["logs"] for name in logs}
+    assert {"eval_of_1_loss", "eval_of_7_hr@1", "eval_of_8_mrr", "late_rewards/margins"} <= names
+    assert_same_trajectory(one, two)
+
+
+def test_stream(one_and_two):
+    one, two = one_and_two(two_processes.stream)
+    assert_same_trajectory(one, two)
+    assert_same_records(one, two)
+
+
+def test_precomputed_reference(one_and_two):
+    one, two = one_and_two(two_processes.precomputed_reference)
+    assert_same_trajectory(one, two)
+    assert_same_records(one, two)
+
+
+def test_resuming_in_a_later_pass_of_a_stream(one_and_two):
+    one, two = one_and_two(two_processes.resumed_stream)
+    assert one["same_as_whole"]
+    assert two[0]["same_as_whole"]
+    assert two[1]["same_as_whole"]
+    assert_same_trajectory(one, two)
+    assert_same_records(one, two)
+
+
+def test_resuming_after_a_half_written_checkpoint(one_and_two):
+    one, two = one_and_two(two_processes.resumed)
+    assert one["same_as_whole"]
+    assert two[0]["same_as_whole"]
+    assert two[1]["same_as_whole"]
+    assert len(two[0]["seen"]) == 2
+    assert_same_trajectory(one, two)
+
+
+def test_samples_are_shared_out(one_and_two):
+    one, two = one_and_two(two_processes.sampled_ranking)
+    measured = [entry for entry in one["logs"] if "eval_ranking_of_7_mrr" in entry]
+    assert [entry["step"] for entry in measured] == [0, 2, 4]
+    names = {name for logs in one["logs"] for name in logs}
+    assert {"eval_ranking_of_1_hr@1", "eval_generation_of_5_valid_ratio", "eval_generation_of_5_n"} <= names
+    assert_same_trajectory(one, two)
+    assert_same_records(one, two)
+
+
+@pytest.mark.parametrize("layout", ["shared", "padded"])
+@pytest.mark.parametrize("kind", ["sharded_forward", "tensor_parallel_forward"])
+def test_forward_of_split_parameters(one_and_two, kind, layout):
+    one, two = one_and_two(getattr(two_processes, kind))
+    assert one["split"] == []
+    for rank in (0, 1):
+        # of FSDP2 all; of tensor parallelism all but the norms
+        whole = [name for name in one[layout] if name not in two[rank]["split"] and "norm" not in name]
+        assert whole == ["log_probs"]
+        assert one[layout].keys() == two[rank][layout].keys()
+        for name, expected in one[layout].items():
+            torch.testing.assert_close(two[rank][layout][name], expected, rtol=1e-4, atol=1e-4)

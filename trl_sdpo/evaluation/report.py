@@ -1,0 +1,273 @@
+"""Results of an evaluation as JSON, as Markdown, and as one HTML page that needs nothing else."""
+
+import html
+import importlib.util
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers.utils import logging
+
+from ..files import write_text
+
+
+logger = logging.get_logger(__name__)
+
+FORMAT_VERSION = 1
+RESULTS = "results"
+# What is known of the training of a system, by the name that a table has for it.
+FACTS = {"stage": "stage", "num_negatives": "K", "beta": "β", "steps": "steps"}
+_NAMES = {"ranking": "Ranking of the candidates", "generation": "Written answers", "catalogue": "Whole catalogue"}
+_TEMPLATE = Path(__file__).parent / "templates" / "evaluation.html"
+
+
+def collect_results(
+    sections: Sequence[dict],
+    *,
+    dataset: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    leak_probe: dict | None = None,
+    facts: Mapping[str, Mapping[str, Any]] | None = None,
+) -> dict:
+    """
+    Put together what `results.json` holds.
+
+    Args:
+        sections (`Sequence[dict]`):
+            Of [`evaluate_ranking`], [`evaluate_answers`] and [`evaluate_catalogue`].
+        dataset (`Mapping`):
+            What was evaluated: `name`, `split`, `records`, and what else is known.
+        settings (`Mapping`):
+            What the results depend on, such as the seed.
+        leak_probe (`dict`, *optional*):
+            Of [`probe_records`].
+        facts (`Mapping[str, Mapping]`, *optional*):
+            By system `stage`, `num_negatives`, `beta` and `steps`, as far as known. Two systems with different values
+            of one of the numbers are plotted over it.
+
+    Returns:
+        `dict`: The results.
+    """
+    return {
+        "format_version": FORMAT_VERSION,
+        "dataset": dict(dataset),
+        "settings": dict(settings),
+        "facts": {name: dict(values) for name, values in (facts or {}).items() if values},
+        "leak_probe": leak_probe,
+        "sections": list(sections),
+    }
+
+
+def write_report(results: dict, directory: str | Path) -> list[Path]:
+    """
+    Write `results.json`, `results.md` and `results.html`. Each file is there whole or as it was before.
+
+    Args:
+        results (`dict`):
+            Of [`collect_results`].
+        directory (`str` or `Path`):
+            Where to. It is made where it is missing.
+
+    Returns:
+        `list[Path]`: The files. Without matplotlib the page has no figures, which a warning says.
+    """
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    texts = {
+        "json": json.dumps(_finite(results), indent=1, ensure_ascii=False) + "\n",
+        "md": to_markdown(results),
+        "html": to_html(results),
+    }
+    return [write_text(directory / f"{RESULTS}.{kind}", text) for kind, text in texts.items()]
+
+
+def _finite(value: Any) -> Any:
+    """Without infinities and NaN, which are no JSON."""
+    if isinstance(value, dict):
+        return {key: _finite(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def metric_table(section: dict, facts: Mapping[str, Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """
+    The metrics of a section as text.
+
+    Args:
+        section (`dict`):
+            Of [`evaluate_ranking`] and its kin.
+        facts (`Mapping`):
+            See [`collect_results`].
+
+    Returns:
+        `tuple[list[str], list[list[str]]]`: The header, and a row for each system.
+    """
+    known = [name for name in FACTS if any(name in facts.get(system, {}) for system in section["systems"])]
+    # ndcg@1 is hr@1
+    left_out = ("rule", "ndcg@1")
+    metrics = dict.fromkeys(
+        name
+        for row in section["systems"].values()
+        for name in row
+        if not name.endswith("_ci") and name not in left_out
+    )
+    metrics = [*(name for name in metrics if name != "n"), "n"]
+    header = ["system", *(FACTS[name] for name in known), *metrics]
+    rows = []
+    for system, row in section["systems"].items():
+        told = [_text(facts.get(system, {}).get(name)) for name in known]
+        rows.append([system, *told, *(_metric(row, name) for name in metrics)])
+    return header, rows
+
+
+def _text(value: Any) -> str:
+    return "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _metric(row: dict, name: str) -> str:
+    if name not in row:
+        return ""
+    value = row[name]
+    if name == "n":
+        return f"{value:,}"
+    if "popularity" in name:
+        return f"{value:,.1f}"
+    low, high = row.get(f"{name}_ci") or (None, None)
+    interval = "" if low is None or low == high == value else f" ({low:.3f} to {high:.3f})"
+    return f"{value:.3f}{interval}"
+
+
+def comparison_table(section: dict) -> tuple[list[str], list[list[str]]]:
+    """The paired tests of a section as text: a header, and a row for each pair."""
+    metric = section["metric"]
+    header = ["system", "against", f"difference of {metric}", "95% interval", "p", ""]
+    rows = []
+    for one in section["comparisons"]:
+        low, high = one[f"{metric}_ci"]
+        says = "better" if low > 0 else "worse" if high < 0 else "no measurable difference"
+        p = one[f"{metric}_p"]
+        rows.append(
+            [
+                one["system"],
+                one["baseline"],
+                f"{one[metric]:+.3f}",
+                f"{low:+.3f} to {high:+.3f}",
+                "< 0.001" if p < 0.001 else f"{p:.3f}",
+                says,
+            ]
+        )
+    return header, rows
+
+
+def probe_sentence(probe: dict) -> str:
+    """What the leak probe says."""
+    low, high = probe["ci"]
+    verdict = (
+        "The lists tell more of their targets than popularity does: results on these records are not of the history."
+        if low > max(probe["popularity"], probe["chance"])
+        else "The lists tell no more of their targets than popularity does."
+    )
+    return (
+        f"Leak probe: a lookup that never sees a history scores hr@1 {probe['hr_at_1']:.3f} (95% interval {low:.3f} to "
+        f"{high:.3f}) on {probe['n']:,} records, where chance has {probe['chance']:.3f} and popularity as a target "
+        f"{probe['popularity']:.3f}. {verdict}"
+    )
+
+
+def headline(results: dict) -> str:
+    """The data set and what was taken of it, in one line."""
+    dataset = results["dataset"]
+    of = f" of {dataset['of']:,}" if dataset.get("of", 0) > dataset["records"] else ""
+    split = f"split {dataset['split']}, " if "split" in dataset else ""
+    return f"{dataset['name']}: {split}{dataset['records']:,}{of} records"
+
+
+NOTES = (
+    "Intervals are 95% bootstrap intervals over records; that several records may be of one user they do not know. Tests "
+    "are paired, record by record: for hit rates the exact McNemar test. P-values are not corrected for the number of "
+    "comparisons. Ties count against a system."
+)
+
+
+def to_markdown(results: dict) -> str:
+    """The results as Markdown."""
+    lines = ["# Results", "", f"{_escaped(headline(results))}.", ""]
+    for section in results["sections"]:
+        lines += [f"## {_NAMES[section['protocol']]}", "", f"{section['label'].capitalize()}.", ""]
+        lines += [*_markdown_table(*metric_table(section, results["facts"])), ""]
+        lines += [*_markdown_table(*comparison_table(section)), ""] if section["comparisons"] else []
+        for one in section["breakdowns"]:
+            header = [one["unit"], *(f"{part['label']} (n = {part['n']:,})" for part in one["bins"])]
+            rows = [[name, *(f"{part['value']:.3f}" for part in row)] for name, row in one["systems"].items()]
+            lines += [f"### {section['metric']} by {one['name']}", "", *_markdown_table(header, rows), ""]
+        lines += _markdown_examples(section["examples"])
+    lines += [probe_sentence(results["leak_probe"]), ""] if results["leak_probe"] else []
+    lines += [NOTES, "", "## Settings", ""]
+    lines += [*_markdown_table(["", ""], [[name, _text(value)] for name, value in results["settings"].items()]), ""]
+    return "\n".join(lines)
+
+
+def _markdown_examples(examples: dict) -> list[str]:
+    lines = []
+    for kind in ("hits", "misses"):
+        if examples[kind]:
+            lines += [f"### {kind.capitalize()} of {_escaped(examples['system'])}", ""]
+        for one in examples[kind]:
+            history = ", ".join(map(_escaped, one["history"])) or "no history in the record"
+            shown = "; ".join(_escaped(item["title"]) for item in one["shown"])
+            lines.append(f"- record {one['record']}: {history} → **{_escaped(one['target'])}**. First: {shown}")
+        lines += [""] if examples[kind] else []
+    return lines
+
+
+def _markdown_table(header: list[str], rows: list[list[str]]) -> list[str]:
+    dashes = ["---", *["---:"] * (len(header) - 1)]
+    return [
+        f"| {' | '.join(row)} |" for row in ([*map(_escaped, header)], dashes, *([*map(_escaped, r)] for r in rows))
+    ]
+
+
+def _escaped(text: str) -> str:
+    """Text that Markdown takes as it is, on one line."""
+    text = html.escape(" ".join(text.split()), quote=False)
+    return "".join(f"\\{letter}" if letter in r"\`*_[]|#" else letter for letter in text)
+
+
+def to_html(results: dict) -> str:
+    """The results as one page, with its figures in it."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    sections = [
+        {
+            **section,
+            "title": _NAMES[section["protocol"]],
+            "table": metric_table(section, results["facts"]),
+            "comparison": comparison_table(section),
+            "figures": _figures(section, results["facts"]),
+        }
+        for section in results["sections"]
+    ]
+    return environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(
+        headline=headline(results),
+        sections=sections,
+        probe=probe_sentence(results["leak_probe"]) if results["leak_probe"] else None,
+        notes=NOTES,
+        settings={name: _text(value) for name, value in results["settings"].items()},
+    )
+
+
+def _figures(section: dict, facts: dict) -> list:
+    if importlib.util.find_spec("matplotlib") is None:
+        logger.warning_once(
+            "matplotlib is not installed: results.html has no figures. Run `python -m pip install matplotlib`."
+        )
+        return []
+    from .figures import draw_section
+
+    return draw_section(section, facts, {"num_negatives": "negatives K", "beta": "β"})

@@ -1,0 +1,1 @@
+"""A run from records to an evaluated model: the stages that the commands, the examples and the benchmarks share."""

@@ -1,0 +1,110 @@
+"""Datasets as a command line names them: what `trl-sdpo prepare` writes, files, the Hub, and the json of S-DPO."""
+
+import json
+from pathlib import Path
+
+from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict, load_dataset, load_from_disk
+from datasets.exceptions import DatasetsError
+from transformers.utils import logging
+
+from ..data_utils import flat_rejected_columns, from_flat_columns
+from ..recsys.prompts.templates import get_template
+from ..recsys.records.sdpo_json import CANDIDATES, HISTORY, SELECTION, from_sdpo_rows
+
+
+logger = logging.get_logger(__name__)
+
+_BUILDERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
+
+
+def load_records(
+    dataset_name: str, dataset_config: str | None = None, streaming: bool = False, template: str | None = None
+) -> DatasetDict | IterableDatasetDict:
+    """
+    Load a dataset of records by the name that a command line has for it.
+
+    Args:
+        dataset_name (`str`):
+            A directory that `trl-sdpo prepare` or `save_to_disk` wrote or that `datasets.load_dataset` reads, a file
+            (`.json`, `.jsonl`, `.csv`, `.parquet`), which is the split `train`, or the name of a dataset on the Hub.
+        dataset_config (`str`, *optional*):
+            Configuration of the dataset.
+        streaming (`bool`, *optional*, defaults to `False`):
+            Whether to read records as they are needed.
+        template (`str`, *optional*):
+            The words around the titles of records in the json of S-DPO (`historyList`, `itemList`, `trueSelection`),
+            see [`recsys.load_sdpo_json`]. By default `"choose"`, which shows the list.
+
+    Returns:
+        [`~datasets.DatasetDict`] or [`~datasets.IterableDatasetDict`]: The splits. The json of S-DPO and flat columns
+        (`rejected1..K`, see [`from_flat_columns`]) have become multi-preference records; other columns stay.
+
+    Raises:
+        FileNotFoundError: there is no such directory, file or dataset.
+        ValueError: it cannot be read, or a record of S-DPO's json is malformed.
+
+    Example:
+        ```python
+        from trl_sdpo.pipeline.datasets import load_records
+
+        records = load_records("data/ml-1m")["train"]  # of `trl-sdpo prepare movielens-1m --output data/ml-1m`
+        records = load_records("lastfm-train.json", template="music-choose")["train"]
+        ```
+    """
+    path = Path(dataset_name)
+    if path.suffix == ".json" and path.is_file() and (rows := _sdpo_rows(path)) is not None:
+        # before a table is made of it, in which histories as text and as lists could not stand side by side
+        return DatasetDict({"train": from_sdpo_rows(rows, get_template(template or "choose"), dataset_name)})
+    try:
+        if path.is_file():
+            splits = _load_file(path, streaming)
+        elif (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
+            splits = load_from_disk(dataset_name)
+        else:
+            splits = load_dataset(dataset_name, name=dataset_config, streaming=streaming)
+    except DatasetsError as error:
+        raise ValueError(f"The dataset {dataset_name!r} cannot be read: {error}") from error
+    if not isinstance(splits, dict):
+        splits = DatasetDict({"train": splits})
+    return type(splits)(
+        {name: _to_multi_preference(records, f"{dataset_name}, {name}", template) for name, records in splits.items()}
+    )
+
+
+def select_split(splits: dict[str, Dataset], split: str, flag: str, dataset_name: str) -> Dataset | IterableDataset:
+    """A split by its name; a `ValueError` names those that are there."""
+    if split not in splits:
+        raise ValueError(
+            f"The dataset {dataset_name!r} has no split {split!r}, only {list(splits)}. Pass one of them as {flag}."
+        )
+    return splits[split]
+
+
+def _load_file(path: Path, streaming: bool) -> DatasetDict:
+    if path.suffix not in _BUILDERS:
+        raise ValueError(f"{path}: the end of the name is none of {list(_BUILDERS)}. Rename the file, or convert it.")
+    options = {"sep": "\t"} if path.suffix == ".tsv" else {}
+    return load_dataset(_BUILDERS[path.suffix], data_files=str(path), streaming=streaming, **options)
+
+
+def _sdpo_rows(path: Path) -> list[dict] | None:
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        return None  # lines of json, or what the library has better words for
+    return rows if isinstance(rows, list) and rows and isinstance(rows[0], dict) and HISTORY in rows[0] else None
+
+
+def _to_multi_preference(
+    records: Dataset | IterableDataset, where: str, template: str | None
+) -> Dataset | IterableDataset:
+    columns = list(records.column_names or next(iter(records), {}))
+    if {HISTORY, CANDIDATES, SELECTION} <= set(columns):
+        return from_sdpo_rows(list(records), get_template(template or "choose"), where)
+    if template is not None:
+        raise ValueError(
+            f"{where}: the prompts are made already, so that `template` {template!r} has no use. Drop it."
+        )
+    if "rejected" not in columns and flat_rejected_columns(columns):
+        return from_flat_columns(records)
+    return records

@@ -1,0 +1,301 @@
+"""
+Shared-prefix rows: a prompt with its 1 + K completions in one row, the prompt computed once.
+
+    tokens     p1 … p(n-1) | pn c1 … cm | pn r1 … rl | …         position ids restart at n-1 in each segment
+    segment     0 …   0    |  1  …   1  |  2  …   2  | …         attend: causal, and (same segment or segment 0)
+
+Each segment starts with a repeat of the last prompt token, so that the position before every completion token is the
+one that predicts it, as in a row of its own. Padding has segment -1.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutput
+from transformers.utils import logging
+
+from .masks import PADDING_SEGMENT, PROMPT_SEGMENT, base_model, shared_prefix_masks
+
+
+logger = logging.get_logger(__name__)
+
+
+def shared_prefix_row(prompt_ids: list[int], completions: list[list[int]]) -> dict[str, list[int]]:
+    """
+    Lay a prompt and its completions out in one row.
+
+    Args:
+        prompt_ids (`list[int]`):
+            Tokens of the prompt. It may be empty: the first token of each completion is then context only, as it is
+            in a row of its own, where nothing predicts it.
+        completions (`list[list[int]]`):
+            Tokens of the completions, the chosen one first.
+
+    Returns:
+        `dict[str, list[int]]`: `input_ids`, `position_ids`, `segment_ids` (0 for the prompt, 1 to 1 + K for the
+        completions) and `completion_mask` (1 on the tokens whose log-probability counts), all of the same length.
+    """
+    start = max(len(prompt_ids) - 1, 0)
+    row = {
+        "input_ids": list(prompt_ids[:start]),
+        "position_ids": list(range(start)),
+        "segment_ids": [PROMPT_SEGMENT] * start,
+        "completion_mask": [0] * start,
+    }
+    for number, completion in enumerate(completions, start=1):
+        segment = list(prompt_ids[start:]) + list(completion)
+        row["input_ids"] += segment
+        row["position_ids"] += range(start, start + len(segment))
+        row["segment_ids"] += [number] * len(segment)
+        row["completion_mask"] += [0] + [1] * (len(segment) - 1)
+    return row
+
+
+def is_shared(batch: dict[str, torch.Tensor]) -> bool:
+    """Whether a batch of the collator holds shared-prefix rows rather than one padded row per completion."""
+    # position ids restart in every segment, so only shared rows need to carry them
+    return "position_ids" in batch
+
+
+def record_of_row(batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Index of the record that each row of a batch belongs to, of shape `(rows,)`."""
+    num_completions = batch["num_completions"]
+    records = torch.arange(num_completions.size(0), device=num_completions.device)
+    return records if is_shared(batch) else records.repeat_interleave(num_completions)
+
+
+def completion_exists(num_completions: torch.Tensor) -> torch.Tensor:
+    """True where a record has a completion: from 1 + K of each record, `(B,)`, to a mask of shape `(B, C)`."""
+    columns = torch.arange(int(num_completions.max()), device=num_completions.device)
+    return columns < num_completions.unsqueeze(1)
+
+
+def expand_shared_rows(
+    batch: dict[str, torch.Tensor], pad_token_id: int, pad_to_multiple_of: int | None = None
+) -> dict[str, torch.Tensor]:
+    """
+    Turn shared-prefix rows into padded rows, one per completion: `[chosen; rejected_1; …]` of the first record, then
+    of the next. This is the layout for models that cannot share a prefix, and the reference for those that can.
+
+    Args:
+        batch (`dict[str, torch.Tensor]`):
+            Batch of shared-prefix rows, as [`DataCollatorForMultiPreference`] returns it.
+        pad_token_id (`int`):
+            Token to pad the rows with, on the right.
+        pad_to_multiple_of (`int`, *optional*):
+            If set, the rows are padded to a multiple of this value.
+
+    Returns:
+        `dict[str, torch.Tensor]`: The batch with `sum(1 + K)` rows and no `position_ids`.
+    """
+    num_completions, segment_ids = batch["num_completions"], batch["segment_ids"]
+    device = segment_ids.device
+    records = torch.arange(num_completions.size(0), device=device).repeat_interleave(num_completions)
+    first_row = (num_completions.cumsum(0) - num_completions).repeat_interleave(num_completions)
+    number = torch.arange(records.size(0), device=device) - first_row + 1  # 1 for the chosen, 2.. for the rejected
+    segments = segment_ids[records]
+    keep = (segments == PROMPT_SEGMENT) | (segments == number.unsqueeze(1))
+    multiple = pad_to_multiple_of or 1
+    length = -(-int(keep.sum(dim=1).max()) // multiple) * multiple
+    # a stable sort moves the kept positions of each row to its front, in their order
+    order = (~keep).long().argsort(dim=1, stable=True)[:, :length]
+    kept = keep.gather(1, order)
+
+    def rows(name: str, padding: int) -> torch.Tensor:
+        return batch[name][records].gather(1, order).masked_fill(~kept, padding)
+
+    expanded = {name: value for name, value in batch.items() if name != "position_ids"}
+    expanded["input_ids"] = rows("input_ids", pad_token_id)
+    expanded["segment_ids"] = rows("segment_ids", PADDING_SEGMENT)
+    expanded["completion_mask"] = rows("completion_mask", 0)
+    expanded["attention_mask"] = kept.long()
+    return expanded
+
+
+class CompletionScores(NamedTuple):
+    """
+    What a model makes of the completions of a batch. `C` is the largest 1 + K of the batch, column 0 the chosen one;
+    entries of completions that a record does not have are 0.
+
+    Args:
+        log_probs (`torch.Tensor` of shape `(B, C)`):
+            Log-probability of each completion given its prompt: the sum over its tokens, in nats.
+        num_tokens (`torch.Tensor` of shape `(B, C)`):
+            Number of tokens summed over.
+        token_sums (`dict[str, torch.Tensor]` with values of shape `(B, C)`):
+            Sums over the same tokens of the other outputs of TRL's fused LM head, without gradient.
+        aux_loss (`torch.Tensor`, *optional*):
+            Load-balancing loss of a mixture-of-experts model.
+        token_log_probs (`torch.Tensor` of shape `(num_tokens.sum(),)`, *optional*):
+            Log-probability of each token, completion after completion, those of a record together.
+    """
+
+    log_probs: torch.Tensor
+    num_tokens: torch.Tensor
+    token_sums: dict[str, torch.Tensor]
+    aux_loss: torch.Tensor | None = None
+    token_log_probs: torch.Tensor | None = None
+
+    def padded_token_log_probs(self) -> torch.Tensor:
+        """`token_log_probs` by completion, of shape `(B, C, T)` with T the longest, padded with 0 on the right."""
+        lengths = self.num_tokens.long().flatten().tolist()
+        padded = torch.nn.utils.rnn.pad_sequence(self.token_log_probs.split(lengths), batch_first=True)
+        return padded.view(*self.num_tokens.shape, -1)
+
+
+@contextmanager
+def _hooked_backbone(
+    causal_lm: PreTrainedModel, batch: dict[str, torch.Tensor], scored: torch.Tensor
+) -> Iterator[None]:
+    """
+    Between the LM head and the backbone, let the backbone attend under the masks of shared-prefix rows, and hand only
+    the positions of `scored`, of shape `(rows, L)`, to the head, flattened to one row.
+
+    The head scores every position outside of Triton devices, and a vocabulary is wide. It takes the load-balancing loss
+    of a mixture of experts over the 2D mask that it is called with, and so does not see ours. Wrappers (DDP, FSDP,
+    PEFT) see a forward with 2D inputs.
+    """
+
+    def set_masks(module: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+        masks = shared_prefix_masks(causal_lm.config.get_text_config(), batch, causal_lm.dtype)
+        return args, {**kwargs, "attention_mask": masks}
+
+    def keep_scored(module: torch.nn.Module, args: tuple, output: BaseModelOutput) -> BaseModelOutput:
+        # Prompt-learning PEFT prepends virtual tokens to the outputs; keep the positions of the real tokens
+        hidden_states = output.last_hidden_state[:, -scored.size(1) :]
+        output.last_hidden_state = hidden_states[scored.to(hidden_states.device)].unsqueeze(0)
+        return output
+
+    backbone = causal_lm.base_model
+    handles = [backbone.register_forward_hook(keep_scored)]
+    if is_shared(batch):
+        handles.append(backbone.register_forward_pre_hook(set_masks, with_kwargs=True))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _tokens_of_padded_rows(batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """How often each position stands in padded rows, of shape `(rows, L)`: a shared prompt in 1 + K of them."""
+    if not is_shared(batch):
+        return batch["attention_mask"]
+    repeats = batch["num_completions"].unsqueeze(1) - 1
+    return batch["attention_mask"] + repeats * (batch["segment_ids"] == PROMPT_SEGMENT)
+
+
+def score_completions(
+    model: torch.nn.Module,
+    batch: dict[str, torch.Tensor],
+    unwrapped_model: torch.nn.Module | None = None,
+    **model_kwargs,
+) -> CompletionScores:
+    """
+    Log-probabilities of all completions of a batch in one forward pass.
+
+    Args:
+        model (`torch.nn.Module`):
+            Model to call, wrapped for distributed training or not. The transformers model inside must have been given
+            a fused LM head by `trl.trainer.utils.add_fused_lm_head`, as the trainers of TRL do.
+        batch (`dict[str, torch.Tensor]`):
+            Batch of [`DataCollatorForMultiPreference`], in shared-prefix or padded rows.
+        unwrapped_model (`torch.nn.Module`, *optional*):
+            The model inside the wrappers of distributed training. Defaults to `model`.
+        **model_kwargs:
+            Passed on to the forward, for example `output_router_logits`.
+
+    Returns:
+        [`CompletionScores`]: One column per completion, the chosen one first.
+    """
+    causal_lm = base_model(model if unwrapped_model is None else unwrapped_model)
+    if is_shared(batch):
+        model_kwargs["position_ids"] = batch["position_ids"]
+    attention_mask = batch["attention_mask"]
+    if model_kwargs.get("output_router_logits"):
+        # the load-balancing loss is a mean over tokens, and takes the mask for their weights
+        attention_mask = _tokens_of_padded_rows(batch)
+
+    # the position before a completion token predicts it
+    predicts = batch["completion_mask"][:, 1:].bool()
+    labels = batch["input_ids"][:, 1:][predicts].unsqueeze(0)
+    with _hooked_backbone(causal_lm, batch, torch.nn.functional.pad(predicts, (0, 1))):
+        outputs = model(
+            input_ids=batch["input_ids"],
+            attention_mask=attention_mask,
+            shift_labels=labels,
+            fused_lm_head=True,
+            use_cache=False,
+            **model_kwargs,
+        )
+
+    num_records, width = batch["num_completions"].size(0), int(batch["num_completions"].max())
+    slots = (record_of_row(batch).unsqueeze(1) * width + batch["segment_ids"][:, 1:] - 1)[predicts]
+
+    def per_completion(values: torch.Tensor) -> torch.Tensor:  # (num_tokens,) -> (B, C)
+        sums = torch.zeros(num_records * width, dtype=torch.float32, device=slots.device)
+        # a model split over devices may end on another one than it began
+        return sums.index_add(0, slots, values.to(slots.device, torch.float32)).view(num_records, width)
+
+    names = [name for name in ("entropy", "log_sum_sq_probs", "mean_logits", "is_top1") if name in outputs]
+    return CompletionScores(
+        log_probs=per_completion(outputs.log_probs.squeeze(0)),
+        num_tokens=per_completion(torch.ones_like(slots, dtype=torch.float32)),
+        token_sums={name: per_completion(outputs[name].squeeze(0).detach()) for name in names},
+        aux_loss=outputs.aux_loss,
+        token_log_probs=outputs.log_probs.squeeze(0).to(slots.device, torch.float32),
+    )
+
+
+def sharing_tolerance(dtype: torch.dtype) -> tuple[float, float]:
+    """
+    Absolute (in nats) and relative tolerance within which shared-prefix and padded rows must agree. A mask that is not
+    heeded is off by whole nats; half precision rounds by a few percent, as it does between two paddings.
+    """
+    return (1e-3, 1e-3) if dtype in (torch.float32, torch.float64) else (0.5, 0.05)
+
+
+def sharing_excess(
+    score: Callable[[dict[str, torch.Tensor]], CompletionScores],
+    batch: dict[str, torch.Tensor],
+    pad_token_id: int,
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    """
+    Score the first two records of a batch in shared-prefix rows, and the first four completions of each in padded rows
+    too, to find out a model whose attention does something else with the mask.
+
+    Args:
+        score (`Callable`):
+            Scores a batch, without dropout.
+        batch (`dict[str, torch.Tensor]`):
+            Batch of shared-prefix rows.
+        pad_token_id (`int`):
+            Token to pad with.
+        dtype (`torch.dtype`):
+            Type that the model computes in, for the tolerance.
+
+    Returns:
+        `torch.Tensor`: Scalar, the largest difference beyond the tolerance, in nats: not above 0 if they agree,
+        infinite if the model raises an error on shared-prefix rows, which is logged.
+    """
+    sample = {name: tensor[:2] for name, tensor in batch.items()}
+    # a wrong mask shows in the second completion already; 1 + K padded rows could need more memory than the training
+    few = {**sample, "num_completions": sample["num_completions"].clamp(max=4)}
+    with torch.no_grad():
+        padded = score(expand_shared_rows(few, pad_token_id)).log_probs
+        try:
+            shared = score(sample).log_probs[:, : padded.size(1)]
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # code of any kind, which may have never met a mask of four dimensions
+            logger.warning(f"The model raises {type(error).__name__} on shared-prefix rows: {error}")
+            return padded.new_tensor(torch.inf)
+    atol, rtol = sharing_tolerance(dtype)
+    excess = (shared - padded).abs() - rtol * padded.abs() - atol
+    excess = excess.masked_fill(excess.isnan(), torch.inf)
+    # weights of NaN say nothing about the mask
+    return excess.masked_fill(~padded.isfinite() | ~completion_exists(few["num_completions"]), 0).max()

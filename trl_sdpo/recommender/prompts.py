@@ -1,0 +1,148 @@
+"""The prompts of a recommender, in the words and of the length of its training records."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+from transformers import PreTrainedTokenizerBase
+from transformers.utils import logging
+
+from ..recsys.prompts.templates import PromptTemplate
+from ..recsys.prompts.token_budget import TokenBudget
+from ..recsys.records.recommender_files import RecommenderConfig
+
+
+logger = logging.get_logger(__name__)
+
+
+def select_template(config: RecommenderConfig, template: str | PromptTemplate | None) -> PromptTemplate:
+    """
+    The wording of a recommender.
+
+    Args:
+        config ([`RecommenderConfig`]):
+            With the wordings of the training records.
+        template (`str` or [`PromptTemplate`], *optional*):
+            One of these by its name, or another one. By default the first.
+
+    Returns:
+        [`PromptTemplate`]: The template.
+
+    Raises:
+        ValueError: there is none of this name.
+    """
+    if isinstance(template, PromptTemplate):
+        return template
+    by_name = {one.name: one for one in config.templates}
+    if template is None:
+        return config.templates[0]
+    if template not in by_name:
+        raise ValueError(
+            f"template {template!r} is none of those that the model was trained on, {list(by_name)}. Pass one of them."
+        )
+    return by_name[template]
+
+
+class PromptMaker:
+    """
+    Makes prompts as [`recsys.build_preference_dataset`] makes them: histories of at most `history_size` titles, and
+    shortened further from the oldest where a prompt with its longest completion has more than `max_length` tokens.
+
+    Args:
+        template ([`PromptTemplate`]):
+            The wording.
+        config ([`RecommenderConfig`]):
+            What was trained.
+        processing_class ([`~transformers.PreTrainedTokenizerBase`]):
+            Tokenizer, to count with.
+    """
+
+    def __init__(
+        self, template: PromptTemplate, config: RecommenderConfig, processing_class: PreTrainedTokenizerBase
+    ) -> None:
+        self.template, self.config, self.processing_class = template, config, processing_class
+        self._longest: tuple[Sequence[str] | None, int] = (None, 0)
+
+    def complete(self, title: str) -> str | list[dict[str, str]]:
+        """The completion that answers with a title, without an EOS token."""
+        if self.config.conversational:
+            return [{"role": "assistant", "content": title}]
+        return self.template.complete(title)
+
+    def make(
+        self,
+        histories: Sequence[Sequence[str]],
+        candidates: Sequence[Sequence[str]] | None,
+        catalogue: Sequence[str] = (),
+    ) -> list[str] | list[list[dict[str, str]]]:
+        """
+        The prompts.
+
+        Args:
+            histories (`Sequence[Sequence[str]]`):
+                Titles, oldest first.
+            candidates (`Sequence[Sequence[str]]`, *optional*):
+                Titles of the list of every history.
+            catalogue (`Sequence[str]`, *optional*):
+                What may be answered where there are no candidates. Must be the same object from call to call.
+
+        Returns:
+            `list[str]` or `list[list[dict]]`: Prompts as text, or as messages where the training had messages.
+
+        Raises:
+            ValueError: there are no candidates and the template shows them.
+        """
+        histories = [list(history[-self.config.history_size :]) for history in histories]
+        lists = [None] * len(histories) if candidates is None else candidates
+        if self.config.max_length is not None:
+            histories = self._fit(histories, lists, self._completion_lengths(histories, candidates, catalogue))
+        prompts = [self.template.render(history, shown) for history, shown in zip(histories, lists, strict=True)]
+        if self.config.conversational:
+            return [[{"role": "user", "content": prompt}] for prompt in prompts]
+        return prompts
+
+    def _budget(self, titles: Sequence[str]) -> TokenBudget:
+        budget = TokenBudget(self.processing_class, self.config.max_length)
+        budget.measure_completions([self.template], titles, self.config.conversational)
+        return budget
+
+    def _completion_lengths(
+        self, histories: Sequence[Sequence[str]], candidates: Sequence[Sequence[str]] | None, catalogue: Sequence[str]
+    ) -> np.ndarray:
+        """Tokens of the longest completion of every history."""
+        if candidates is None:
+            if self._longest[0] is not catalogue:
+                self._longest = (catalogue, self._longest_of(catalogue))
+            return np.full(len(histories), self._longest[1])
+        return np.array([self._longest_of(row) for row in candidates])
+
+    def _longest_of(self, titles: Sequence[str]) -> int:
+        every = np.arange(len(titles))[None]
+        return int(self._budget(titles).longest_completion(np.zeros(1, dtype=np.int64), every)[0])
+
+    def _fit(
+        self, histories: list[list[str]], lists: Sequence[Sequence[str] | None], completions: np.ndarray
+    ) -> list[list[str]]:
+        width = max(map(len, histories))
+        places = np.full((len(histories), width), -1)
+        for row, history in enumerate(histories):
+            places[row, width - len(history) :] = np.arange(len(history))
+
+        def render(rows: np.ndarray, kept: np.ndarray) -> pa.Array:
+            there = kept >= 0
+            return pa.array(
+                [
+                    self.template.render([histories[row][place] for place in line[mask]], lists[row])
+                    for row, line, mask in zip(rows, kept, there, strict=True)
+                ]
+            )
+
+        budget = self._budget(histories[0])
+        places, tokens = budget.fit(render, places, completions)
+        too_long = np.flatnonzero(tokens < 0)
+        if len(too_long):
+            logger.warning(
+                f"History {too_long[0]} ({len(too_long)} of {len(tokens)}): with its last title alone the prompt and the "
+                f"longest completion have more than max_length={self.config.max_length} tokens, as no training record had."
+            )
+        return [[history[place] for place in row[row >= 0]] for history, row in zip(histories, places, strict=True)]

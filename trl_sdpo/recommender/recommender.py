@@ -1,0 +1,438 @@
+"""A trained model as a recommender: a history in, titles with scores out."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from datasets import Dataset
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
+
+from ..data_utils import _tokenize_completions, tokenize_multi_preference
+from ..prefix_sharing.masks import why_prefix_sharing_is_unsound
+from ..recsys.prompts.templates import PromptTemplate
+from ..recsys.records.recommender_files import (
+    CATALOGUE_FILE,
+    RECOMMENDER_FILE,
+    Catalogue,
+    RecommenderConfig,
+    load_recommender_files,
+    missing_file,
+)
+from ..scoring.catalogue_search import search_catalogue
+from ..scoring.generation import generate_answers
+from ..scoring.log_probs import completion_log_probs, score_tokenized, sharing_agrees
+from ..scoring.title_trie import TitleTrie
+from .loading import load_model_and_tokenizer
+from .prompts import PromptMaker, select_template
+from .title_lookup import UNKNOWN_TITLES, TitleLookup
+
+
+logger = logging.get_logger(__name__)
+
+
+class Recommendation(NamedTuple):
+    """
+    An item of the list that [`Recommender.recommend`] returns.
+
+    Args:
+        item_id (`str` or `None`):
+            The id in the catalogue; `None` for a candidate that is not there.
+        title (`str`):
+            The title.
+        score (`float`):
+            The log-probability of the title as the answer, its end included, in nats.
+    """
+
+    item_id: str | None
+    title: str
+    score: float
+
+
+class Recommender:
+    """
+    Recommends with a language model that was trained on multi-preference records: the prompts have the tokens of the
+    training records, and scores are those of [`recsys.ranking.completion_log_probs`] on them.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            The model. It is not changed.
+        processing_class ([`~transformers.PreTrainedTokenizerBase`]):
+            Its tokenizer. Where it has no pad token, its EOS token becomes one.
+        config ([`RecommenderConfig`]):
+            How prompts are made.
+        catalogue ([`Catalogue`], *optional*):
+            What can be recommended. Without one, candidates have to be given, and titles are not checked.
+        template (`str` or [`PromptTemplate`], *optional*):
+            The wording, one of those of `config` by its name, or another one. By default the first of `config`.
+        name (`str`, *optional*, defaults to `"the model"`):
+            What messages call the model.
+
+    Raises:
+        ValueError: the template is none of the configuration.
+
+    Example:
+        ```python
+        from trl_sdpo import Recommender
+
+        recommender = Recommender.from_pretrained("outputs/movielens/s-dpo")
+        for item in recommender.recommend(["Heat (1995)", "Fargo (1996)", "Get Shorty (1995)"], top_k=5):
+            print(item.title, item.score)
+        ```
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        processing_class: PreTrainedTokenizerBase,
+        config: RecommenderConfig,
+        catalogue: Catalogue | None = None,
+        template: str | PromptTemplate | None = None,
+        name: str = "the model",
+    ) -> None:
+        if processing_class.pad_token is None:
+            processing_class.pad_token = processing_class.eos_token
+        self.model, self.processing_class = model, processing_class
+        self.config, self.catalogue, self.name = config, catalogue, name
+        self.template = select_template(config, template)
+        self.lookup = TitleLookup(catalogue)
+        self._prompts = PromptMaker(self.template, config, processing_class)
+        self._prefix_sharing: bool | None = None
+        self._trie: TitleTrie | None = None
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str | Path,
+        *,
+        template: str | PromptTemplate | None = None,
+        catalogue: Catalogue | str | Path | None = None,
+        config: RecommenderConfig | None = None,
+        base_model: str | Path | None = None,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype = "auto",
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        **model_kwargs,
+    ) -> "Recommender":
+        """
+        Load a model, or an adapter with its base, and what lies beside it, see [`save_recommender_files`].
+
+        Args:
+            model (`str` or `Path`):
+                Directory of a model or of a PEFT adapter, or its id on the Hub.
+            template (`str` or [`PromptTemplate`], *optional*):
+                The wording: a name among those of `recommender.json`, or a template, which a model without that file
+                needs.
+            catalogue ([`Catalogue`], `str` or `Path`, *optional*):
+                What can be recommended, or a directory or Hub id with a `catalogue.json`, such as a prepared data set.
+                By default that of the model.
+            config ([`RecommenderConfig`], *optional*):
+                How prompts are made, in the place of the `recommender.json` of the model.
+            base_model (`str` or `Path`, *optional*):
+                The model under an adapter, where it is no longer where `adapter_config.json` has it.
+            device (`str` or `torch.device`, *optional*):
+                By default the accelerator of the machine, else the CPU.
+            dtype (`str` or `torch.dtype`, *optional*, defaults to `"auto"`):
+                Type of the weights; by default the one that they were saved with.
+            revision (`str`, *optional*), token (`str` or `bool`, *optional*), cache_dir (`str` or `Path`, *optional*):
+                For the Hub.
+            **model_kwargs:
+                Passed to `AutoModelForCausalLM.from_pretrained`, such as `quantization_config`, `device_map` or
+                `attn_implementation`.
+
+        Returns:
+            [`Recommender`]: The recommender.
+
+        Raises:
+            ValueError: there is no `recommender.json` and no template, or a file is damaged.
+            OSError: there is no such model, or the base of the adapter cannot be loaded.
+        """
+        hub_kwargs = {"revision": revision, "token": token, "cache_dir": cache_dir}
+        hub_kwargs = {name: value for name, value in hub_kwargs.items() if value is not None}
+        files = load_recommender_files(model, **hub_kwargs)
+        config = config or files.config
+        if config is None:
+            if not isinstance(template, PromptTemplate):
+                raise missing_file(model, RECOMMENDER_FILE)
+            config = RecommenderConfig([template])
+        if catalogue is None:
+            catalogue = files.catalogue
+        elif not isinstance(catalogue, Catalogue):
+            source, catalogue = catalogue, load_recommender_files(catalogue).catalogue
+            if catalogue is None:
+                raise missing_file(source, CATALOGUE_FILE)
+        select_template(config, template)  # before the weights, which take longer
+        loaded, tokenizer = load_model_and_tokenizer(
+            model, base_model=base_model, device=device, dtype=dtype, hub_kwargs=hub_kwargs, **model_kwargs
+        )
+        return cls(loaded, tokenizer, config, catalogue, template, name=str(model))
+
+    def recommend(
+        self,
+        history: Sequence[str | int] | Sequence[Sequence[str | int]],
+        candidates: Sequence[str | int] | Sequence[Sequence[str | int]] | None = None,
+        top_k: int = 10,
+        *,
+        num_beams: int | None = None,
+        exclude_history: bool = True,
+        unknown_titles: str = "error",
+        batch_size: int = 8,
+    ) -> list[Recommendation] | list[list[Recommendation]]:
+        """
+        Recommend what comes after a history, or after each of several.
+
+        With candidates, all of them are scored. Without, the likeliest titles of the catalogue are searched for, see
+        [`recsys.catalogue_search.search_catalogue`]; the scores of both are the same.
+
+        Args:
+            history (`Sequence[str | int]`, or `Sequence` of these):
+                Titles or item ids, oldest first, see [`TitleLookup.find`]; or a list of such lists. What is older than
+                the `history_size` of the training is left out of the prompt.
+            candidates (`Sequence[str | int]`, or `Sequence` of these, *optional*):
+                What to choose from, in the order in which a template shows them: one list for all histories, or one
+                for each. Nothing is excluded from them.
+            top_k (`int`, *optional*, defaults to `10`):
+                How many to return at most.
+            num_beams (`int`, *optional*):
+                Width of the search in the catalogue, by default 10 or `top_k`, whichever is larger.
+            exclude_history (`bool`, *optional*, defaults to `True`):
+                Whether the search leaves out what is in the history, all of it.
+            unknown_titles (`str`, *optional*, defaults to `"error"`):
+                `"error"`, or `"keep"` to take titles that are not in the catalogue as they are, with a warning.
+            batch_size (`int`, *optional*, defaults to `8`):
+                Histories in a batch.
+
+        Returns:
+            `list[Recommendation]`: The best first; or a list of such lists for several histories.
+
+        Raises:
+            ValueError: a history is empty or has an unknown title, the template shows candidates and there are none,
+                or there is neither a catalogue nor candidates. The message says which and what to do.
+        """
+        if top_k < 1 or batch_size < 1:
+            raise ValueError(f"top_k={top_k}, batch_size={batch_size}: pass at least 1.")
+        if unknown_titles not in UNKNOWN_TITLES:
+            raise ValueError(f"unknown_titles={unknown_titles!r} is none of {UNKNOWN_TITLES}. Pass one of them.")
+        single = not _is_nested(history, "history")
+        rows = [history] if single else list(history)
+        found = [self._find(row, _where("history", index, single), unknown_titles) for index, row in enumerate(rows)]
+        desc = "Recommending" if len(rows) > 1 else None
+        if candidates is None:
+            excluded = [[item for item, _ in row if item is not None] if exclude_history else [] for row in found]
+            results = self._search(_titles(found), excluded, top_k, num_beams, batch_size, desc)
+        else:
+            lists = _one_for_each(candidates, len(rows))
+            chosen = [
+                self._find(row, _where("candidates", index, single), unknown_titles) for index, row in enumerate(lists)
+            ]
+            results = self._rank(_titles(found), chosen, top_k, batch_size, desc)
+        return results[0] if single else results
+
+    def score(
+        self, histories: Sequence[Sequence[str]], candidates: Sequence[Sequence[str]], batch_size: int = 8
+    ) -> list[np.ndarray]:
+        """
+        Score candidates by their ids, as every scorer of this package: see docs/recommend.md.
+
+        Args:
+            histories (`Sequence[Sequence[str]]`):
+                Item ids, oldest first.
+            candidates (`Sequence[Sequence[str]]`):
+                Item ids, for each history.
+            batch_size (`int`, *optional*, defaults to `8`):
+                Histories in a batch.
+
+        Returns:
+            `list[np.ndarray]`: Log-probabilities in nats, one for each candidate.
+
+        Raises:
+            ValueError: there is no catalogue, or an id is not in it.
+        """
+        if self.catalogue is None:
+            raise missing_file(self.name, CATALOGUE_FILE)
+        titles = {}
+        for name, lists in (("histories", histories), ("candidates", candidates)):
+            titles[name] = [
+                [self.lookup.title_of(item_id, f"{name}, row {row}") for item_id in ids]
+                for row, ids in enumerate(lists)
+            ]
+        return self._score(titles["histories"], titles["candidates"], batch_size, "Scoring")
+
+    def log_probs(
+        self, dataset: Dataset, batch_size: int = 32, *, per_token: bool = False, desc: str = "Ranking"
+    ) -> list[np.ndarray]:
+        """
+        Log-probabilities of the completions of records, with the tokens of training, see
+        [`recsys.ranking.completion_log_probs`].
+
+        Args:
+            dataset ([`~datasets.Dataset`]):
+                Multi-preference records.
+            batch_size (`int`, *optional*, defaults to `32`), per_token (`bool`, *optional*, defaults to `False`), desc
+                (`str`, *optional*, defaults to `"Ranking"`):
+                See there.
+
+        Returns:
+            `list[np.ndarray]`: For each record an array of shape `(1 + K,)`, the chosen completion first, in nats.
+        """
+        records = self.tokenize(dataset)
+        return completion_log_probs(
+            self.model, records, self.processing_class, batch_size, desc=desc, per_token=per_token
+        )
+
+    def answers(self, dataset: Dataset, batch_size: int = 8, *, desc: str = "Generating") -> list[str]:
+        """
+        What the model writes after the prompts of records, see [`recsys.generation.generate_answers`].
+
+        Args:
+            dataset ([`~datasets.Dataset`]):
+                Multi-preference records.
+            batch_size (`int`, *optional*, defaults to `8`), desc (`str`, *optional*, defaults to `"Generating"`):
+                See there.
+
+        Returns:
+            `list[str]`: The answers, in the order of the records.
+        """
+        records = self.tokenize(dataset)
+        # a title ends at a line break, unless a completion begins with one
+        stop_strings = [] if "\n" in self.template.completion_prefix else ["\n"]
+        if self.template.completion_suffix.strip():
+            stop_strings.append(self.template.completion_suffix)
+        return generate_answers(
+            self.model, records, self.processing_class, batch_size, stop_strings=stop_strings, desc=desc
+        )
+
+    def tokenize(self, dataset: Dataset) -> Dataset:
+        """The records with the tokens that the model was trained on: with or without an EOS token, as it was then."""
+        # not a function of its own, which would hold the model, and be hashed with its weights
+        return dataset.map(
+            tokenize_multi_preference,
+            with_indices=True,
+            fn_kwargs={"processing_class": self.processing_class, "eos_token": self._eos_token},
+            desc="Tokenizing",
+        )
+
+    @property
+    def trie(self) -> TitleTrie:
+        """The titles of the catalogue as the completions of training, to search in."""
+        if self._trie is None:
+            if self.catalogue is None:
+                raise missing_file(self.name, CATALOGUE_FILE)
+            titles = self.catalogue.titles
+            (prompt,) = self._prompts.make([titles[:1]], None, titles)
+            affixes = self.template.completion_prefix, self.template.completion_suffix
+            self._trie = TitleTrie.from_titles(
+                titles, self.processing_class, prompt, *affixes, self.config.ends_in_eos
+            )
+        return self._trie
+
+    @property
+    def _eos_token(self) -> str:
+        return self.processing_class.eos_token if self.config.ends_in_eos else ""
+
+    def _find(self, row: Sequence[str | int], where: str, unknown: str) -> list[tuple[int | None, str]]:
+        if isinstance(row, str) or not isinstance(row, Sequence | np.ndarray) or not len(row):
+            raise ValueError(f"{where}: {row!r} is no list of titles or ids with at least one in it. Pass one.")
+        return [self.lookup.find(value, where, unknown) for value in row]
+
+    def _search(
+        self,
+        histories: Sequence[Sequence[str]],
+        excluded: Sequence[Sequence[int]],
+        top_k: int,
+        num_beams: int | None,
+        batch_size: int,
+        desc: str | None,
+    ) -> list[list[Recommendation]]:
+        if self.template.style == "candidates":
+            raise ValueError(
+                f"{self.name}: template '{self.template.name}' shows candidates, so it needs some. Pass `candidates`, or "
+                "use a model that was trained on prompts without them (prompt_style='history')."
+            )
+        trie = self.trie
+        found = search_catalogue(
+            self.model,
+            self._prompts.make(histories, None, self.catalogue.titles),
+            self.processing_class,
+            trie,
+            num_beams=max(2, top_k, 10 if num_beams is None else num_beams),
+            top_k=top_k,
+            exclude=excluded,
+            batch_size=batch_size,
+            desc=desc,
+        )
+        item_ids, titles = self.catalogue.item_ids, self.catalogue.titles
+        return [[Recommendation(item_ids[index], titles[index], score) for index, score in row] for row in found]
+
+    def _rank(
+        self,
+        histories: Sequence[Sequence[str]],
+        candidates: Sequence[Sequence[tuple[int | None, str]]],
+        top_k: int,
+        batch_size: int,
+        desc: str | None,
+    ) -> list[list[Recommendation]]:
+        candidates = [list(dict.fromkeys(row)) for row in candidates]
+        scores = self._score(histories, _titles(candidates), batch_size, desc)
+        results = []
+        for row, values in zip(candidates, scores, strict=True):
+            best = np.argsort(-values, kind="stable")[:top_k]
+            items = [(*row[index], float(values[index])) for index in best]
+            results.append([Recommendation(self.lookup.id_of(item), title, score) for item, title, score in items])
+        return results
+
+    def _score(
+        self,
+        histories: Sequence[Sequence[str]],
+        candidates: Sequence[Sequence[str]],
+        batch_size: int,
+        desc: str | None,
+    ) -> list[np.ndarray]:
+        prompts = self._prompts.make(histories, candidates)
+        records = [self._tokenize(prompt, row) for prompt, row in zip(prompts, candidates, strict=True)]
+        pad_token_id = self.processing_class.pad_token_id
+        if self._prefix_sharing is None:
+            self._prefix_sharing = why_prefix_sharing_is_unsound(self.model) is None and sharing_agrees(
+                self.model, records, pad_token_id, batch_size
+            )
+        scores = score_tokenized(
+            self.model, records, pad_token_id, batch_size, prefix_sharing=self._prefix_sharing, desc=desc
+        )
+        return [values[: len(row)] for values, row in zip(scores, candidates, strict=True)]
+
+    def _tokenize(self, prompt: str | list[dict], titles: Sequence[str]) -> dict[str, Any]:
+        completions = [self._prompts.complete(title) for title in titles]
+        example = {"prompt": prompt, "chosen": completions[0], "rejected": completions[1:]}
+        prompt_ids, ids = _tokenize_completions(example, self.processing_class, self._eos_token)
+        if len(ids) == 1:
+            ids = ids * 2  # a record has at least two completions
+        length = len(prompt_ids) + sum(map(len, ids)) + len(ids) - 1
+        return {"prompt_ids": prompt_ids, "chosen_ids": ids[0], "rejected_ids": ids[1:], "length": length}
+
+
+def _titles(found: Sequence[Sequence[tuple[int | None, str]]]) -> list[list[str]]:
+    return [[title for _, title in row] for row in found]
+
+
+def _where(name: str, index: int, single: bool) -> str:
+    return name if single else f"{name}, row {index}"
+
+
+def _is_nested(rows: Any, name: str) -> bool:
+    if isinstance(rows, str) or not isinstance(rows, Sequence | np.ndarray) or not len(rows):
+        raise ValueError(f"{name}: {rows!r} is no list with something in it. Pass a list of titles or ids.")
+    return not isinstance(rows[0], str) and isinstance(rows[0], Sequence | np.ndarray)
+
+
+def _one_for_each(candidates: Any, count: int) -> list:
+    if not _is_nested(candidates, "candidates"):
+        return [candidates] * count
+    if len(candidates) != count:
+        raise ValueError(
+            f"candidates has {len(candidates)} rows for {count} histories. Pass one for each, or one list."
+        )
+    return list(candidates)

@@ -1,0 +1,130 @@
+"""What a user of a recommender may mean by a title or an id."""
+
+import difflib
+import numbers
+from collections.abc import Sequence
+from typing import Any
+
+from transformers.utils import logging
+
+from ..recsys.interactions.interactions import canonical_title
+from ..recsys.metrics.matching import normalize_title
+from ..recsys.records.recommender_files import Catalogue
+
+
+logger = logging.get_logger(__name__)
+
+UNKNOWN_TITLES = ("error", "keep")
+# Titles that are compared letter by letter to find the nearest; a second's work.
+_MOST_COMPARED = 20_000
+
+
+class TitleLookup:
+    """
+    Finds items of a catalogue by title or id.
+
+    Args:
+        catalogue ([`Catalogue`], *optional*):
+            The items. Without, every title is taken as it is, and nothing is known by an id.
+    """
+
+    def __init__(self, catalogue: Catalogue | None) -> None:
+        self.titles = () if catalogue is None else catalogue.titles
+        self.item_ids = () if catalogue is None else catalogue.item_ids
+        self._by_title = {title: index for index, title in enumerate(self.titles)}
+        self._by_id = {item_id: index for index, item_id in enumerate(self.item_ids)}
+        self._by_key: dict[str, list[int]] | None = None
+
+    def find(self, value: Any, where: str, unknown: str = "error") -> tuple[int | None, str]:
+        """
+        The item that a title or an id means.
+
+        A number is an id. A text is a title, in the letters of the catalogue or, where that leaves one item, without
+        regard to case, white space, quotes and the place of an article; or else an id.
+
+        Args:
+            value (`str` or `int`):
+                Title or id.
+            where (`str`):
+                Where it stands, for messages.
+            unknown (`str`, *optional*, defaults to `"error"`):
+                What becomes of a title that is not in the catalogue: `"error"`, or `"keep"` to take it as it is, with a
+                warning.
+
+        Returns:
+            `tuple[int | None, str]`: Its row in the catalogue, `None` for a title that is not there, and its title.
+
+        Raises:
+            ValueError: it is not in the catalogue, is a title of one item and the id of another, or is no text.
+        """
+        if isinstance(value, numbers.Integral) and not isinstance(value, bool):
+            if str(value) not in self._by_id:
+                raise ValueError(f"{where}: {self._no_such_id(value)}")
+            index = self._by_id[str(value)]
+            return index, self.titles[index]
+        if not isinstance(value, str) or not value.strip():
+            raise ValueError(
+                f"{where}: {value!r} is neither a title nor an id. Pass a text, or the number of an item."
+            )
+        by_title, by_id = self._find_title(value), self._by_id.get(value)
+        if by_title is not None and by_id is not None and by_title != by_id:
+            raise ValueError(
+                f"{where}: {value!r} is the id of {self.titles[by_id]!r} and the title of the item "
+                f"{self.item_ids[by_title]!r}. Pass ids as numbers: {value} or {self.item_ids[by_title]}."
+            )
+        index = by_id if by_title is None else by_title
+        if index is not None:
+            return index, self.titles[index]
+        if not self.titles:
+            return None, value
+        problem = f"{where}: {value!r} is no title and no id of the catalogue.{self._nearest(value)}"
+        if unknown == "error":
+            raise ValueError(f'{problem} Correct it, or pass unknown_titles="keep" to take it as it is.')
+        logger.warning(f"{problem} It is taken as it is.")
+        return None, value
+
+    def title_of(self, item_id: str, where: str) -> str:
+        """
+        The title of an id.
+
+        Raises:
+            ValueError: there is none. The message begins with `where`.
+        """
+        if str(item_id) not in self._by_id:
+            raise ValueError(f"{where}: {self._no_such_id(item_id)}")
+        return self.titles[self._by_id[str(item_id)]]
+
+    def id_of(self, index: int | None) -> str | None:
+        """The id of a row of the catalogue."""
+        return None if index is None else self.item_ids[index]
+
+    def _find_title(self, value: str) -> int | None:
+        if value in self._by_title:
+            return self._by_title[value]
+        if self._by_key is None:
+            self._by_key = {}
+            for index, title in enumerate(self.titles):
+                self._by_key.setdefault(_key(title), []).append(index)
+        found = self._by_key.get(_key(value), ())
+        return found[0] if len(found) == 1 else None
+
+    def _no_such_id(self, value: str | int) -> str:
+        if not self.item_ids:
+            return f"the id {value} means nothing without a catalogue. Pass titles, or `catalogue=`."
+        return f"{value} is no id of the {len(self.item_ids)} items of the catalogue. Pass one, or a title."
+
+    def _nearest(self, value: str) -> str:
+        titles = _sharing_a_word(value, self.titles) if len(self.titles) > _MOST_COMPARED else self.titles
+        by_key = {_key(title): title for title in titles[:_MOST_COMPARED]}
+        near = difflib.get_close_matches(_key(value), by_key, n=3)
+        return f" Did you mean {' or '.join(repr(by_key[key]) for key in near)}?" if near else ""
+
+
+def _key(title: str) -> str:
+    # an article is known by its capital letter
+    return normalize_title(canonical_title(title.title()))
+
+
+def _sharing_a_word(value: str, titles: Sequence[str]) -> list[str]:
+    longest = max(_key(value).split(), key=len)
+    return [title for title in titles if longest in title.casefold()]

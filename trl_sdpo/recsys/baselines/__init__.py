@@ -1,0 +1,1 @@
+"""Recommenders without a language model: (histories, candidates) in, scores out; and scores of any system on disk."""

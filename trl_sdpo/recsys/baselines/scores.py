@@ -1,0 +1,187 @@
+"""Scores of any model for the candidates of records, in memory and on disk."""
+
+import os
+import uuid
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from tqdm.auto import tqdm
+
+from ..interactions.interactions import ITEM_ID
+
+
+# What scores candidates: histories and candidates of a batch of records as item ids, oldest first, to a score for each
+# candidate of each record.
+Scorer = Callable[[list[list[str]], list[list[str]]], Sequence[Sequence[float]]]
+
+HISTORY, REJECTED = "history_item_ids", "rejected_item_ids"
+SCORES = "scores"
+
+
+def score_records(
+    scorer: Scorer, dataset: Any, batch_size: int = 1024, desc: str | None = "Scoring"
+) -> list[np.ndarray]:
+    """
+    Score the candidates of records: the target and the rejected items.
+
+    Args:
+        scorer (`Callable[[list[list[str]], list[list[str]]], Sequence[Sequence[float]]]`):
+            A function from histories and candidates, both item ids as strings, to a score for each candidate of each
+            record. It does not learn which candidate is the target: that one comes first in every list, so a scorer
+            must not go by the order.
+        dataset (`Dataset` or `dict[str, Sequence]`):
+            Records with `history_item_ids`, `item_id` and `rejected_item_ids`.
+        batch_size (`int`, *optional*, defaults to `1024`):
+            Records in a call.
+        desc (`str`, *optional*, defaults to `"Scoring"`):
+            Label of the progress bar; `None` for no bar.
+
+    Returns:
+        `list[numpy.ndarray]`: For each record an array of shape `(1 + K,)`, the target first, for [`ranks`].
+
+    Raises:
+        ValueError: there are no records, a column is missing, a record has no value in it, or the scorer returns the
+            wrong number of scores or a NaN.
+
+    Example:
+        ```python
+        >>> def shortest_id(histories, candidates):
+        ...     return [[-len(item) for item in row] for row in candidates]
+        >>> records = {"history_item_ids": [[1]], "item_id": [10], "rejected_item_ids": [[2, 300]]}
+        >>> score_records(shortest_id, records, desc=None)[0].tolist()
+        [-2.0, -1.0, -3.0]
+
+        ```
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size} is below 1. Pass at least 1.")
+    histories, candidates = _read_records(dataset)
+    scores = []
+    with tqdm(total=len(histories), desc=desc, unit=" records", disable=desc is None) as progress:
+        for begin in range(0, len(histories), batch_size):
+            some = slice(begin, begin + batch_size)
+            batch = scorer(histories[some], candidates[some])
+            scores += _checked(batch, candidates[some], begin)
+            progress.update(len(batch))
+    return scores
+
+
+def _read_records(dataset: Any) -> tuple[list[list[str]], list[list[str]]]:
+    columns = {}
+    for name in (HISTORY, ITEM_ID, REJECTED):
+        try:
+            columns[name] = list(dataset[name])
+        except (KeyError, ValueError):  # a dict, a `Dataset`
+            raise ValueError(
+                f"dataset: no column '{name}'. Make the records with `build_preference_dataset` or `trl-sdpo prepare`."
+            ) from None
+        for record, value in enumerate(columns[name]):
+            if value is None or (name == REJECTED and not len(value)):
+                raise ValueError(
+                    f"dataset: record {record}, column '{name}': {value!r} holds nothing to score. Remove the record."
+                )
+    if not columns[ITEM_ID]:
+        raise ValueError("dataset: no records. Pass at least one.")
+    histories = [[str(item) for item in history] for history in columns[HISTORY]]
+    rows = zip(columns[ITEM_ID], columns[REJECTED], strict=True)
+    return histories, [[str(target), *map(str, others)] for target, others in rows]
+
+
+def _checked(batch: Sequence[Sequence[float]], candidates: list[list[str]], begin: int) -> list[np.ndarray]:
+    if len(batch) != len(candidates):
+        raise ValueError(
+            f"The scorer returned scores for {len(batch)} records of {len(candidates)}, from record {begin}. "
+            "Return one list of scores for each record."
+        )
+    rows = []
+    for record, (scores, items) in enumerate(zip(batch, candidates, strict=True), start=begin):
+        row = np.asarray(scores, dtype=np.float64)
+        if row.shape != (len(items),):
+            raise ValueError(
+                f"The scorer returned scores of shape {row.shape} for record {record}, which has {len(items)} "
+                "candidates. Return one score for each candidate."
+            )
+        if np.isnan(row).any():
+            raise ValueError(
+                f"The scorer returned NaN for record {record}, candidate {items[int(np.isnan(row).argmax())]!r}. "
+                "Return a number, such as the lowest of the others for an item that is not known."
+            )
+        rows.append(row)
+    return rows
+
+
+def write_scores(scores: Sequence[Sequence[float]], path: str | Path) -> None:
+    """
+    Write the scores of records to a Parquet file with one column, `scores` (a list of `double`), and a row per record.
+
+    The file appears when it is whole.
+
+    Args:
+        scores (`Sequence[Sequence[float]]`):
+            What [`score_records`] or [`completion_log_probs`] returns: per record the target's score, then the others.
+        path (`str` or `Path`):
+            The file.
+
+    Raises:
+        ValueError: there are no records, or a record has no score or a NaN.
+    """
+    rows = [np.asarray(row, dtype=np.float64) for row in scores]
+    _check_rows(rows, "scores")
+    path = Path(path)
+    flat, offsets = np.concatenate(rows), np.cumsum([0, *map(len, rows)])
+    column = pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(flat))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    stage = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}")
+    try:
+        pq.write_table(pa.table({SCORES: column}), stage)
+        os.replace(stage, path)
+    finally:
+        stage.unlink(missing_ok=True)
+
+
+def read_scores(path: str | Path, num_records: int | None = None) -> list[np.ndarray]:
+    """
+    Read what [`write_scores`], or another program, wrote.
+
+    Args:
+        path (`str` or `Path`):
+            The file.
+        num_records (`int`, *optional*):
+            How many records there are, where that is known.
+
+    Returns:
+        `list[numpy.ndarray]`: For each record its scores, the target first.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is not Parquet or lacks the column, a row holds nothing, a null or a NaN, or there are
+            more or fewer rows than records.
+    """
+    try:
+        table = pq.read_table(path)
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{path}: no Parquet file ({error}). Write it with `write_scores`.") from error
+    if SCORES not in table.column_names:
+        raise ValueError(f"{path}: no column '{SCORES}', only {table.column_names}. Write it with `write_scores`.")
+    rows = table[SCORES].to_pylist()
+    if num_records is not None and len(rows) != num_records:
+        raise ValueError(
+            f"{path}: scores of {len(rows)} records, but there are {num_records}. Score the same records again."
+        )
+    rows = [np.array([] if row is None else row, dtype=np.float64) for row in rows]
+    _check_rows(rows, str(path))
+    return rows
+
+
+def _check_rows(rows: list[np.ndarray], where: str) -> None:
+    if not rows:
+        raise ValueError(f"{where}: no records. Score at least one.")
+    for record, row in enumerate(rows):
+        if row.ndim != 1 or not len(row) or np.isnan(row).any():
+            raise ValueError(
+                f"{where}: record {record}: {row.tolist()} is not one number for each candidate. Score it again."
+            )

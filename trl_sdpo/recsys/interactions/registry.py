@@ -1,0 +1,79 @@
+"""One entry to all loaders: data sets by name."""
+
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from .interactions import Interactions
+from .published import fetch_source, find_source, show_terms
+from .sources.movielens_100k import load_movielens_100k
+
+
+def load_source(source: str, path: str | Path | None = None, **options) -> Interactions:
+    """
+    Read a data set by its name, from a local path or from its publisher.
+
+    A download goes to the cache ([`download.cache_dir`]), goes on where it broke off, is checked and, from a zip
+    archive, unpacked. What the publisher asks of those who use the data is logged, once in a process.
+
+    Args:
+        source (`str`):
+            One of
+
+            - `movielens-100k`, `-1m`, `-10m`, `-20m`, `-25m`, `-32m`, `-latest`, `-latest-small`; `movielens` for any
+              release at `path`: [`load_movielens`]. Where GroupLens cannot be reached, `movielens-100k` comes from a
+              PyPI wheel;
+            - `goodreads-GENRE` (a genre of the UCSD Book Graph: `children`, `comics_graphic`, `fantasy_paranormal`,
+              `history_biography`, `mystery_thriller_crime`, `poetry`, `romance`, `young_adult`), `goodreads` for the
+              whole (11 GB), `goodreads-csv` for the whole without times (4 GB): [`load_goodreads`];
+            - `goodbooks-10k`: [`load_goodbooks`];
+            - `lastfm` or `lastfm-hetrec2011`: [`load_lastfm`];
+            - `recbole`, with a `path`: [`load_recbole`];
+            - `table`, with a `path` (or the name of a data set on the Hub) and the names of its columns as options:
+              [`load_table`].
+        path (`str` or `Path`, *optional*):
+            The files, as the loader takes them. By default they are downloaded once and cached.
+        **options:
+            Passed to the loader. Those that are true or false may also be text, as from a command line.
+
+    Returns:
+        [`Interactions`]: What the loader returns.
+
+    Raises:
+        ConnectionError: the publisher cannot be reached, or the download broke off.
+        TypeError: the loader has no such option.
+        ValueError: there is no such source, it has no files to download and no `path` is given, what came is not what
+            it should be, or as the loader says.
+
+    Example:
+        ```python
+        from trl_sdpo.recsys import load_source
+
+        interactions = load_source("movielens-1m")
+        interactions = load_source("goodreads-poetry", "goodreads_interactions_poetry.json.gz", read_only=True)
+        ```
+    """
+    entry = find_source(source)
+    options = _check_options(source, entry.load, options)
+    if source == "movielens-100k":
+        return load_movielens_100k(path, **options)
+    if path is None and not entry.files:
+        raise ValueError(f"source {source!r} has nothing to download. Pass the path of your files.")
+    if entry.terms:
+        show_terms(entry.terms)
+    return entry.load(fetch_source(source) if path is None else path, **options)
+
+
+def _check_options(source: str, load: Callable, options: dict[str, Any]) -> dict[str, Any]:
+    known = dict(list(inspect.signature(load).parameters.items())[1:])
+    checked = {}
+    for name, value in options.items():
+        if name not in known:
+            raise TypeError(f"source {source!r} has no option {name!r}, but {list(known) or 'none'}. Leave it out.")
+        if known[name].annotation is bool and isinstance(value, str):
+            if value.lower() not in ("true", "false"):
+                raise ValueError(f"source {source!r}, option {name!r}: {value!r} is neither true nor false.")
+            value = value.lower() == "true"
+        checked[name] = value
+    return checked

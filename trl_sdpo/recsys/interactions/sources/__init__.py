@@ -1,0 +1,1 @@
+"""One module for each publisher, on the shared readers."""

@@ -1,0 +1,1 @@
+"""Who may be a negative, and which are drawn."""

@@ -1,0 +1,335 @@
+"""Negatives and candidate lists, drawn so that they tell nothing about the target."""
+
+import logging
+import threading
+from collections.abc import Iterable
+
+import numpy as np
+import polars as pl
+
+from ..interactions.codes import Seen, encode, sorted_catalogue
+from ..interactions.interactions import ITEM_ID, USER_ID
+from ..interactions.random_streams import ORDER_STREAM, hash_keys, random_numbers, stream_keys
+from ..records.sequences import POSITION
+from .strategies import (
+    HARD,
+    POPULARITY,
+    UNIFORM,
+    Draw,
+    TargetRows,
+    hard_draw,
+    nearest_by_co_occurrence,
+    parse_negatives,
+    popularity_draw,
+    schedule,
+    uniform_draw,
+)
+
+
+logger = logging.getLogger(__name__)
+
+NEGATIVES = "negatives"
+CANDIDATES = "candidates"
+
+_DRAWS_PER_CHUNK = 1 << 21
+# What popularity or neighbours do not give within so many draws is drawn uniformly: a user may have all of them.
+_DRAWS_BEFORE_UNIFORM = 1 << 12
+
+
+class CandidateSampler:
+    """
+    Draws negatives and the order of candidate lists, see [`sample_negatives`].
+
+    Args:
+        events (`polars.DataFrame`):
+            All interactions, with `user_id` and `item_id`: what a user's negatives must not be among.
+        catalogue (`polars.DataFrame`):
+            The items to draw from, sorted by `item_id`.
+        seed (`int`):
+            The seed.
+        train_events (`polars.DataFrame` or `polars.LazyFrame`, *optional*):
+            Events of the training split in order: what popularity and neighbours are counted on.
+        popularity_alpha (`float`, *optional*, defaults to `1.0`):
+            The exponent of popularity.
+    """
+
+    def __init__(
+        self,
+        events: pl.DataFrame,
+        catalogue: pl.DataFrame,
+        *,
+        seed: int,
+        train_events: pl.DataFrame | pl.LazyFrame | None = None,
+        popularity_alpha: float = 1.0,
+    ) -> None:
+        self.ids = catalogue[ITEM_ID]
+        self.seed = seed
+        self.seen = Seen(events, self.ids)
+        self.train_events, self.popularity_alpha = train_events, popularity_alpha
+        self._draws: dict[str, Draw] = {UNIFORM: uniform_draw(seed, len(self.ids))}
+        self.filled_uniformly = 0
+        self._lock = threading.Lock()
+
+    def prepare(self, strategies: Iterable[str]) -> None:
+        """Count what these strategies draw by."""
+        for strategy in set(strategies) - self._draws.keys():
+            if self.train_events is None:
+                raise ValueError(f"negatives of strategy '{strategy}' need train_events. Pass the training events.")
+            train_events = self.train_events.lazy().collect()
+            if strategy == POPULARITY:
+                items = encode(train_events[ITEM_ID], self.ids)
+                counts = np.bincount(items[items >= 0], minlength=len(self.ids))
+                self._draws[POPULARITY] = popularity_draw(self.seed, counts, self.popularity_alpha)
+            elif strategy == HARD:
+                neighbours = nearest_by_co_occurrence(train_events, self.ids)
+                self._draws[HARD] = hard_draw(self.seed, neighbours)
+
+    def rows(self, targets: pl.DataFrame, histories: np.ndarray) -> TargetRows:
+        """Targets with `user_id`, `position` and `item_id`, and rows of the items before them, as arrays."""
+        items = encode(targets[ITEM_ID], self.ids)
+        missing = np.flatnonzero(items < 0)
+        if len(missing):
+            row = int(missing[0])
+            raise ValueError(
+                f"targets: row {row}, column '{ITEM_ID}': {targets[ITEM_ID][row]!r} is not among the items. Add it to "
+                "them."
+            )
+        users, keys = self.seen.encode_users(targets[USER_ID]), hash_keys(targets[USER_ID])
+        return TargetRows(users, keys, targets[POSITION].to_numpy(), items, histories)
+
+    def check_enough(self, targets: pl.DataFrame, rows: TargetRows, pool_size: int) -> None:
+        """Raise if a user leaves too few items."""
+        own = self.seen.contains(rows.users, rows.items[:, None])[:, 0]
+        left = len(self.ids) - self.seen.count(rows.users) - ~own
+        short = np.flatnonzero(left < pool_size)
+        if len(short):
+            row = int(short[0])
+            raise ValueError(
+                f"targets: row {row}, column '{USER_ID}': user {targets[USER_ID][row]!r} leaves {left[row]} of "
+                f"{len(self.ids)} items to draw {pool_size} negatives from ({len(short)} such rows). Draw fewer "
+                "negatives, use more items, or drop the user."
+            )
+
+    def draw(self, rows: TargetRows, num_negatives: int, pool_size: int, shares: dict[str, float]) -> np.ndarray:
+        """
+        Rows of the negatives in the catalogue.
+
+        Args:
+            rows ([`TargetRows`]):
+                The targets.
+            num_negatives (`int`), pool_size (`int`):
+                The first `num_negatives` are those of the list, whatever the size of the pool.
+            shares (`dict[str, float]`):
+                See [`parse_negatives`].
+
+        Returns:
+            `numpy.ndarray`: Of shape `(n, pool_size)`.
+        """
+        pool = np.full((len(rows), pool_size), -1, dtype=np.int64)
+        slots = np.array(schedule(shares, pool_size))
+        for begin, end in ((0, num_negatives), (num_negatives, pool_size)):
+            for strategy in shares:
+                columns = begin + np.flatnonzero(slots[begin:end] == strategy)
+                if len(columns):
+                    pool[:, columns] = self._accept(rows, strategy, pool[:, :end], len(columns))
+            short = np.flatnonzero((pool[:, begin:end] < 0).any(axis=1))
+            if len(short):
+                missing = pool[short, :end] < 0
+                extra = self._accept(rows[short], UNIFORM, pool[short, :end], end - begin)
+                filled = pool[short, :end]
+                filled[missing] = extra[np.arange(end - begin) < missing.sum(axis=1)[:, None]]
+                pool[short, :end] = filled
+                with self._lock:  # threads draw for different rows, and count together
+                    self.filled_uniformly += int(missing.sum())
+        return pool
+
+    def order(self, rows: TargetRows, num_candidates: int) -> np.ndarray:
+        """The order in which a list shows its candidates, of shape `(n, num_candidates)`; 0 is the target."""
+        keys = stream_keys(self.seed, ORDER_STREAM, rows.user_keys, rows.positions)
+        return np.argsort(random_numbers(keys, num_candidates), axis=1, kind="stable")
+
+    def _accept(self, rows: TargetRows, strategy: str, taken: np.ndarray, count: int) -> np.ndarray:
+        """The first `count` of a stream that may be negatives, -1 for those that it does not give."""
+        result = np.full((len(rows), count), -1, dtype=np.int64)
+        taken = taken[:, (taken >= 0).any(axis=0)]
+        limit = None if strategy == UNIFORM else _DRAWS_BEFORE_UNIFORM
+        # The first numbers of a stream are the same however many are drawn, so a row that comes out short is drawn
+        # again, longer, with the same beginning.
+        waiting, draws = np.arange(len(rows)), taken.shape[1] + count + count // 4 + 4
+        while len(waiting):
+            short = []
+            step = max(1, _DRAWS_PER_CHUNK // draws)
+            for begin in range(0, len(waiting), step):
+                part = waiting[begin : begin + step]
+                codes = self._draws[strategy](rows[part], draws)
+                good = self._allowed(rows[part], codes, taken[part])
+                rank = np.cumsum(good, axis=1)
+                found = np.minimum(rank[:, -1], count)
+                done = (found == count) | (limit is not None and draws >= limit)
+                filled = result[part]
+                filled[(np.arange(count) < found[:, None]) & done[:, None]] = codes[
+                    good & (rank <= count) & done[:, None]
+                ]
+                result[part] = filled
+                short.append(part[~done])
+            waiting, draws = np.concatenate(short), draws * 2
+        return result
+
+    def _allowed(self, rows: TargetRows, codes: np.ndarray, taken: np.ndarray) -> np.ndarray:
+        first = _first_in_row(np.concatenate([taken, codes], axis=1))[:, taken.shape[1] :]
+        allowed = first & (codes >= 0) & (codes != rows.items[:, None])
+        return allowed & ~self.seen.contains(rows.users, codes)
+
+
+def sample_negatives(
+    targets: pl.DataFrame,
+    sequences: pl.DataFrame,
+    items: pl.DataFrame,
+    *,
+    num_negatives: int = 19,
+    seed: int,
+    pool_size: int | None = None,
+    negatives: str | dict[str, float] = UNIFORM,
+    popularity_alpha: float = 1.0,
+    train_events: pl.DataFrame | None = None,
+    history_size: int = 10,
+) -> pl.DataFrame:
+    """
+    Draw, for every target, items with which its user never interacted, and the order in which a list shows them.
+
+    The draw is a function of (seed, user, position) alone: a counter-based generator (SplitMix64, Steele, Lea and
+    Flood, OOPSLA 2014) keyed by the three gives a stream of items, by default uniform over `items`, from which those of
+    the user, the target and repetitions are left out. So neither the target nor other targets nor the order of rows changes a
+    record's draw. (Seeding by the target, as published data does, gives a target away by its list: a lookup that never
+    sees the history then finds it in half of the cases.) The order of the list comes from a stream of its own.
+
+    Args:
+        targets (`polars.DataFrame`):
+            One row per record, with `user_id`, `position` and `item_id`.
+        sequences (`polars.DataFrame`):
+            All interactions, with `user_id` and `item_id`: what a user's negatives must not be among. For records
+            filtered by rating pass the unfiltered events.
+        items (`polars.DataFrame`):
+            The catalogue to draw from, with unique `item_id` and unique `title`, so that no negative has the target's
+            title.
+        num_negatives (`int`, *optional*, defaults to `19`):
+            How many of them the list shows beside the target.
+        seed (`int`):
+            The seed.
+        pool_size (`int`, *optional*):
+            How many to draw; by default `num_negatives`. The first `num_negatives` are those of the list, whatever
+            the size.
+        negatives (`str` or `dict[str, float]`, *optional*, defaults to `"uniform"`):
+            Which items: `"uniform"`; `"popularity"`, by (1 + training events) ** `popularity_alpha`; `"hard"`, uniform
+            over the 100 nearest neighbours by co-occurrence of the last items of the history (not of the target, whose
+            neighbours would give it away); or several with shares, as `"uniform:0.5,hard:0.5"`. What one of them cannot
+            give is drawn uniformly.
+        popularity_alpha (`float`, *optional*, defaults to `1.0`):
+            The exponent of popularity.
+        train_events (`polars.DataFrame`, *optional*):
+            What popularity and neighbours are counted on: rows of `sequences` of the training split alone, in order,
+            so that they know nothing of what comes later. Needed for all but `"uniform"`.
+        history_size (`int`, *optional*, defaults to `10`):
+            How many items before the target `"hard"` looks at. Needs `sequences` with `position`, sorted.
+
+    Returns:
+        `polars.DataFrame`: The targets with `negatives` (`pool_size` item ids) and `candidates` (`num_negatives` + 1
+        item ids, the target among them, in the order of the list).
+
+    Raises:
+        ValueError: a number is out of range, items or titles occur twice, a target is not among the items, or a user
+            has too few items left.
+
+    Example:
+        ```python
+        >>> import polars as pl
+        >>> targets = pl.DataFrame({"user_id": [1], "position": [3], "item_id": [2]})
+        >>> seen = pl.DataFrame({"user_id": [1, 1], "item_id": [1, 2]})
+        >>> items = pl.DataFrame({"item_id": [1, 2, 3, 4], "title": ["A", "B", "C", "D"]})
+        >>> drawn = sample_negatives(targets, seen, items, num_negatives=2, seed=0)
+        >>> sorted(drawn["negatives"][0]), sorted(drawn["candidates"][0])
+        ([3, 4], [2, 3, 4])
+
+        ```
+    """
+    pool_size = num_negatives if pool_size is None else pool_size
+    if num_negatives < 1 or pool_size < num_negatives:
+        raise ValueError(
+            f"num_negatives={num_negatives} and pool_size={pool_size}: pass at least 1 negative and a pool of at least "
+            "that size."
+        )
+    if targets.is_empty():
+        raise ValueError("targets: no rows. Pass at least one target.")
+    shares = parse_negatives(negatives)
+    items = sorted_catalogue(items)
+    sampler = CandidateSampler(
+        sequences, items, seed=seed, train_events=train_events, popularity_alpha=popularity_alpha
+    )
+    sampler.prepare(shares)
+    histories = np.empty((targets.height, 0), dtype=np.int64)
+    if HARD in shares:
+        places = targets.join(
+            sequences.select(USER_ID, POSITION).with_row_index("place"),
+            on=[USER_ID, POSITION],
+            how="left",
+            maintain_order="left",
+        )
+        histories = history_codes(
+            encode(sequences[ITEM_ID], items[ITEM_ID]),
+            places["place"].to_numpy().astype(np.int64),
+            targets[POSITION].to_numpy(),
+            history_size,
+        )
+    rows = sampler.rows(targets, histories)
+    sampler.check_enough(targets, rows, pool_size)
+    pool = sampler.draw(rows, num_negatives, pool_size, shares)
+    shown = shown_candidates(sampler, rows, pool, num_negatives)
+    ids = items[ITEM_ID]
+    return targets.with_columns(_gather_lists(ids, pool, NEGATIVES), _gather_lists(ids, shown, CANDIDATES))
+
+
+def shown_candidates(sampler: CandidateSampler, rows: TargetRows, pool: np.ndarray, num_negatives: int) -> np.ndarray:
+    """Rows of the candidates in the order of the list, of shape `(n, num_negatives + 1)`."""
+    order = sampler.order(rows, num_negatives + 1)
+    return np.take_along_axis(np.column_stack([rows.items, pool[:, :num_negatives]]), order, axis=1)
+
+
+def history_codes(items: np.ndarray, places: np.ndarray, positions: np.ndarray, history_size: int) -> np.ndarray:
+    """
+    The items before targets.
+
+    Args:
+        items (`numpy.ndarray`):
+            The items of all sequences, those of a user one after the other.
+        places (`numpy.ndarray`):
+            Where in `items` the targets stand, of shape `(n,)`.
+        positions (`numpy.ndarray`):
+            How many items of the same user come before, of shape `(n,)`.
+        history_size (`int`):
+            How many to take at most.
+
+    Returns:
+        `numpy.ndarray`: Of shape `(n, history_size)`, the last one at the right; -1 where there is none.
+    """
+    back = np.arange(history_size, 0, -1)
+    there = back <= positions[:, None]
+    return np.where(there, items[np.where(there, places[:, None] - back, 0)], -1)
+
+
+def _first_in_row(codes: np.ndarray) -> np.ndarray:
+    first = np.ones(codes.shape, dtype=bool)
+    ordered = np.sort(codes, axis=1)
+    # Few rows hold anything twice, and only those need to know where.
+    rows = np.flatnonzero((ordered[:, 1:] == ordered[:, :-1]).any(axis=1))
+    if len(rows):
+        order = np.argsort(codes[rows], axis=1, kind="stable")
+        again = np.zeros(order.shape, dtype=bool)
+        again[:, 1:] = ordered[rows, 1:] == ordered[rows, :-1]
+        twice = np.empty_like(again)
+        np.put_along_axis(twice, order, again, axis=1)
+        first[rows] = ~twice
+    return first
+
+
+def _gather_lists(ids: pl.Series, codes: np.ndarray, name: str) -> pl.Series:
+    return ids.gather(codes.ravel()).reshape(codes.shape).arr.to_list().alias(name)

@@ -1,0 +1,130 @@
+"""How often two items go together in sequences, kept as the pairs that do."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import polars as pl
+
+from ..interactions.codes import encode
+
+
+Pairs = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+
+class PairTable:
+    """
+    Values of pairs of items, most of them 0.
+
+    Args:
+        items (`polars.Series`):
+            The items as strings, sorted.
+        first (`numpy.ndarray`), second (`numpy.ndarray`):
+            Rows of the items of each pair, each pair once.
+        values (`numpy.ndarray`):
+            Their values.
+    """
+
+    def __init__(self, items: pl.Series, first: np.ndarray, second: np.ndarray, values: np.ndarray) -> None:
+        self.items = items
+        keys = first * len(items) + second
+        order = np.argsort(keys)
+        self.keys, self.values = keys[order], values[order]
+
+    def score(self, histories: list[list[str]], candidates: list[list[str]], addend: np.ndarray) -> list[np.ndarray]:
+        """
+        For each candidate the sum of the values of (history item, candidate), plus an addend of the candidate.
+
+        An item that is not in the table has no pairs and an addend of 0.
+        """
+        sizes, codes = _flat(candidates, self.items)
+        lengths, read = _flat(histories, self.items)
+        scores = np.where(codes < 0, 0, addend[codes])
+        longest = lengths.max(initial=0)
+        padded = np.full((len(lengths), longest), -1)
+        padded[np.arange(longest) < lengths[:, None]] = read
+        rows = np.repeat(np.arange(len(sizes)), sizes)
+        for column in padded.T:
+            scores = scores + self._values(column[rows], codes)
+        return np.split(scores, np.cumsum(sizes)[:-1])
+
+    def _values(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+        if not len(self.keys):
+            return np.zeros(len(first))
+        wanted = first * len(self.items) + second
+        found = np.minimum(np.searchsorted(self.keys, wanted), len(self.keys) - 1)
+        known = (first >= 0) & (second >= 0) & (self.keys[found] == wanted)
+        return np.where(known, self.values[found], 0)
+
+
+def _flat(rows: list[list[str]], items: pl.Series) -> tuple[np.ndarray, np.ndarray]:
+    """Lengths of rows of ids, and the ids one behind the other as whole numbers, -1 where they are not known."""
+    ids = pl.Series([item for row in rows for item in row], dtype=pl.String)
+    return np.array([len(row) for row in rows]), encode(ids, items)
+
+
+def pairs_within(users: np.ndarray, items: np.ndarray, num_items: int, window: int) -> Pairs:
+    """
+    Pairs of an item and another one that the same user took at most `window` events later.
+
+    Args:
+        users (`numpy.ndarray`), items (`numpy.ndarray`):
+            Users and items of the events as whole numbers, those of a user together and in order, of shape `(n,)`.
+        num_items (`int`):
+            Number of items.
+        window (`int`):
+            How many events later.
+
+    Returns:
+        `tuple[numpy.ndarray, numpy.ndarray, numpy.ndarray]`: The earlier item, the later one, and how often.
+    """
+    total = _no_pairs()
+    for distance in range(1, min(window, len(items) - 1) + 1):
+        same = users[distance:] == users[:-distance]
+        if not same.any():
+            break
+        pairs = items[:-distance][same], items[distance:][same], np.ones(int(same.sum()), dtype=np.int64)
+        total = sum_pairs(num_items, total, pairs)
+    return _of_two_items(total)
+
+
+def pairs_of_users(users: np.ndarray, items: np.ndarray, num_items: int) -> Iterator[Pairs]:
+    """
+    Pairs of items that one user took, in both orders, and the number of users who took both.
+
+    Args:
+        users (`numpy.ndarray`), items (`numpy.ndarray`):
+            Users and items of the events as whole numbers from 0, of shape `(n,)`.
+        num_items (`int`):
+            Number of items.
+
+    Returns:
+        `Iterator`: For each item in turn `(item, other, users)`, of shape `(m,)` each.
+    """
+    keys = np.unique(users * num_items + items)
+    users, items = keys // num_items, keys % num_items
+    ends = np.cumsum(np.bincount(users))
+    begins = np.append(0, ends[:-1])
+    by_item = users[np.argsort(items, kind="stable")]
+    for item, takers in enumerate(np.split(by_item, np.cumsum(np.bincount(items, minlength=num_items))[:-1])):
+        lists = [items[begins[user] : ends[user]] for user in takers.tolist()]
+        counts = np.bincount(np.concatenate([[item], *lists]), minlength=num_items)
+        counts[item] = 0
+        others = np.flatnonzero(counts)
+        yield np.full(len(others), item), others, counts[others]
+
+
+def sum_pairs(num_items: int, *parts: Pairs) -> Pairs:
+    """Counts of pairs added up, sorted by the first item and then by the second."""
+    first, second, counts = (np.concatenate(columns) for columns in zip(*parts, strict=True))
+    keys, inverse = np.unique(first * num_items + second, return_inverse=True)
+    sums = np.bincount(inverse, weights=counts, minlength=len(keys)).astype(np.int64)
+    return keys // num_items, keys % num_items, sums
+
+
+def _no_pairs() -> Pairs:
+    return (np.empty(0, dtype=np.int64),) * 3
+
+
+def _of_two_items(pairs: Pairs) -> Pairs:
+    other = pairs[0] != pairs[1]
+    return tuple(column[other] for column in pairs)

@@ -1,0 +1,207 @@
+"""Where negatives come from: all items alike, popular items, or the neighbours of the history."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+
+from ..interactions.codes import encode
+from ..interactions.interactions import ITEM_ID, USER_ID
+from ..interactions.random_streams import (
+    HARD_STREAM,
+    NEGATIVE_STREAM,
+    POPULARITY_STREAM,
+    random_numbers,
+    stream_keys,
+    uniform_integers,
+)
+
+
+UNIFORM, POPULARITY, HARD = "uniform", "popularity", "hard"
+STRATEGIES = (UNIFORM, POPULARITY, HARD)
+
+
+@dataclass(frozen=True)
+class TargetRows:
+    """
+    Targets as arrays of whole numbers.
+
+    Args:
+        users (`numpy.ndarray`):
+            Rows of the users, of shape `(n,)`.
+        user_keys (`numpy.ndarray`):
+            What the random streams know a user by, `uint64` of shape `(n,)`.
+        positions (`numpy.ndarray`):
+            Of shape `(n,)`.
+        items (`numpy.ndarray`):
+            Rows of the targets in the catalogue, of shape `(n,)`.
+        histories (`numpy.ndarray`):
+            Rows of the items before, the last at the right, of shape `(n, history_size)`; -1 where there is none.
+    """
+
+    users: np.ndarray
+    user_keys: np.ndarray
+    positions: np.ndarray
+    items: np.ndarray
+    histories: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, rows: np.ndarray | slice) -> "TargetRows":
+        parts = (self.users, self.user_keys, self.positions, self.items, self.histories)
+        return TargetRows(*(part[rows] for part in parts))
+
+    def numbers(self, seed: int, stream: int, count: int) -> np.ndarray:
+        """The first `count` numbers of a stream of every row: `uint64` of shape `(n, count)`."""
+        return random_numbers(stream_keys(seed, stream, self.user_keys, self.positions), count)
+
+
+# Rows and a count to an array of item rows of shape `(n, count)`, -1 for none. Asked for more, a draw begins the same.
+Draw = Callable[[TargetRows, int], np.ndarray]
+
+
+def uniform_draw(seed: int, num_items: int) -> Draw:
+    """Every item alike, as in the S-DPO paper."""
+    return lambda rows, count: uniform_integers(rows.numbers(seed, NEGATIVE_STREAM, count), num_items)
+
+
+def popularity_draw(seed: int, counts: np.ndarray, alpha: float) -> Draw:
+    """
+    An item with probability proportional to (1 + its number of training events) ** alpha.
+
+    The 1 keeps items without a training event among the negatives. With alpha = 0 this is uniform, with 0.75 the
+    unigram distribution of word2vec (https://huggingface.co/papers/1310.4546).
+    """
+    cumulative = np.cumsum((1.0 + counts) ** alpha)
+
+    def draw(rows: TargetRows, count: int) -> np.ndarray:
+        # 53 bits, all that a double holds of a number below 1
+        share = (rows.numbers(seed, POPULARITY_STREAM, count) >> np.uint64(11)) * 2.0**-53
+        found = np.searchsorted(cumulative, share * cumulative[-1], side="right")
+        return np.minimum(found, len(cumulative) - 1)
+
+    return draw
+
+
+def hard_draw(seed: int, neighbours: np.ndarray) -> Draw:
+    """One of the nearest neighbours of one of the items of the history, both drawn uniformly."""
+
+    def draw(rows: TargetRows, count: int) -> np.ndarray:
+        numbers = rows.numbers(seed, HARD_STREAM, 2 * count)
+        size = rows.histories.shape[1]
+        lengths = (rows.histories >= 0).sum(axis=1)
+        column = size - 1 - uniform_integers(numbers[:, ::2], np.maximum(lengths, 1)[:, None])
+        anchors = np.take_along_axis(rows.histories, column, axis=1)
+        ranks = uniform_integers(numbers[:, 1::2], neighbours.shape[1])
+        return np.where(anchors >= 0, neighbours[anchors, ranks], -1)
+
+    return draw
+
+
+def nearest_by_co_occurrence(
+    train_events: pl.DataFrame, item_ids: pl.Series, *, window: int = 5, num_neighbours: int = 100
+) -> np.ndarray:
+    """
+    For every item, those that stand most often beside it in the sequences of users, the nearest first.
+
+    The number of times that two items are at most `window` places apart in a user's sequence, divided by the root of
+    the product of their numbers of events, so that popular items are not near to everything. Ties go to the lower id.
+
+    Args:
+        train_events (`polars.DataFrame`):
+            The events of the training split alone, in the order of [`build_sequences`], with `user_id`, `item_id`.
+        item_ids (`polars.Series`):
+            The catalogue, sorted.
+        window (`int`, *optional*, defaults to `5`):
+            How far apart.
+        num_neighbours (`int`, *optional*, defaults to `100`):
+            How many to keep.
+
+    Returns:
+        `numpy.ndarray`: Rows of the catalogue, of shape `(items, num_neighbours)`; -1 where there are fewer.
+    """
+    size = len(item_ids)
+    items = encode(train_events[ITEM_ID], item_ids)
+    users = encode(train_events[USER_ID], train_events[USER_ID].unique().sort())
+    keys, weights = np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
+    for distance in range(1, window + 1):
+        pairs = users[distance:] == users[:-distance]
+        first, second = items[:-distance][pairs], items[distance:][pairs]
+        both = np.concatenate([first * size + second, second * size + first])[np.tile(first != second, 2)]
+        # added up after every distance, so that memory holds distinct pairs
+        keys, weights = _add_up(np.concatenate([keys, both]), np.concatenate([weights, np.ones(len(both), np.int64)]))
+    counts = np.bincount(items, minlength=size)
+    anchor, other = keys // size, keys % size
+    score = weights / np.sqrt(counts[anchor] * counts[other])
+    order = np.lexsort((other, -score, anchor))
+    anchor, other = anchor[order], other[order]
+    begins = np.searchsorted(anchor, np.arange(size))
+    rank = np.arange(len(anchor)) - begins[anchor]
+    kept = rank < num_neighbours
+    neighbours = np.full((size, num_neighbours), -1, dtype=np.int64)
+    neighbours[anchor[kept], rank[kept]] = other[kept]
+    return neighbours
+
+
+def _add_up(keys: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    unique, inverse = np.unique(keys, return_inverse=True)
+    return unique, np.bincount(inverse, weights=weights, minlength=len(unique)).astype(np.int64)
+
+
+def parse_negatives(negatives: str | dict[str, float]) -> dict[str, float]:
+    """
+    Strategies and their shares.
+
+    Args:
+        negatives (`str` or `dict[str, float]`):
+            `"uniform"`, `"popularity"` or `"hard"`; or several with shares that make 1, as
+            `{"uniform": 0.5, "hard": 0.5}` or `"uniform:0.5,hard:0.5"`.
+
+    Returns:
+        `dict[str, float]`: Shares by strategy.
+
+    Raises:
+        ValueError: a strategy is unknown, or the shares do not make 1.
+
+    Example:
+        ```python
+        >>> parse_negatives("uniform:0.75,hard:0.25")
+        {'uniform': 0.75, 'hard': 0.25}
+
+        ```
+    """
+    if isinstance(negatives, str):
+        parts = [part.strip().partition(":") for part in negatives.split(",")]
+        try:
+            shares = {name.strip(): float(share) if share else 1.0 for name, _, share in parts}
+        except ValueError as error:
+            raise ValueError(f"negatives={negatives!r}: {error}. Pass such as 'uniform:0.5,hard:0.5'.") from error
+    else:
+        shares = dict(negatives)
+    for name in shares:
+        if name not in STRATEGIES:
+            raise ValueError(f"negatives={negatives!r}: {name!r} is none of {STRATEGIES}. Pass one of them.")
+    if any(share <= 0 for share in shares.values()) or abs(sum(shares.values()) - 1) > 1e-6:
+        raise ValueError(f"negatives={negatives!r}: shares must be above 0 and make 1. Pass 'uniform:0.5,hard:0.5'.")
+    return shares
+
+
+def schedule(shares: dict[str, float], count: int) -> list[str]:
+    """
+    The strategy of every slot, so that each has its share of any number of first slots, to within one.
+
+    Example:
+        ```python
+        >>> schedule({"uniform": 0.75, "hard": 0.25}, 8).count("hard")
+        2
+
+        ```
+    """
+    slots, given = [], dict.fromkeys(shares, 0)
+    for slot in range(1, count + 1):
+        name = max(shares, key=lambda one: shares[one] * slot - given[one])
+        given[name] += 1
+        slots.append(name)
+    return slots

@@ -1,0 +1,1 @@
+"""The words around the titles, and how many tokens they take."""

@@ -1,0 +1,179 @@
+"""The options of making records, in one place for the Python call, the command line and files."""
+
+from dataclasses import dataclass, field
+
+from ..negatives.strategies import parse_negatives
+from ..prompts.templates import DOMAINS, PROMPT_STYLES, PromptTemplate, select_templates
+from .sequences import K_CORES, ORDERS
+from .splits import SPLIT_KINDS
+from .targets import parse_windows
+
+
+CANDIDATE_SEEDS = ("record", "target")
+
+
+def _help(text: str, **checks) -> dict:
+    return {"help": text, **checks}
+
+
+@dataclass
+class RecordConfig:
+    """
+    How interactions become records, see [`build_preference_dataset`] and [`prepare`].
+
+    Args:
+        seed (`int`, *optional*, defaults to `0`):
+            The seed of everything that is drawn.
+        prompt_style (`str`, *optional*, defaults to `"history"`):
+            `"history"`, or `"candidates"` to show the list in the prompt.
+        template (`str` or [`PromptTemplate`], *optional*):
+            A name, a template, or `"random"` for one of the style per record. By default the first of the style.
+        domain (`str`, *optional*, defaults to `"movies"`):
+            The words of the templates: `"movies"`, `"books"`, `"music"` or `"items"`.
+        conversational (`bool`, *optional*, defaults to `False`):
+            Make `prompt`, `chosen` and every rejected a list of messages. The title is the whole answer.
+        history_size (`int`, *optional*, defaults to `10`):
+            How many of the last titles the prompt holds at most.
+        min_history (`int`, *optional*, defaults to `3`):
+            Targets with fewer events before them are dropped and counted.
+        max_length (`int`, *optional*):
+            Most tokens of a prompt with its longest completion. Histories are shortened from their oldest item; what
+            does not fit with one item is dropped and counted. Needs a tokenizer.
+        num_candidates (`int`, *optional*, defaults to `20`):
+            The length of the list: the target and `num_candidates - 1` negatives.
+        pool_size (`int`, *optional*):
+            How many rejected a training record has; by default `num_candidates - 1`, of which the list is the first.
+            Records of the other splits have those of the list.
+        negatives (`str` or `dict[str, float]`, *optional*, defaults to `"uniform"`):
+            Where the negatives of training records come from, see [`sample_negatives`]: `"uniform"`, `"popularity"`,
+            `"hard"`, or several with shares, as `"uniform:0.5,hard:0.5"`.
+        eval_negatives (`str` or `dict[str, float]`, *optional*, defaults to `"uniform"`):
+            The same for validation and test.
+        popularity_alpha (`float`, *optional*, defaults to `1.0`):
+            The exponent of popularity.
+        candidate_seed (`str`, *optional*, defaults to `"record"`):
+            `"record"` draws by (seed, user, position). `"target"` draws by the target alone, as the published S-DPO
+            records do, so that a list tells its target: for comparison only, see [`leak_probe`].
+        min_rating (`float`, *optional*), min_interactions (`int`, *optional*, defaults to `1`), k_core (`str`,
+            *optional*, defaults to `"fixed-point"`), min_length (`int`, *optional*, defaults to `1`), merge_repeats
+            (`bool`, *optional*, defaults to `True`), order (`str`, *optional*, defaults to `"time"`):
+            See [`build_sequences`].
+        split (`str`, *optional*, defaults to `"temporal"`):
+            `"temporal"`, see [`temporal_split`], `"leave-one-out"`, see [`leave_one_out_split`], or `"user"` and
+            `"user-by-time"`, see [`user_split`], with users drawn by the seed or in the order of their first events.
+        ratios (`tuple[float, float, float]`, *optional*, defaults to `(0.8, 0.1, 0.1)`):
+            Shares of train, validation and test. A split with share 0 is left out. Not used by leave-one-out.
+        file_order (`bool`, *optional*, defaults to `False`):
+            See [`leave_one_out_split`].
+        windows (`str` or `int`, *optional*, defaults to `"all"`):
+            Training targets of a user: `"all"`, the `"last"`, or so many of the last.
+        eval_windows (`str` or `int`, *optional*, defaults to `"all"`):
+            The same for validation and test.
+        train_stride (`int`, *optional*, defaults to `1`):
+            Keep every so many-th training target of a user, counted back from the last one. With `history_size + 1`
+            the windows of a user do not overlap.
+        max_train_records, max_validation_records, max_test_records (`int`, *optional*):
+            Keep this many of the split, drawn uniformly. A smaller number gives a subset of a larger one.
+
+    Raises:
+        ValueError: an option is out of range.
+    """
+
+    seed: int = field(default=0, metadata=_help("Seed of everything that is drawn."))
+    prompt_style: str = field(
+        default="history",
+        metadata=_help("Whether the prompt shows the candidates: 'candidates' or 'history'.", choices=PROMPT_STYLES),
+    )
+    template: str | PromptTemplate | None = field(
+        default=None,
+        metadata=_help(
+            "Wording: a name, 'random', or a .json file with the fields of a template. Default: the first of the style."
+        ),
+    )
+    domain: str = field(default="movies", metadata=_help("Words of the templates.", choices=DOMAINS))
+    conversational: bool = field(default=False, metadata=_help("Make prompt and completions lists of messages."))
+    history_size: int = field(default=10, metadata=_help("Titles of the history at most.", lowest=1))
+    min_history: int = field(default=3, metadata=_help("Fewest titles before a target.", lowest=1))
+    max_length: int | None = field(
+        default=None,
+        metadata=_help(
+            "Most tokens of a prompt with its longest completion; histories are shortened. Needs a tokenizer.",
+            lowest=2,
+        ),
+    )
+    num_candidates: int = field(default=20, metadata=_help("Length of the list, the target among it.", lowest=2))
+    pool_size: int | None = field(
+        default=None, metadata=_help("Negatives of a training record. Default: those of the list.", lowest=1)
+    )
+    negatives: str | dict[str, float] = field(
+        default="uniform",
+        metadata=_help(
+            "Negatives of training records: 'uniform', 'popularity', 'hard', or as 'uniform:0.5,hard:0.5'."
+        ),
+    )
+    eval_negatives: str | dict[str, float] = field(
+        default="uniform", metadata=_help("Negatives of validation and test records.")
+    )
+    popularity_alpha: float = field(default=1.0, metadata=_help("Exponent of popularity."))
+    candidate_seed: str = field(
+        default="record",
+        metadata=_help("Draw candidates by (seed, user, position) or, leaking, by 'target'.", choices=CANDIDATE_SEEDS),
+    )
+    min_rating: float | None = field(default=None, metadata=_help("Keep events with at least this rating."))
+    min_interactions: int = field(
+        default=1, metadata=_help("Keep users and items with at least this many events.", lowest=1)
+    )
+    k_core: str = field(
+        default="fixed-point", metadata=_help("Repeat that until all have them, or do it once.", choices=K_CORES)
+    )
+    min_length: int = field(
+        default=1, metadata=_help("Keep users with at least this many events after that.", lowest=1)
+    )
+    merge_repeats: bool = field(
+        default=True, metadata=_help("Keep only the first of a user's events with the same item.")
+    )
+    order: str = field(
+        default="time", metadata=_help("Order of a user's events: in time, or as in the file.", choices=ORDERS)
+    )
+    split: str = field(
+        default="temporal", metadata=_help("How train, validation and test are told apart.", choices=SPLIT_KINDS)
+    )
+    ratios: tuple[float, float, float] = field(
+        default=(0.8, 0.1, 0.1), metadata=_help("Shares of train, validation and test.")
+    )
+    file_order: bool = field(
+        default=False, metadata=_help("Leave one out in the order of the file, for a source without time.")
+    )
+    windows: str | int = field(
+        default="all", metadata=_help("Training targets of a user: 'all', 'last', or how many of the last.")
+    )
+    eval_windows: str | int = field(default="all", metadata=_help("The same for validation and test."))
+    train_stride: int = field(default=1, metadata=_help("Keep every so many-th training target of a user.", lowest=1))
+    max_train_records: int | None = field(default=None, metadata=_help("Training records at most.", lowest=1))
+    max_validation_records: int | None = field(default=None, metadata=_help("Validation records at most.", lowest=1))
+    max_test_records: int | None = field(default=None, metadata=_help("Test records at most.", lowest=1))
+
+    def __post_init__(self) -> None:
+        for name, one in self.__dataclass_fields__.items():
+            value, lowest, choices = getattr(self, name), one.metadata.get("lowest"), one.metadata.get("choices")
+            if lowest is not None and value is not None and value < lowest:
+                raise ValueError(f"{name}={value} is below {lowest}. Pass at least {lowest}.")
+            if choices is not None and value not in choices:
+                raise ValueError(f"{name}={value!r} is none of {choices}. Pass one of them.")
+        if self.seed < 0:
+            raise ValueError(f"seed={self.seed} is negative. Pass a whole number from 0.")
+        if self.pool_size is not None and self.pool_size < self.num_candidates - 1:
+            raise ValueError(
+                f"pool_size={self.pool_size} is below the {self.num_candidates - 1} negatives of the list. Pass at "
+                "least that many, or None."
+            )
+        shares = [parse_negatives(getattr(self, name)) for name in ("negatives", "eval_negatives")]
+        if self.candidate_seed == "target" and (
+            self.pool_size is not None or any("uniform" not in one for one in shares)
+        ):
+            raise ValueError(
+                "candidate_seed='target' draws uniformly and has no pool. Pass neither negatives nor pool_size."
+            )
+        select_templates(self.prompt_style, self.template, self.domain)
+        for name in ("windows", "eval_windows"):
+            parse_windows(getattr(self, name))

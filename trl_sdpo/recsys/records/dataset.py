@@ -1,0 +1,321 @@
+"""From interactions to multi-preference records: prompt, chosen, and a list of rejected."""
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+from datasets import Dataset, DatasetDict
+
+from ..interactions.codes import sorted_catalogue
+from ..interactions.interactions import ITEM_ID, USER_ID, Interactions
+from ..negatives.candidates import CandidateSampler
+from ..negatives.strategies import parse_negatives
+from ..negatives.target_seeded import TargetSeededSampler
+from ..prompts.rendering import plain
+from ..prompts.templates import select_templates
+from ..prompts.token_budget import TokenBudget
+from .config import RecordConfig
+from .rows import CHUNK_SIZE, ROW, Chunk, RecordBuilder
+from .sequences import build_sequences_with_report
+from .splits import (
+    BY_USER,
+    BY_USER_IN_TIME,
+    LEAVE_ONE_OUT,
+    SPLIT,
+    SPLITS,
+    leave_one_out_split,
+    split_leaks,
+    temporal_split,
+    user_split,
+)
+from .targets import select_targets
+
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+
+
+def build_preference_dataset(
+    interactions: Interactions,
+    *,
+    seed: int,
+    processing_class: "PreTrainedTokenizerBase | None" = None,
+    num_workers: int = 1,
+    **options,
+) -> tuple[DatasetDict, dict]:
+    """
+    Turn interactions into records of a history, the item that came next, and items that the user never took.
+
+    The steps are those of the modules beside this one: [`build_sequences`], [`temporal_split`],
+    [`sample_negatives`], [`PromptTemplate`]; what they promise and leak is said there. A history is the user's own
+    events before the target, from whichever split. Negatives come from the items that have an event left after the
+    filters, without any item that the user ever touched, filtered or not. The setting of the S-DPO paper
+    (https://huggingface.co/papers/2406.09215) is `prompt_style="candidates"` with the defaults here.
+
+    All records are in memory. [`prepare`] writes them to disk as they are made, with a report.
+
+    Args:
+        interactions ([`Interactions`]):
+            The source.
+        seed (`int`):
+            The seed of everything that is drawn.
+        processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
+            Tokenizer to count tokens with, for `max_length`, and to check with that prompts end where a token ends.
+        num_workers (`int`, *optional*, defaults to `1`):
+            Threads. The records do not depend on it.
+        **options:
+            The fields of [`RecordConfig`], such as `prompt_style`, `template`, `history_size`, `min_history`,
+            `num_candidates`, `pool_size`, `negatives`, `split`, `ratios`, `max_train_records`, `conversational`.
+
+    Returns:
+        `tuple[DatasetDict, dict]`: The data set, in order of user and position, with the columns `prompt`, `chosen`,
+        `rejected`, `user_id`, `item_id` (of the target), `rejected_item_ids`, `history_item_ids` (oldest first),
+        `candidates` (titles in the order of the list), `timestamp`, `position`; and a report that counts, per split,
+        targets, what was dropped and why, records, users and items.
+
+    Raises:
+        ValueError: an option is out of range, the source has no time, a split comes out empty, or a user has too few
+            items to draw from.
+
+    Example:
+        ```python
+        from trl_sdpo.recsys import build_preference_dataset, load_movielens
+
+        dataset, report = build_preference_dataset(load_movielens("ml-100k.zip"), seed=0)
+        dataset["train"][0]["chosen"]
+        ```
+    """
+    plan = plan_records(interactions, RecordConfig(seed=seed, **options), processing_class)
+    dataset = DatasetDict()
+    for split in plan.targets:
+        tables = [pa.table(_plain_columns(chunk.table)) for chunk in plan.chunks(split, num_workers)]
+        dataset[split] = Dataset(pa.concat_tables(tables))
+    logger.info("%s: records: %s", interactions.name, plan.report)
+    return dataset, plan.report
+
+
+def _plain_columns(table: pa.Table) -> dict[str, pa.Array]:
+    return {
+        name: plain(column.combine_chunks()) for name, column in zip(table.column_names, table.columns, strict=True)
+    }
+
+
+@dataclass
+class RecordPlan:
+    """
+    All that is decided before the first record is made.
+
+    Args:
+        config ([`RecordConfig`]):
+            The options.
+        targets (`dict[str, polars.DataFrame]`):
+            The targets by split.
+        builder ([`RecordBuilder`]):
+            Makes records of them.
+        catalogue (`polars.DataFrame`):
+            The items, sorted.
+        train_counts (`numpy.ndarray`):
+            Training events of every item of the catalogue.
+        report (`dict`):
+            Counts. What is known only after the last record of a split is added by [`RecordPlan.chunks`].
+    """
+
+    config: RecordConfig
+    targets: dict[str, pl.DataFrame]
+    builder: RecordBuilder
+    catalogue: pl.DataFrame
+    train_counts: np.ndarray
+    report: dict
+
+    def pool_size(self, split: str) -> int:
+        """Negatives of a record of this split."""
+        size = self.config.pool_size if split == "train" else None
+        return self.config.num_candidates - 1 if size is None else size
+
+    def chunks(self, split: str, num_workers: int = 1) -> Iterator[Chunk]:
+        """
+        The records of a split in order, in chunks whose size does not depend on the number of threads.
+
+        Raises:
+            ValueError: no record of the split fits `max_length`.
+        """
+        targets, pool_size = self.targets[split], self.pool_size(split)
+        shares = parse_negatives(self.config.negatives if split == "train" else self.config.eval_negatives)
+        parts = [targets[begin : begin + CHUNK_SIZE] for begin in range(0, targets.height, CHUNK_SIZE)]
+        counts = {"dropped_too_long": 0, "histories_shortened": 0, "records": 0}
+        for chunk in _in_order(lambda part: self.builder.build(part, pool_size, shares), parts, num_workers):
+            counts["dropped_too_long"] += chunk.dropped
+            counts["histories_shortened"] += chunk.shortened
+            counts["records"] += chunk.table.num_rows
+            yield chunk
+        if not counts["records"]:
+            raise ValueError(
+                f"split '{split}': none of {targets.height} records fits max_length={self.config.max_length} with a "
+                "history of one item. Pass a larger one, fewer candidates, or prompt_style='history'."
+            )
+        self.report[split] |= counts if self.builder.budget is not None else {}
+
+
+def _in_order(function: Callable[[Any], Any], parts: list, num_workers: int) -> Iterator:
+    """Map over parts in threads, holding no more results than there are threads."""
+    if num_workers < 1:
+        raise ValueError(f"num_workers={num_workers} is below 1. Pass the number of threads.")
+    if num_workers == 1:
+        yield from map(function, parts)
+        return
+    with ThreadPoolExecutor(num_workers) as executor:
+        waiting = []
+        for part in parts:
+            waiting.append(executor.submit(function, part))
+            if len(waiting) > num_workers:
+                yield waiting.pop(0).result()
+        while waiting:
+            yield waiting.pop(0).result()
+
+
+def plan_records(
+    interactions: Interactions, config: RecordConfig, processing_class: "PreTrainedTokenizerBase | None" = None
+) -> RecordPlan:
+    """
+    Filter, order, split, and decide on targets: all steps of [`build_preference_dataset`] but the records themselves.
+
+    Args:
+        interactions ([`Interactions`]):
+            The source.
+        config ([`RecordConfig`]):
+            The options.
+        processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
+            See [`build_preference_dataset`].
+
+    Returns:
+        [`RecordPlan`]: The plan.
+
+    Raises:
+        ValueError: see [`build_preference_dataset`].
+    """
+    if config.max_length is not None and processing_class is None:
+        raise ValueError(f"max_length={config.max_length} needs a tokenizer to count with. Pass processing_class.")
+    sequences, source_report = build_sequences_with_report(
+        interactions,
+        min_rating=config.min_rating,
+        min_interactions=config.min_interactions,
+        k_core=config.k_core,
+        min_length=config.min_length,
+        merge_repeats=config.merge_repeats,
+        order=config.order,
+        with_rating=False,
+    )
+    events = _split(sequences, config)
+    del sequences
+    report = {"source": interactions.name, "seed": config.seed, **source_report}
+    report |= {"split": config.split, "leaks": split_leaks(events)}
+    catalogue = sorted_catalogue(interactions.items.join(events, on=ITEM_ID, how="semi"))
+    events = events.with_row_index(ROW)
+    targets = {}
+    for split, ratio in zip(SPLITS, config.ratios, strict=True):
+        if ratio > 0 or config.split == LEAVE_ONE_OUT:
+            targets[split], report[split] = _select(events, split, config)
+    builder = _make_builder(interactions, events, catalogue, config, processing_class)
+    train = (events[SPLIT] == "train").to_numpy()
+    train_counts = np.bincount(builder.event_items[train], minlength=catalogue.height)
+    plan = RecordPlan(config, targets, builder, catalogue, train_counts, report)
+    for split, rows in targets.items():
+        builder.sampler.check_enough(
+            rows, builder.sampler.rows(rows, np.empty((rows.height, 0), np.int64)), plan.pool_size(split)
+        )
+    return plan
+
+
+def _make_builder(
+    interactions: Interactions,
+    events: pl.DataFrame,
+    catalogue: pl.DataFrame,
+    config: RecordConfig,
+    processing_class: "PreTrainedTokenizerBase | None",
+) -> RecordBuilder:
+    by_target = config.candidate_seed == "target"
+    sampler = (TargetSeededSampler if by_target else CandidateSampler)(
+        interactions.events,
+        catalogue,
+        seed=config.seed,
+        train_events=events.lazy().filter(pl.col(SPLIT) == "train").select(USER_ID, ITEM_ID),
+        popularity_alpha=config.popularity_alpha,
+    )
+    sampler.prepare([*parse_negatives(config.negatives), *parse_negatives(config.eval_negatives)])
+    sampler.train_events = None  # counted by now, and large
+    if by_target:
+        sampler.number_items(events[ITEM_ID])
+    return RecordBuilder(
+        events,
+        catalogue,
+        sampler,
+        select_templates(config.prompt_style, config.template, config.domain),
+        history_size=config.history_size,
+        num_candidates=config.num_candidates,
+        conversational=config.conversational,
+        budget=None if processing_class is None else TokenBudget(processing_class, config.max_length),
+    )
+
+
+def _split(sequences: pl.DataFrame, config: RecordConfig) -> pl.DataFrame:
+    if config.split == LEAVE_ONE_OUT:
+        return leave_one_out_split(sequences, file_order=config.file_order)
+    if config.split in (BY_USER, BY_USER_IN_TIME):
+        return user_split(sequences, config.ratios, seed=config.seed if config.split == BY_USER else None)
+    return temporal_split(sequences, config.ratios)
+
+
+def _select(events: pl.DataFrame, split: str, config: RecordConfig) -> tuple[pl.DataFrame, dict[str, int]]:
+    train = split == "train"
+    return select_targets(
+        events,
+        split,
+        min_history=config.min_history,
+        seed=config.seed,
+        stride=config.train_stride if train else 1,
+        windows=config.windows if train else config.eval_windows,
+        limit=getattr(config, f"max_{split}_records"),
+    )
+
+
+def popularity_scores(train_events: pl.DataFrame, records: Dataset) -> np.ndarray | list[np.ndarray]:
+    """
+    The popularity baseline: score a candidate by its number of training events.
+
+    Args:
+        train_events (`polars.DataFrame`):
+            The events to count, with `item_id`: those of the training split alone.
+        records (`Dataset`, or `dict[str, Sequence]`):
+            Records with `item_id` and `rejected_item_ids`, as [`build_preference_dataset`] makes them.
+
+    Returns:
+        `numpy.ndarray` or `list[numpy.ndarray]`: Per record the score of the target, then those of the rejected, for
+        [`ranks`]: of shape `(n, 1 + K)`, or a list where K differs.
+
+    Example:
+        ```python
+        >>> import polars as pl
+        >>> train = pl.DataFrame({"item_id": [7, 7, 8]})
+        >>> popularity_scores(train, {"item_id": [8], "rejected_item_ids": [[7, 9]]}).tolist()
+        [[1, 2, 0]]
+
+        ```
+    """
+    targets, rejected = records[ITEM_ID], records["rejected_item_ids"]
+    rows: Sequence[Sequence] = [[target, *others] for target, others in zip(targets, rejected, strict=True)]
+    if not rows:
+        raise ValueError("records: no rows. Pass at least one record.")
+    counts = train_events.group_by(ITEM_ID).len()
+    flat = pl.Series([item for row in rows for item in row], dtype=train_events[ITEM_ID].dtype)
+    scores = flat.replace_strict(counts[ITEM_ID], counts["len"], default=0, return_dtype=pl.Int64).to_numpy()
+    lengths = [len(row) for row in rows]
+    if min(lengths) == max(lengths):
+        return scores.reshape(len(rows), -1)
+    return np.split(scores, np.cumsum(lengths)[:-1])

@@ -1,0 +1,218 @@
+"""From a source to a data set on disk: records as Parquet, with a report of what was kept, dropped and leaked."""
+
+import dataclasses
+import json
+import logging
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+from tqdm.auto import tqdm
+
+from ..interactions.interactions import ITEM_ID, TITLE, Interactions
+from ..interactions.registry import load_source
+from ..metrics.leaks import probe_lists
+from ..prompts.templates import select_templates
+from . import recommender_files
+from .config import RecordConfig
+from .dataset import RecordPlan, plan_records
+from .recipes import DEFAULT, recipe_loader_options, recipe_options
+from .report import plot_report, write_markdown
+from .split_statistics import SplitStatistics
+
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+
+REPORT = "report.json"
+# Titles are a dictionary in every row group; a larger catalogue than fits falls back to plain text.
+_LARGEST_DICTIONARY = 1 << 26
+_PROBED = 2000
+
+
+def prepare(
+    source: str | Interactions,
+    output: str | Path,
+    *,
+    path: str | Path | None = None,
+    recipe: str = DEFAULT,
+    processing_class: "str | PreTrainedTokenizerBase | None" = None,
+    num_workers: int | None = None,
+    overwrite: bool = False,
+    loader_options: dict | None = None,
+    **options,
+) -> dict:
+    """
+    Make a data set of multi-preference records and write it to a directory.
+
+    The directory appears when it is whole: `data/SPLIT-00000-of-00001.parquet`, which `datasets.load_dataset(output)`
+    reads as a `DatasetDict`, `report.md` with `report.png` (where matplotlib is installed), `report.json`, and for the
+    models that are trained on it `recommender.json` and `catalogue.json`, see [`save_recommender_files`]. The bytes are
+    a function of the source and the options, whatever the number of threads and processes. Records are written as they
+    are made, so that memory holds the events of the source and not the records.
+
+    Args:
+        source (`str` or [`Interactions`]):
+            A name that [`load_source`] takes, or interactions.
+        output (`str` or `Path`):
+            The directory to make.
+        path (`str` or `Path`, *optional*):
+            The files of the source. By default they are downloaded once and cached.
+        recipe (`str`, *optional*, defaults to `"default"`):
+            `"default"`, or `"s-dpo"` for what the published records did, see [`recipe_options`].
+        processing_class (`str` or [`~transformers.PreTrainedTokenizerBase`], *optional*):
+            A tokenizer, or the name or directory of one: to count tokens, for `max_length`, and to check that prompts
+            end where a token ends.
+        num_workers (`int`, *optional*):
+            Threads; by default the cores, 4 at most.
+        overwrite (`bool`, *optional*, defaults to `False`):
+            Replace what an earlier call left in `output`.
+        loader_options (`dict`, *optional*):
+            Passed to the loader of the source.
+        **options:
+            Fields of [`RecordConfig`], which go before those of the recipe.
+
+    Returns:
+        `dict`: The report, as in `report.json`.
+
+    Raises:
+        FileExistsError: there is something in `output`, and `overwrite` is not set or it is of something else.
+        ValueError: an option is out of range, or see [`build_preference_dataset`].
+
+    Example:
+        ```python
+        from datasets import load_dataset
+        from trl_sdpo.recsys import prepare
+
+        prepare("movielens-100k", "data/ml-100k", prompt_style="candidates", seed=0)
+        dataset = load_dataset("data/ml-100k")
+        ```
+    """
+    output = Path(output)
+    _check_free(output, overwrite)
+    name = source if isinstance(source, str) else source.name
+    config = RecordConfig(**{**recipe_options(recipe, name), **options})
+    if isinstance(processing_class, str):
+        from transformers import AutoTokenizer
+
+        processing_class = AutoTokenizer.from_pretrained(processing_class)
+    if isinstance(source, str):
+        source = load_source(source, path, **{**recipe_loader_options(recipe, name), **(loader_options or {})})
+    loaded = source.report
+    plan = plan_records(source, config, processing_class)
+    del source  # large, and not needed for the records
+    num_workers = min(4, os.cpu_count() or 1) if num_workers is None else num_workers
+    with _staged(output) as stage:
+        statistics = _write_records(plan, stage / "data", num_workers)
+        report = {"recipe": recipe, "source_name": name, "options": _options(config), "loader": loaded, **plan.report}
+        report["negatives_drawn_uniformly_instead"] = plan.builder.sampler.filled_uniformly
+        for split, gathered in statistics.items():
+            report[split] |= gathered.summary()
+        report["leak_probe"] = _probe(statistics)
+        (stage / REPORT).write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        figure = plot_report(report, statistics, stage / "report.png")
+        write_markdown(report, stage / "report.md", figure)
+        _write_recommender_files(plan, name, stage)
+    logger.info("%s: %s", output, {split: report[split]["records"] for split in statistics})
+    return report
+
+
+def _write_records(plan: RecordPlan, folder: Path, num_workers: int) -> dict[str, SplitStatistics]:
+    folder.mkdir()
+    statistics = {}
+    for split, targets in plan.targets.items():
+        gathered = SplitStatistics(targets.height, plan.config.num_candidates, plan.train_counts)
+        path, writer = folder / f"{split}-00000-of-00001.parquet", None
+        with tqdm(total=targets.height, desc=f"Records, {split}", unit=" records") as progress:
+            try:
+                for chunk in plan.chunks(split, num_workers):
+                    if writer is None:
+                        writer = _writer(path, chunk.table.schema)
+                    if chunk.table.num_rows:
+                        writer.write_table(chunk.table, row_group_size=chunk.table.num_rows)
+                        gathered.add(chunk)
+                    progress.update(chunk.table.num_rows + chunk.dropped)
+            finally:
+                if writer is not None:
+                    writer.close()
+        statistics[split] = gathered
+    return statistics
+
+
+def _writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
+    # Without Arrow's own schema in the file, a reader sees strings and not the dictionaries that they were written from.
+    return pq.ParquetWriter(
+        path,
+        schema,
+        compression="zstd",
+        store_schema=False,
+        dictionary_pagesize_limit=_LARGEST_DICTIONARY,
+        # Of texts nobody asks for the first and the last of the alphabet, which take half of the time to find.
+        write_statistics=["user_id", "item_id", "timestamp", "position"],
+    )
+
+
+def _probe(statistics: dict[str, SplitStatistics]) -> dict | None:
+    """The history-blind lookup of the last split in the training records."""
+    last = list(statistics)[-1]
+    reference = None if last == "train" else statistics["train"].lists if "train" in statistics else None
+    probe = probe_lists(statistics[last].lists, reference, max_records=_PROBED)
+    looked_up = "the records before" if reference is None else f"{len(reference.targets)} training records"
+    return {"split": last, "reference": looked_up, **probe._asdict(), "ci": list(probe.ci)}
+
+
+def _write_recommender_files(plan: RecordPlan, source: str, folder: Path) -> None:
+    config = plan.config
+    recommender_config = recommender_files.RecommenderConfig(
+        select_templates(config.prompt_style, config.template, config.domain),
+        history_size=config.history_size,
+        conversational=config.conversational,
+        max_length=config.max_length,
+        domain=config.domain,
+        source=source,
+    )
+    ids, titles = (plan.catalogue[column].cast(pl.String).to_list() for column in (ITEM_ID, TITLE))
+    catalogue = recommender_files.Catalogue(ids, titles, plan.train_counts.tolist())
+    recommender_files.save_recommender_files(folder, recommender_config, catalogue)
+
+
+def _options(config: RecordConfig) -> dict:
+    return json.loads(json.dumps(dataclasses.asdict(config), default=str))
+
+
+def _check_free(output: Path, overwrite: bool) -> None:
+    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+        return
+    ours = output.is_dir() and (output / REPORT).is_file() and (output / "data").is_dir()
+    if not ours:
+        raise FileExistsError(f"{output}: holds something else. Pass another directory.")
+    if not overwrite:
+        raise FileExistsError(
+            f"{output}: holds a data set already. Pass overwrite=True (--overwrite), or another directory."
+        )
+
+
+@contextmanager
+def _staged(output: Path) -> Iterator[Path]:
+    """A directory beside the output, which takes its place at the end of the block unless there is an error."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    mark = uuid.uuid4().hex[:12]
+    stage, former = (output.parent / f".{output.name}.{kind}.{mark}" for kind in ("new", "old"))
+    stage.mkdir()
+    try:
+        yield stage
+        if output.exists():
+            output.rename(former)
+        stage.rename(output)
+        shutil.rmtree(former, ignore_errors=True)
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)

@@ -1,0 +1,334 @@
+"""
+What a recommender needs beside its weights: how prompts were worded, in `recommender.json`, and what can be recommended,
+in `catalogue.json`. Both lie in the directory of a prepared data set and travel from there with every model that is
+trained on it, so that what was trained is what is served.
+"""
+
+import dataclasses
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ...files import write_text
+from ..prompts.templates import PromptTemplate
+
+
+RECOMMENDER_FILE, CATALOGUE_FILE = "recommender.json", "catalogue.json"
+FORMAT_VERSION = 1
+
+_HOW_TO_MAKE = (
+    "Make it with `trl_sdpo.save_recommender_files(directory, RecommenderConfig(templates=...), Catalogue(...))`, or "
+    "copy it from the prepared data set with `trl_sdpo.copy_recommender_files(dataset_directory, model_directory)`"
+)
+
+
+@dataclass(frozen=True)
+class RecommenderConfig:
+    """
+    How the prompts and completions of a recommender are made: the contents of `recommender.json`.
+
+    Args:
+        templates (`Sequence[PromptTemplate]`):
+            The wordings of the training records. A recommender takes the first unless told otherwise.
+        history_size (`int`, *optional*, defaults to `10`):
+            Titles of the history at most; older ones are left out.
+        conversational (`bool`, *optional*, defaults to `False`):
+            Whether prompt and completion are messages, which the chat template of the tokenizer turns into text.
+        append_eos (`bool`, *optional*):
+            Whether an EOS token ends a completion. If `None`, one does unless the completions of all templates are lines,
+            which is how `trl-sdpo sft` and `trl-sdpo train` tokenize. `True` for a model whose records a trainer tokenized
+            itself, which adds one to every text. Messages end as the chat template has it.
+        max_length (`int`, *optional*):
+            Tokens of a prompt with its longest completion at most, to which histories were shortened.
+        domain (`str`, *optional*):
+            What the items are, such as `"movies"`.
+        source (`str`, *optional*):
+            The data set's name as [`load_source`] takes it, such as `"movielens-100k"`, or that of the interactions.
+
+    Raises:
+        ValueError: there is no template, or a number is out of range.
+
+    Example:
+        ```python
+        >>> from trl_sdpo.recsys import get_template
+        >>> config = RecommenderConfig([get_template("watched")], history_size=5)
+        >>> config.templates[0].render(["Heat (1995)"])
+        'This user has watched Heat (1995). Next:'
+
+        ```
+    """
+
+    templates: Sequence[PromptTemplate]
+    history_size: int = 10
+    conversational: bool = False
+    append_eos: bool | None = None
+    max_length: int | None = None
+    domain: str | None = None
+    source: str | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "templates", tuple(self.templates))
+        if not self.templates:
+            raise ValueError("templates is empty. Pass at least one PromptTemplate.")
+        for number, template in enumerate(self.templates):
+            if not isinstance(template, PromptTemplate):
+                raise ValueError(f"templates[{number}] is {template!r}. Pass a PromptTemplate.")
+        for name, lowest in (("history_size", 1), ("max_length", 2)):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or value < lowest):
+                raise ValueError(f"{name}={value!r} is no whole number from {lowest}. Pass one.")
+
+    @property
+    def ends_in_eos(self) -> bool:
+        """Whether an EOS token follows a completion that is text: `append_eos`, or what it is where that is `None`."""
+        if self.append_eos is None:
+            return not all(template.completion_suffix.endswith("\n") for template in self.templates)
+        return self.append_eos
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """
+    What can be recommended: the contents of `catalogue.json`.
+
+    Args:
+        item_ids (`Sequence[str]`):
+            The ids, which become strings.
+        titles (`Sequence[str]`):
+            The title of every id.
+        train_counts (`Sequence[int]`, *optional*):
+            Training events of every item, for popularity.
+
+    Raises:
+        ValueError: there are no items, the columns differ in length, an id or a title occurs twice, or one is empty.
+
+    Example:
+        ```python
+        >>> Catalogue(item_ids=[1, 2], titles=["Heat (1995)", "Ran (1985)"]).item_ids
+        ('1', '2')
+
+        ```
+    """
+
+    item_ids: Sequence[str]
+    titles: Sequence[str]
+    train_counts: Sequence[int] | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "item_ids", tuple(map(str, self.item_ids)))
+        object.__setattr__(self, "titles", tuple(self.titles))
+        if self.train_counts is not None:
+            object.__setattr__(self, "train_counts", tuple(map(int, self.train_counts)))
+        if not self.item_ids:
+            raise ValueError("catalogue: no items. Pass at least one.")
+        for name in ("titles", "train_counts"):
+            column = getattr(self, name)
+            if column is not None and len(column) != len(self.item_ids):
+                raise ValueError(
+                    f"catalogue: {len(self.item_ids)} item_ids and {len(column)} {name}. Pass as many of each."
+                )
+        for name in ("item_ids", "titles"):
+            _check_distinct(name, getattr(self, name))
+
+    def __len__(self) -> int:
+        return len(self.item_ids)
+
+
+def _check_distinct(name: str, values: tuple[str, ...]) -> None:
+    rows = {}
+    for row, value in enumerate(values):
+        if not isinstance(value, str) or not value.strip():
+            raise ValueError(f"catalogue: row {row}, {name}: {value!r} is no text. Fill it in or remove the row.")
+        if value in rows:
+            raise ValueError(
+                f"catalogue: row {row}, {name}: {value!r} stands in row {rows[value]} already. Keep one of them."
+            )
+        rows[value] = row
+
+
+@dataclass(frozen=True)
+class RecommenderFiles:
+    """
+    What [`load_recommender_files`] finds.
+
+    Args:
+        config ([`RecommenderConfig`], *optional*):
+            Of `recommender.json`; `None` where there is none.
+        catalogue ([`Catalogue`], *optional*):
+            Of `catalogue.json`; `None` where there is none.
+    """
+
+    config: RecommenderConfig | None = None
+    catalogue: Catalogue | None = None
+
+
+def save_recommender_files(
+    directory: str | Path, config: RecommenderConfig, catalogue: Catalogue | None = None
+) -> list[Path]:
+    """
+    Write `recommender.json` and `catalogue.json` into a directory. Each file is there whole or as it was before.
+
+    Args:
+        directory (`str` or `Path`):
+            Of a data set or of a model. It is made where it is missing.
+        config ([`RecommenderConfig`]):
+            How prompts are made.
+        catalogue ([`Catalogue`], *optional*):
+            What can be recommended. If `None`, a `catalogue.json` that is there stays.
+
+    Returns:
+        `list[Path]`: The files that were written.
+
+    Example:
+        ```python
+        from trl_sdpo import Catalogue, RecommenderConfig, save_recommender_files
+        from trl_sdpo.recsys import get_template
+
+        config = RecommenderConfig([get_template("watched")])
+        save_recommender_files("my-model", config, Catalogue(["1", "2"], ["Heat (1995)", "Ran (1985)"]))
+        ```
+    """
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    contents = {RECOMMENDER_FILE: {"format_version": FORMAT_VERSION, **dataclasses.asdict(config)}}
+    if catalogue is not None:
+        # not `asdict`, which copies value by value
+        contents[CATALOGUE_FILE] = {"format_version": FORMAT_VERSION, **vars(catalogue)}
+    return [
+        write_text(directory / name, json.dumps(content, ensure_ascii=False, indent=1) + "\n")
+        for name, content in contents.items()
+    ]
+
+
+def load_recommender_files(model: str | Path, **hub_kwargs) -> RecommenderFiles:
+    """
+    Read `recommender.json` and `catalogue.json` of a data set or a model.
+
+    Args:
+        model (`str` or `Path`):
+            A directory, or the id of a repository on the Hub.
+        **hub_kwargs:
+            Passed to [`~huggingface_hub.hf_hub_download`] for a repository: `revision`, `token`, `cache_dir`,
+            `repo_type`, `subfolder`.
+
+    Returns:
+        [`RecommenderFiles`]: With `None` for a file that is not there.
+
+    Raises:
+        ValueError: a file is damaged, or of a later version of this package. The message names it.
+        OSError: the repository does not exist, or the Hub cannot be reached.
+    """
+    loaded = {}
+    for name, (field, make) in _READERS.items():
+        path = find_file(model, name, **hub_kwargs)
+        if path is not None:
+            loaded[field] = _read(path, make)
+    return RecommenderFiles(**loaded)
+
+
+def copy_recommender_files(source: str | Path, destination: str | Path) -> list[Path]:
+    """
+    Copy `recommender.json` and `catalogue.json` from one directory to another, such as from a prepared data set to a
+    model that was trained on it.
+
+    Args:
+        source (`str` or `Path`):
+            The directory that has them.
+        destination (`str` or `Path`):
+            The directory that is to have them. It is made where it is missing.
+
+    Returns:
+        `list[Path]`: The files that were written: none where the source has none.
+
+    Raises:
+        ValueError: a file of the source is damaged, so that the destination would be too.
+    """
+    source, destination = Path(source), Path(destination)
+    present = [name for name in _READERS if (source / name).is_file()]
+    if not present or source.resolve() == destination.resolve():
+        return []
+    load_recommender_files(source)
+    destination.mkdir(parents=True, exist_ok=True)
+    return [write_text(destination / name, (source / name).read_text(encoding="utf-8")) for name in present]
+
+
+def missing_file(model: str | Path, name: str) -> ValueError:
+    """
+    The error for a model that lacks a file, which says how to make it.
+
+    Args:
+        model (`str` or `Path`):
+            The model.
+        name (`str`):
+            `"recommender.json"` or `"catalogue.json"`.
+
+    Returns:
+        `ValueError`: To raise.
+    """
+    unknown, argument = {
+        RECOMMENDER_FILE: ("how its prompts are worded", "template=get_template(...)"),
+        CATALOGUE_FILE: ("what can be recommended", "catalogue=DATASET_DIRECTORY"),
+    }[name]
+    return ValueError(f"{model}: has no {name}, so {unknown} is unknown. {_HOW_TO_MAKE}, or pass `{argument}`.")
+
+
+def _make_config(templates: list[dict[str, str]], **fields) -> RecommenderConfig:
+    return RecommenderConfig([PromptTemplate(**template) for template in templates], **fields)
+
+
+_READERS = {RECOMMENDER_FILE: ("config", _make_config), CATALOGUE_FILE: ("catalogue", Catalogue)}
+
+
+def _read(path: Path, make: Callable[..., Any]) -> Any:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        version = content.pop("format_version", None)
+    except (ValueError, AttributeError, TypeError) as error:
+        raise ValueError(f"{path}: no JSON object ({error}). Copy the file again. {_HOW_TO_MAKE}.") from error
+    if not isinstance(version, int):
+        raise ValueError(f"{path}: format_version is {version!r}, so this is another kind of file. {_HOW_TO_MAKE}.")
+    if version > FORMAT_VERSION:
+        raise ValueError(
+            f"{path}: format_version {version} is of a later version of trl-sdpo, which reads up to {FORMAT_VERSION} "
+            "here. Run `python -m pip install --upgrade trl-sdpo`."
+        )
+    try:
+        return make(**content)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: {error} {_HOW_TO_MAKE}.") from error
+
+
+def find_file(model: str | Path, name: str, **hub_kwargs) -> Path | None:
+    """The file in a directory, or downloaded from the Hub, see [`load_recommender_files`]; `None` where there is none."""
+    if Path(model).is_dir():
+        path = Path(model) / hub_kwargs.get("subfolder", "") / name
+        return path if path.is_file() else None
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(hf_hub_download(str(model), name, **hub_kwargs))
+    except LocalEntryNotFoundError as error:  # is an EntryNotFoundError, and means that nobody could be asked
+        if _is_cached(model, hub_kwargs):
+            return None  # with a connection the file would have come with the others
+        raise OSError(
+            f"{model}: no such directory here, and {name} could neither be fetched from the Hub nor found in the cache "
+            f"({error}). Correct the directory, or try again with a connection."
+        ) from error
+    except EntryNotFoundError:
+        return None
+    except HFValidationError as error:
+        raise ValueError(f"{model}: neither a directory nor the id of a repository ({error}). Correct it.") from error
+
+
+def _is_cached(model: str | Path, hub_kwargs: dict) -> bool:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    options = {name: value for name, value in hub_kwargs.items() if name != "subfolder"}
+    try:
+        return Path(snapshot_download(str(model), local_files_only=True, **options)).is_dir()
+    except LocalEntryNotFoundError:
+        return False

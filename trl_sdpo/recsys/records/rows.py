@@ -1,0 +1,186 @@
+"""Multi-preference records as Arrow tables, chunk by chunk."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+
+from ..interactions.codes import encode
+from ..interactions.interactions import ITEM_ID, TIMESTAMP, TITLE, USER_ID
+from ..interactions.random_streams import TEMPLATE_STREAM
+from ..negatives.candidates import CandidateSampler, history_codes, shown_candidates
+from ..negatives.strategies import TargetRows
+from ..prompts.rendering import Renderer, lists, message
+from ..prompts.templates import PromptTemplate
+from ..prompts.token_budget import TokenBudget
+from .sequences import POSITION
+
+
+ROW = "row"
+# The records of a chunk, which is also a row group on disk: part of what makes the bytes of a file.
+CHUNK_SIZE = 1 << 15
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """
+    Records and what the report says of them.
+
+    Args:
+        table (`pyarrow.Table`):
+            The records. Titles are dictionaries: an index per title instead of its text.
+        rows ([`TargetRows`]):
+            Users, targets and histories as whole numbers.
+        pool (`numpy.ndarray`):
+            Rows of the negatives in the catalogue, of shape `(n, pool_size)`.
+        tokens (`numpy.ndarray`, *optional*):
+            Tokens of the prompt with its longest completion, where a tokenizer was given.
+        shortened (`int`), dropped (`int`):
+            Records whose history was shortened, and records that did not fit even so.
+    """
+
+    table: pa.Table
+    rows: TargetRows
+    pool: np.ndarray
+    tokens: np.ndarray | None = None
+    shortened: int = 0
+    dropped: int = 0
+
+
+class RecordBuilder:
+    """
+    Turns targets into records.
+
+    Args:
+        events (`polars.DataFrame`):
+            Sequences: the events of a user one after the other.
+        catalogue (`polars.DataFrame`):
+            The items, sorted by `item_id`, with `title`.
+        sampler ([`CandidateSampler`]):
+            Where negatives come from.
+        templates (`tuple[PromptTemplate, ...]`):
+            Drawn from by (seed, user, position).
+        history_size (`int`), num_candidates (`int`):
+            See [`build_preference_dataset`].
+        conversational (`bool`, *optional*, defaults to `False`):
+            Whether texts become messages.
+        budget ([`TokenBudget`], *optional*):
+            Shortens histories to a number of tokens.
+    """
+
+    def __init__(
+        self,
+        events: pl.DataFrame,
+        catalogue: pl.DataFrame,
+        sampler: CandidateSampler,
+        templates: tuple[PromptTemplate, ...],
+        *,
+        history_size: int,
+        num_candidates: int,
+        conversational: bool = False,
+        budget: TokenBudget | None = None,
+    ) -> None:
+        self.sampler, self.templates = sampler, templates
+        self.history_size, self.num_candidates = history_size, num_candidates
+        self.conversational, self.budget = conversational, budget
+        self.event_items = encode(events[ITEM_ID], sampler.ids).astype(np.int32)
+        self.titles = catalogue[TITLE].to_arrow().cast(pa.string())
+        self._item_ids = _ids(catalogue[ITEM_ID])
+        self._renderers = [Renderer(one, self.titles, history_size, num_candidates) for one in templates]
+        completions = [self.titles] if conversational else [one.completions for one in self._renderers]
+        # Wordings may share completions. In a dictionary that holds one twice, Parquet would write the texts themselves.
+        encoded = pa.concat_arrays(completions).dictionary_encode()
+        self._completions, self._completion_codes = encoded.dictionary, encoded.indices.to_numpy()
+        if budget is not None:
+            budget.measure_completions(templates, self.titles.to_pylist(), conversational)
+
+    def rows(self, targets: pl.DataFrame) -> TargetRows:
+        """Targets with `row`, their place among the events, as whole numbers with their histories."""
+        places, positions = targets[ROW].to_numpy().astype(np.int64), targets[POSITION].to_numpy()
+        return self.sampler.rows(targets, history_codes(self.event_items, places, positions, self.history_size))
+
+    def build(self, targets: pl.DataFrame, pool_size: int, shares: dict[str, float]) -> Chunk:
+        """
+        The records of targets.
+
+        Args:
+            targets (`polars.DataFrame`):
+                Rows of the events, with `row`.
+            pool_size (`int`):
+                Negatives of a record.
+            shares (`dict[str, float]`):
+                See [`parse_negatives`].
+
+        Returns:
+            [`Chunk`]: The records in the order of the targets.
+        """
+        rows = self.rows(targets)
+        pool = self.sampler.draw(rows, self.num_candidates - 1, pool_size, shares)
+        shown = shown_candidates(self.sampler, rows, pool, self.num_candidates - 1)
+        wording = rows.numbers(self.sampler.seed, TEMPLATE_STREAM, 1)[:, 0] % np.uint64(len(self.templates))
+        wording = wording.astype(np.int64)
+        tokens, shortened, dropped = None, 0, 0
+        if self.budget is not None:
+            completions = np.column_stack([rows.items, pool])
+            histories, tokens = self.budget.fit(
+                lambda some, histories: self._prompts(wording[some], histories, shown[some]),
+                rows.histories,
+                self.budget.longest_completion(wording, completions),
+            )
+            shortened = int(((histories != rows.histories).any(axis=1) & (tokens > 0)).sum())
+            fits = np.flatnonzero(tokens > 0)
+            dropped = len(rows) - len(fits)
+            rows = TargetRows(rows.users, rows.user_keys, rows.positions, rows.items, histories)[fits]
+            pool, shown, wording, tokens = pool[fits], shown[fits], wording[fits], tokens[fits]
+            targets = targets[fits]
+        table = self._table(targets, rows, pool, shown, wording)
+        return Chunk(table, rows, pool, tokens, shortened, dropped)
+
+    def _table(
+        self, targets: pl.DataFrame, rows: TargetRows, pool: np.ndarray, shown: np.ndarray, wording: np.ndarray
+    ) -> pa.Table:
+        count = len(rows)
+        prompts = self._prompts(wording, rows.histories, shown)
+        chosen = self._texts(wording, rows.items)
+        rejected = self._texts(wording[:, None], pool)
+        if self.conversational:
+            prompts, chosen = message("user", prompts), message("assistant", chosen)
+            rejected = message("assistant", rejected)
+        titles = pa.DictionaryArray.from_arrays(pa.array(shown.ravel(), pa.int32()), self.titles)
+        there = rows.histories >= 0
+        columns = {
+            "prompt": prompts,
+            "chosen": chosen,
+            "rejected": lists(rejected, pool.shape[1], count),
+            USER_ID: _ids(targets[USER_ID]),
+            ITEM_ID: _ids(targets[ITEM_ID]),
+            "rejected_item_ids": lists(self._item_ids.take(pa.array(pool.ravel())), pool.shape[1], count),
+            "history_item_ids": lists(self._item_ids.take(pa.array(rows.histories[there])), there.sum(axis=1), count),
+            "candidates": lists(titles, shown.shape[1], count),
+            TIMESTAMP: targets[TIMESTAMP].to_arrow(),
+            POSITION: targets[POSITION].to_arrow(),
+        }
+        return pa.table(columns)
+
+    def _prompts(self, wording: np.ndarray, histories: np.ndarray, shown: np.ndarray) -> pa.StringArray:
+        if len(self._renderers) == 1:
+            return self._renderers[0].prompts(histories, shown)
+        order = np.argsort(wording, kind="stable")
+        parts = []
+        for number, renderer in enumerate(self._renderers):
+            some = order[wording[order] == number]
+            parts.append(renderer.prompts(histories[some], shown[some]))
+        back = np.empty_like(order)
+        back[order] = np.arange(len(order))
+        return pa.concat_arrays(parts).take(pa.array(back))
+
+    def _texts(self, wording: np.ndarray, items: np.ndarray) -> pa.DictionaryArray:
+        """Completions, or bare titles of messages, as rows of a dictionary."""
+        codes = self._completion_codes[items if self.conversational else wording * len(self.titles) + items]
+        return pa.DictionaryArray.from_arrays(pa.array(codes.ravel(), pa.int32()), self._completions)
+
+
+def _ids(ids: pl.Series) -> pa.Array:
+    array = ids.to_arrow()
+    return array.cast(pa.string()) if ids.dtype == pl.String else array

@@ -1,0 +1,130 @@
+"""Which events of a split become the targets of records."""
+
+import numpy as np
+import polars as pl
+
+from ..interactions.interactions import ITEM_ID, USER_ID
+from ..interactions.random_streams import SUBSAMPLE_STREAM, hash_keys, random_numbers, stream_keys
+from .sequences import POSITION
+from .splits import SPLIT
+
+
+ALL, LAST = "all", "last"
+_ROWS_PER_CHUNK = 1 << 20
+
+
+def parse_windows(windows: str | int) -> int | None:
+    """
+    How many of the last targets of a user to keep; `None` for all.
+
+    Args:
+        windows (`str` or `int`):
+            `"all"`, `"last"`, or a number.
+
+    Returns:
+        `int`, *optional*: The number.
+
+    Raises:
+        ValueError: it is none of these.
+
+    Example:
+        ```python
+        >>> parse_windows("last"), parse_windows("5"), parse_windows("all")
+        (1, 5, None)
+
+        ```
+    """
+    if windows in (ALL, LAST):
+        return None if windows == ALL else 1
+    if not str(windows).isdecimal() or int(windows) < 1:
+        raise ValueError(f"windows={windows!r}: pass 'all', 'last', or the number of last targets of a user.")
+    return int(windows)
+
+
+def select_targets(
+    events: pl.DataFrame,
+    split: str,
+    *,
+    min_history: int,
+    seed: int,
+    stride: int = 1,
+    windows: str | int = ALL,
+    limit: int | None = None,
+) -> tuple[pl.DataFrame, dict[str, int]]:
+    """
+    The events of a split that have enough history, thinned out as asked.
+
+    Args:
+        events (`polars.DataFrame`):
+            Sequences with a column `split`, those of a user in order.
+        split (`str`):
+            Which of them.
+        min_history (`int`):
+            Fewest events of the user before a target, in whichever split.
+        seed (`int`):
+            The seed of the subsampling.
+        stride (`int`, *optional*, defaults to `1`):
+            Keep every so many-th target of a user, counted back from the last one.
+        windows (`str` or `int`, *optional*, defaults to `"all"`):
+            See [`parse_windows`]. Applied after the stride.
+        limit (`int`, *optional*):
+            Keep this many, drawn uniformly. A smaller number gives a subset of a larger one.
+
+    Returns:
+        `tuple[polars.DataFrame, dict[str, int]]`: The rows that stay, in order, and how many were dropped and why.
+
+    Raises:
+        ValueError: nothing stays, or the limit is below 1.
+    """
+    if limit is not None and limit < 1:
+        raise ValueError(f"max_{split}_records={limit} is below 1. Pass None for all, or a ratio of 0 for no split.")
+    most = parse_windows(windows)
+    # Rows, not frames: of many millions of events a fraction becomes targets.
+    rows = np.flatnonzero((events[SPLIT] == split).to_numpy())
+    report = {"targets": len(rows)}
+
+    def keep(reason: str, kept: np.ndarray) -> None:
+        nonlocal rows
+        report[reason] = len(rows) - len(kept)
+        rows = kept
+
+    keep("dropped_short_history", rows[events[POSITION].to_numpy()[rows] >= min_history])
+    # From the last one back, so that every user keeps the target with the longest history.
+    keep("dropped_by_stride", rows[_from_last(events, rows) % stride == 0] if stride > 1 else rows)
+    keep("dropped_by_windows", rows[_from_last(events, rows) < most] if most is not None else rows)
+    keep("dropped_by_subsampling", rows if limit is None else _subsample(events, rows, limit, seed))
+    if not len(rows):
+        raise ValueError(
+            f"split '{split}' has no record: {report}. Lower min_history={min_history}, change the ratios, or use "
+            "more data."
+        )
+    kept = events[rows]
+    report |= {"records": kept.height, "users": kept[USER_ID].n_unique(), "items": kept[ITEM_ID].n_unique()}
+    return kept, report
+
+
+def _from_last(events: pl.DataFrame, rows: np.ndarray) -> np.ndarray:
+    """How many of these rows come after each one for the same user."""
+    users = events[USER_ID].gather(rows)
+    ends = np.flatnonzero(users.ne_missing(users.shift(-1)).to_numpy())
+    places = np.arange(len(rows))
+    return ends[np.searchsorted(ends, places)] - places
+
+
+def _subsample(events: pl.DataFrame, rows: np.ndarray, limit: int, seed: int) -> np.ndarray:
+    if limit >= len(rows):
+        return rows
+    positions, numbers = events[POSITION].to_numpy(), np.empty(len(rows), dtype=np.uint64)
+    for begin in range(0, len(rows), _ROWS_PER_CHUNK):
+        part = rows[begin : begin + _ROWS_PER_CHUNK]
+        keys = stream_keys(seed, SUBSAMPLE_STREAM, hash_keys(events[USER_ID].gather(part)), positions[part])
+        numbers[begin : begin + len(part)] = random_numbers(keys, 1)[:, 0]
+    # The smallest of numbers that belong to (seed, user, position), so independent of the other targets.
+    return rows[np.sort(_smallest(numbers, limit))]
+
+
+def _smallest(numbers: np.ndarray, count: int) -> np.ndarray:
+    """Places of the smallest numbers; of equal ones the first."""
+    bound = np.partition(numbers, count - 1)[count - 1]
+    below = np.flatnonzero(numbers < bound)
+    return np.concatenate([below, np.flatnonzero(numbers == bound)[: count - len(below)]])

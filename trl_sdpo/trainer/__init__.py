@@ -1,0 +1,1 @@
+"""`SoftmaxDPOTrainer` and what it is made of. Its public names are those of `trl_sdpo`."""

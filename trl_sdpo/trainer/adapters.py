@@ -1,0 +1,156 @@
+"""Adapters and quantised bases: what TRL, PEFT and bitsandbytes leave open for a policy beside its reference."""
+
+import hashlib
+import json
+import logging
+import os
+from pathlib import Path
+
+import torch
+from peft import PeftModel, get_peft_model_state_dict
+from safetensors.torch import load_file
+from transformers.utils import ADAPTER_SAFE_WEIGHTS_NAME
+
+from ..files import write_text
+
+
+logger = logging.getLogger(__name__)
+
+REFERENCE_FILE = "reference_adapter.json"
+
+
+def remove_saved_adapter(folder: str | os.PathLike, adapter_name: str) -> None:
+    """Remove the files of an adapter beside those of "default": `save_pretrained` of PEFT writes all of a model."""
+    subfolder = Path(folder) / adapter_name
+    for path in subfolder.glob("adapter_*"):
+        path.unlink()
+    if subfolder.is_dir() and not any(subfolder.iterdir()):
+        subfolder.rmdir()
+
+
+def complete_reference_adapter(model: PeftModel) -> None:
+    """
+    Copy to the adapter "ref" what [`~trl.DPOTrainer`] does not.
+
+    It copies the parameters with ".default." in their names. Those of IA3, of LoRA on embeddings and of trainable
+    tokens end in ".default": without them the reference is the base model, or a mixture of it and the adapter.
+
+    Args:
+        model ([`~peft.PeftModel`]):
+            Policy with its adapter "default", before the first step. Nothing is done where it has no adapter "ref".
+    """
+    if "ref" not in model.peft_config:
+        return
+    for name, param in model.named_parameters():
+        if name.endswith(".default"):
+            model.get_parameter(name.removesuffix("default") + "ref").data.copy_(param.data)
+
+
+def _digest(tensors: dict[str, torch.Tensor]) -> str:
+    """SHA-256 of names, types, shapes and values, whatever the order and the device."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def record_reference_adapter(checkpoint: str | os.PathLike) -> None:
+    """
+    Write down in a checkpoint which reference its adapter "ref" is, for copies of it that go without that adapter.
+
+    Args:
+        checkpoint (`str` or `os.PathLike`):
+            A folder with the adapter in its subfolder "ref". Nothing is done where there is none.
+    """
+    weights = Path(checkpoint) / "ref" / ADAPTER_SAFE_WEIGHTS_NAME
+    if weights.is_file():
+        content = {"sha256": _digest(load_file(weights))}
+        write_text(Path(checkpoint) / REFERENCE_FILE, json.dumps(content, indent=2) + "\n")
+
+
+def check_reference_adapter(model: torch.nn.Module, checkpoint: str | os.PathLike) -> None:
+    """
+    Check that training goes on against the reference that it began with.
+
+    A checkpoint from the Hub holds the policy alone. The reference is then the adapter that the script begins with, and
+    must be the one whose hash the checkpoint holds.
+
+    Args:
+        model (`torch.nn.Module`):
+            Policy, before the checkpoint is loaded. Nothing is done where it has no adapter "ref".
+        checkpoint (`str` or `os.PathLike`):
+            The folder to resume from. Nothing is done where it holds the adapter "ref" itself, which is loaded.
+
+    Raises:
+        `ValueError`: If the adapter at hand is another one.
+    """
+    folder = Path(checkpoint)
+    if "ref" not in getattr(model, "peft_config", {}) or any((folder / "ref").glob("adapter_model.*")):
+        return
+    try:
+        expected = json.loads((folder / REFERENCE_FILE).read_text(encoding="utf-8"))["sha256"]
+    except FileNotFoundError:
+        logger.warning(
+            "The checkpoint %s holds neither the reference adapter nor its hash (%s). The adapter that training begins "
+            "with here is taken as the reference: make sure that it is the one that the run began with.",
+            *(folder, REFERENCE_FILE),
+        )
+        return
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{folder / REFERENCE_FILE} is damaged. Copy the checkpoint again.") from error
+    found = _digest(get_peft_model_state_dict(model, adapter_name="ref"))
+    if found != expected:
+        raise ValueError(
+            f"Can't resume from {folder}: it goes without the reference adapter, and the adapter that the model begins with "
+            f"here (sha256 {found[:12]}…) is not the one that the run began with ({expected[:12]}…), so the loss would be "
+            "against another reference. Load the model with the adapter that the run began with, such as that of "
+            "supervised fine-tuning, and not with one trained here; or resume from a checkpoint on the machine of the run, "
+            'which holds the adapter "ref".'
+        )
+
+
+def keep_4bit_layers_differentiable(model: torch.nn.Module) -> None:
+    """
+    Keep the 4-bit layers of bitsandbytes in the format that they train in.
+
+    On a CPU with AVX512-BF16, such a layer repacks its weights in its first forward pass in evaluation mode, and from
+    then on has no gradient with respect to its input, also in training mode: an adapter below it gets wrong gradients.
+
+    Args:
+        model (`torch.nn.Module`):
+            Policy or reference, quantised or not.
+
+    Raises:
+        `ValueError`: If a layer was repacked already.
+    """
+    for name, module in model.named_modules():
+        if not hasattr(module, "support_avx512bf16_for_cpu"):
+            continue
+        if getattr(module.weight.quant_state, "packing_format_for_cpu", False):
+            raise ValueError(
+                f"The 4-bit layer `{name}` was used in evaluation mode on the CPU before training, for which "
+                "bitsandbytes repacks its weights into a format without gradients. Load the model anew for training."
+            )
+        module.support_avx512bf16_for_cpu = False
+
+
+def raise_adapter_to_float32(model: PeftModel) -> None:
+    """
+    Let the adapter of a quantised model train in float32.
+
+    TRL rounds it to bfloat16, whose steps are 2^-15 from 2^-8 on: with the learning rate of 1e-5 of the S-DPO paper, each
+    weight of at least 0.004 is rounded back to where it was, three quarters of the A matrices of LoRA on 4,096 features.
+    The published code of S-DPO has the adapter in float32, too.
+
+    Args:
+        model ([`~peft.PeftModel`]):
+            Policy, before the optimizer is made. Where it has an adapter "ref", a copy of "default" from before the
+            rounding, the values are taken from there.
+    """
+    for name, param in model.named_parameters():
+        if not param.requires_grad or param.dtype != torch.bfloat16:
+            continue
+        param.data = param.data.float()
+        if "ref" in model.peft_config and ".default." in name:
+            param.data.copy_(model.get_parameter(name.replace(".default.", ".ref.")).data)

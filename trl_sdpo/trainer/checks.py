@@ -1,0 +1,228 @@
+"""What a run refuses before it starts: models, data and options that are not defined for what the trainer does."""
+
+from collections.abc import Collection
+
+import torch
+from accelerate.parallelism_config import ParallelismConfig
+from accelerate.utils import parse_flag_from_env
+from datasets import Dataset, IterableDataset
+from transformers import AutoConfig, PreTrainedModel
+from trl import DPOConfig
+
+from ..losses.loss_types import MULTI_PREFERENCE_LOSS_TYPES, PAIRWISE_LOSSES, REFERENCE_FREE_LOSSES
+
+
+# Losses of the difference of two rewards, in which the constant that a divergence adds to both cancels: as in TRL
+F_DIVERGENCE_LOSS_TYPES = ("sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "robust", "discopop", "sft")
+LABEL_SMOOTHING_LOSS_TYPES = ("exo_pair", "robust")
+
+
+def check_supported(
+    model: str | PreTrainedModel,
+    args: DPOConfig,
+    train_dataset: Dataset | IterableDataset | None,
+    eval_dataset: Dataset | IterableDataset | dict[str, Dataset | IterableDataset] | None,
+) -> None:
+    """
+    Refuse models, data and machines that are out of scope.
+
+    Args:
+        model (`str` or [`~transformers.PreTrainedModel`]):
+            Model to be trained.
+        args ([`~trl.DPOConfig`]):
+            Configuration, of which `trust_remote_code`, `model_init_kwargs` and `activation_offloading` are read.
+        train_dataset, eval_dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`], *optional*):
+            Data of the run; `eval_dataset` may be a `dict` of them.
+
+    Raises:
+        `ValueError`: If the model is an encoder-decoder or has no LM head, if the data have images, or if activations
+            are to be offloaded and there is nothing to offload them from. The message says why, and what to use
+            instead.
+    """
+    if args.activation_offloading and not torch.accelerator.is_available():
+        raise ValueError(
+            "`activation_offloading=True` moves activations from an accelerator to the CPU, and this machine has no "
+            "accelerator. Use `gradient_checkpointing=True` to save memory here."
+        )
+    _check_model(model, args)
+    datasets = {"train": train_dataset}
+    datasets |= eval_dataset if isinstance(eval_dataset, dict) else {"eval": eval_dataset}
+    for name, dataset in datasets.items():
+        if dataset is not None:
+            _check_columns(dataset, name)
+
+
+def _check_model(model: str | PreTrainedModel, args: DPOConfig) -> None:
+    if isinstance(model, str):
+        options = args.model_init_kwargs or {}
+        config = AutoConfig.from_pretrained(
+            model, trust_remote_code=options.get("trust_remote_code", args.trust_remote_code)
+        )
+        name = (config.architectures or [model])[0]
+    else:
+        config, name = model.config, type(model).__name__
+    if getattr(config, "is_encoder_decoder", False):
+        raise ValueError(
+            f"{name} is an encoder-decoder model: its prompt goes to the encoder, while the log-probabilities here are of "
+            "prompt and completion in one row of a decoder. Use a causal language model."
+        )
+    if not isinstance(model, str) and model.get_output_embeddings() is None:
+        raise ValueError(
+            f"{name} has no LM head, and so no log-probabilities of completions. Load the model with "
+            "`AutoModelForCausalLM`."
+        )
+
+
+def _check_columns(dataset: Dataset | IterableDataset, name: str) -> None:
+    # the columns of a stream may be unknown until it is read
+    columns = dataset.column_names or next(iter(dataset), {})
+    if images := [column for column in ("image", "images") if column in columns]:
+        raise ValueError(
+            f"The {name} dataset has a column `{images[0]}`: images are not supported, since their tokens would have to be "
+            "laid out with the prompt that several completions share. Remove the column to train on the text alone, or "
+            "use `trl.DPOTrainer`, with one rejected completion per record (`to_preference_pairs`)."
+        )
+
+
+def check_preference_options(loss_types: list[str]) -> None:
+    """
+    Refuse the losses that are not defined for the preference data of TRL, one rejected completion per record.
+
+    Args:
+        loss_types (`list[str]`):
+            Loss types of a run on preference data.
+
+    Raises:
+        `ValueError`: If TRL has no such loss. The message names it and the remedy.
+    """
+    if unknown := [name for name in loss_types if name in REFERENCE_FREE_LOSSES]:
+        raise ValueError(
+            f"`loss_type={unknown}` is not a loss of TRL, by which records with a single rejected completion are "
+            "trained. Make `rejected` a list of one completion to use it."
+        )
+
+
+def check_multi_preference_options(args: DPOConfig, loss_types: list[str] | None = None) -> None:
+    """
+    Refuse the options of [`~trl.DPOConfig`] that are not defined for several rejected completions.
+
+    Args:
+        args ([`~trl.DPOConfig`]):
+            Configuration of a run on multi-preference data.
+        loss_types (`list[str]`, *optional*):
+            Loss types of the run, `args.loss_type` by default.
+
+    Raises:
+        `ValueError`: If an option is set that has no meaning there. The message names it, its value and the remedy.
+    """
+    loss_types = args.loss_type if loss_types is None else loss_types
+    _check_loss_types(loss_types)
+    pairwise = list(PAIRWISE_LOSSES)
+
+    def check_every(option: str, allowed: Collection[str], reason: str) -> None:
+        if others := [name for name in loss_types if name not in allowed]:
+            raise ValueError(
+                f"`{option}={getattr(args, option)!r}` is not defined for `loss_type={others}` over several rejected "
+                f"completions: {reason}. Leave it out, or use {list(allowed)}."
+            )
+
+    if args.f_divergence_type != "reverse_kl":
+        reason = "they are derived for the reverse KL divergence"
+        check_every("f_divergence_type", F_DIVERGENCE_LOSS_TYPES, reason)
+    if args.ld_alpha is not None:  # 0.0 is a value
+        reason = "LD-DPO cuts at the shorter completion of a pair, so the chosen one has no single log-probability"
+        check_every("ld_alpha", (*pairwise, "sft"), reason)
+        _check_ld_alpha(args)
+    if args.use_weighting:
+        check_every("use_weighting", pairwise, "the weights of WPO are those of pairs")
+    if args.label_smoothing != 0.0:
+        _check_label_smoothing(args.label_smoothing, loss_types)
+    if args.torch_compile:
+        raise ValueError(
+            "`torch_compile=True` is not supported with several rejected completions: the masks of a batch are set by a "
+            "hook on the backbone, which cannot be traced. Leave it out, or use `to_preference_pairs`, which gives "
+            "records with one rejected completion."
+        )
+    _check_parallelism(args)
+    _check_checkpointing(args)
+    _check_without_effect(args)
+
+
+def _check_parallelism(args: DPOConfig) -> None:
+    config = args.parallelism_config
+    if config is None and parse_flag_from_env("ACCELERATE_USE_PARALLELISM_CONFIG"):
+        config = ParallelismConfig()  # of `accelerate launch`, in the environment
+    sizes = {} if config is None else {"cp_size": config.cp_size, "sp_size": config.sp_size}
+    if split := ", ".join(f"{name}={size}" for name, size in sizes.items() if size > 1):
+        raise ValueError(
+            f"`parallelism_config` with {split} is not supported with several rejected completions: it splits a row over "
+            "devices, under a causal mask that would let a completion see those before it, and a log-probability is a sum "
+            "over the whole row. To save memory use `gradient_checkpointing`, `fsdp` or `deepspeed`, or `tp_size`; or use "
+            "`to_preference_pairs`, which gives records with one rejected completion."
+        )
+
+
+def _check_checkpointing(args: DPOConfig) -> None:
+    options = args.activation_checkpointing_kwargs or {}
+    if others := sorted(options.keys() & {"every_n_layers", "offload"}):
+        raise ValueError(
+            f"`activation_checkpointing_kwargs` with {others} is not supported: `trl.models.utils."
+            "disable_gradient_checkpointing`, which turns checkpointing off for the reference, hands all of them to torch "
+            "when it turns it on again. Leave them out."
+        )
+
+
+def _check_without_effect(args: DPOConfig) -> None:
+    if args.fp16 and args.device.type == "cpu":
+        raise ValueError(
+            "`fp16=True` has no effect on a CPU, where accelerate goes on computing in float32. Use `bf16=True`, or leave "
+            "it out."
+        )
+    if args.truncation_mode != "keep_start" and args.max_length is not None:
+        raise ValueError(
+            f"`truncation_mode={args.truncation_mode!r}` does not apply to several rejected completions: records are not "
+            "cut, and those longer than `max_length` are dropped. Leave it out, and shorten the prompts in the data."
+        )
+    if args.label_smoothing_factor != 0.0:
+        raise ValueError(
+            f"`label_smoothing_factor={args.label_smoothing_factor}` smooths the labels of a cross-entropy over tokens, "
+            "which these losses are not. Leave it out, or use `label_smoothing` with `loss_type='robust'`."
+        )
+
+
+def _check_loss_types(loss_types: list[str]) -> None:
+    if sorting := [name for name in loss_types if name in ("aot", "aot_unpaired")]:
+        raise ValueError(
+            f"`loss_type={sorting}` is not defined for several rejected completions: it sorts the log-ratios of a batch, "
+            "so that its terms belong to ranks in the batch, not to pairs of a record. Use `to_preference_pairs` to get "
+            "one record per pair, or another of the pairwise losses, such as 'sigmoid'."
+        )
+    if unknown := [name for name in loss_types if name not in MULTI_PREFERENCE_LOSS_TYPES]:
+        raise ValueError(
+            f"`loss_type={unknown}` is not defined for several rejected completions, only "
+            f"{list(MULTI_PREFERENCE_LOSS_TYPES)}."
+        )
+
+
+def _check_ld_alpha(args: DPOConfig) -> None:
+    if not 0.0 <= args.ld_alpha <= 1.0:
+        raise ValueError(f"`ld_alpha` must be in [0.0, 1.0], got {args.ld_alpha}.")
+    if args.precompute_ref_log_probs:
+        raise ValueError(
+            f"`ld_alpha={args.ld_alpha}` cannot be used with `precompute_ref_log_probs=True` over several rejected "
+            "completions: it cuts the chosen completion for each pair anew, and one log-probability per completion is "
+            "precomputed. Set `precompute_ref_log_probs=False`."
+        )
+
+
+def _check_label_smoothing(label_smoothing: float, loss_types: list[str]) -> None:
+    if not set(loss_types) & set(LABEL_SMOOTHING_LOSS_TYPES):
+        raise ValueError(
+            f"`label_smoothing={label_smoothing}` changes nothing in `loss_type={loss_types}`: only "
+            f"{list(LABEL_SMOOTHING_LOSS_TYPES)} smooth labels. Leave it out, or use 'robust', which is DPO with smoothed "
+            "labels."
+        )
+    if "robust" in loss_types and not 0.0 <= label_smoothing < 0.5:
+        raise ValueError(f"`label_smoothing` must be in [0.0, 0.5) for the 'robust' loss, got {label_smoothing}.")
+    if "exo_pair" in loss_types and not 0.0 < label_smoothing < 1.0:
+        raise ValueError(f"`label_smoothing` must be in (0.0, 1.0) for the 'exo_pair' loss, got {label_smoothing}.")

@@ -1,0 +1,137 @@
+"""From a multi-preference dataset to the tokens that the trainer takes, and the choice of the layout of its rows."""
+
+import torch
+from accelerate.logging import get_logger
+from datasets import Dataset, IterableDataset
+from transformers import PreTrainedTokenizerBase
+from trl.trainer.utils import global_then_local_main_first
+
+from ..data_utils import drop_too_long, tokenize_multi_preference
+from ..prefix_sharing.masks import why_prefix_sharing_is_unsound
+from .softmax_dpo_config import SoftmaxDPOConfig
+
+
+logger = get_logger(__name__)
+
+
+def prepare_multi_preference(
+    dataset: Dataset | IterableDataset,
+    processing_class: PreTrainedTokenizerBase,
+    args: SoftmaxDPOConfig,
+    dataset_name: str,
+) -> Dataset | IterableDataset:
+    """
+    Tokenize the records of a dataset, and drop those that do not fit.
+
+    Args:
+        dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
+            Multi-preference records, standard, conversational or tokenized.
+        processing_class ([`~transformers.PreTrainedTokenizerBase`]):
+            Tokenizer.
+        args ([`SoftmaxDPOConfig`]):
+            Configuration, of which `max_length` and `dataset_num_proc` are read.
+        dataset_name (`str`):
+            Name for messages.
+
+    Returns:
+        [`~datasets.Dataset`] or [`~datasets.IterableDataset`]: The records, see [`tokenize_multi_preference`].
+
+    Raises:
+        `ValueError`: If a record is malformed, or none is left.
+    """
+    stream = not isinstance(dataset, Dataset)
+    # Build the kwargs for the `map` function: IterableDataset supports neither `num_proc` nor `desc`
+    map_kwargs = {} if stream else {"num_proc": args.dataset_num_proc}
+    if not stream:
+        # records are read as they are, not as the arrays that a format makes of them
+        dataset = dataset.with_format(None)
+    with global_then_local_main_first():
+        if not stream:
+            map_kwargs["desc"] = f"Tokenizing {dataset_name} dataset"
+        dataset = dataset.map(
+            tokenize_multi_preference,
+            fn_kwargs={
+                "processing_class": processing_class,
+                "eos_token": processing_class.eos_token,
+                "stream": stream,
+            },
+            with_indices=True,
+            **map_kwargs,
+        )
+        if args.max_length is not None:
+            if not stream:
+                map_kwargs["desc"] = f"Dropping too long examples from {dataset_name} dataset"
+            dataset = drop_too_long(dataset, args.max_length, dataset_name, **map_kwargs)
+    return dataset
+
+
+def largest_pool(dataset: Dataset, num_negatives: int | None, dataset_name: str) -> int:
+    """Most rejected completions of a record; says so once where some records have fewer than `num_negatives`."""
+    pool_sizes = [len(rejected) for rejected in dataset["rejected_ids"]]
+    if num_negatives is not None and num_negatives > min(pool_sizes):
+        logger.warning_once(
+            f"`num_negatives={num_negatives}` is more than some records have (the smallest pool of the "
+            f"{dataset_name} dataset is {min(pool_sizes)}): all of theirs are used."
+        )
+    return max(pool_sizes)
+
+
+def can_share_prefix(models: list[torch.nn.Module], prefix_sharing: str) -> bool:
+    """
+    Whether to lay records out in shared-prefix rows, as far as the models tell before they have seen a batch.
+
+    Args:
+        models (`list[torch.nn.Module]`):
+            Policy and, if it is another model, reference.
+        prefix_sharing (`str`):
+            `"auto"`, `"true"` or `"false"`, see [`SoftmaxDPOConfig`].
+
+    Returns:
+        `bool`: The answer. A warning says why `"auto"` is no.
+
+    Raises:
+        `ValueError`: If `prefix_sharing` is `"true"` and a model does not allow it.
+    """
+    if prefix_sharing == "false":
+        return False
+    reasons = [why_prefix_sharing_is_unsound(model) for model in models]
+    reason = next((reason for reason in reasons if reason is not None), None)
+    if reason is not None and prefix_sharing == "true":
+        raise ValueError(
+            f"`prefix_sharing='true'` is not possible here: {reason}. Use `prefix_sharing='auto'`, which falls back "
+            "to padded rows."
+        )
+    if reason is not None:
+        logger.warning(
+            f"The prompt is computed once per completion instead of once per record, because {reason}. The results "
+            "are the same, but slower. `prefix_sharing='false'` silences this warning."
+        )
+    return reason is None
+
+
+def sharing_holds(excess: float, prefix_sharing: str) -> bool:
+    """
+    Whether to stay with shared-prefix rows after the first batch.
+
+    Args:
+        excess (`float`):
+            Largest difference to padded rows beyond rounding, in nats, see [`sharing_excess`].
+        prefix_sharing (`str`):
+            `"auto"` or `"true"`.
+
+    Returns:
+        `bool`: The answer. A warning says why it is no.
+
+    Raises:
+        `ValueError`: If it is no, and `prefix_sharing` is `"true"`.
+    """
+    if excess <= 0:
+        return True
+    message = (
+        "Shared-prefix rows and padded rows give different log-probabilities on the first batch, by "
+        f"{excess:.3g} nats beyond rounding: the model does not heed the mask"
+    )
+    if prefix_sharing == "true":
+        raise ValueError(f"{message}. Use `prefix_sharing='false'`.")
+    logger.warning(f"{message}. Falling back to padded rows.")
+    return False

@@ -1,0 +1,573 @@
+# Copyright 2020-2026 The HuggingFace Team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+#
+# This file re-states parts of `trl/trainer/dpo_trainer.py` of TRL 1.16, changed for several rejected completions.
+
+import dataclasses
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from typing import Any
+
+import torch
+from accelerate.logging import get_logger
+from accelerate.utils import is_peft_model
+from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
+from huggingface_hub import CommitInfo
+from peft import PeftConfig, PeftModel
+from transformers import (
+    BitsAndBytesConfig,
+    DataCollator,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    ProcessorMixin,
+    TrainerCallback,
+)
+from transformers.trainer_utils import EvalPrediction, TrainOutput
+from trl import DPOConfig, DPOTrainer
+from trl.models.utils import disable_gradient_checkpointing
+from trl.trainer.dpo_trainer import DataCollatorForPreference
+from trl.trainer.utils import get_config_model_id, use_adapter
+
+from ..data_utils import flat_rejected_columns, from_flat_columns, is_multi_preference
+from ..hub import trainer_pushes as trainer_hub
+from ..hub.card_parts import SDPO_CITATION
+from ..losses.loss_types import LOSS_TYPES_OF_ONE_PAIR, multi_preference_losses
+from ..losses.multi_negative import check_finite
+from ..prefix_sharing.collator import DataCollatorForMultiPreference, EpochCallback
+from ..prefix_sharing.rows import (
+    CompletionScores,
+    completion_exists,
+    expand_shared_rows,
+    is_shared,
+    record_of_row,
+    score_completions,
+    sharing_excess,
+)
+from .adapters import (
+    check_reference_adapter,
+    complete_reference_adapter,
+    keep_4bit_layers_differentiable,
+    record_reference_adapter,
+    remove_saved_adapter,
+)
+from .checkpoints import invalidate_checkpoint, place_in_stream, resolve_checkpoint
+from .checks import check_multi_preference_options, check_preference_options, check_supported
+from .dataset_preparation import can_share_prefix, largest_pool, prepare_multi_preference, sharing_holds
+from .frozen_layers import FrozenTrunk, frozen_layers
+from .metrics import num_before_padding, preference_metrics
+from .sampler import LengthGroupedSampler
+from .softmax_dpo_config import SoftmaxDPOConfig, to_softmax_dpo_config
+
+
+logger = get_logger(__name__)
+
+Batch = dict[str, torch.Tensor]
+
+
+class SoftmaxDPOTrainer(DPOTrainer):
+    """
+    Trainer for Softmax Direct Preference Optimization (S-DPO), which aligns a language model to one chosen completion
+    against several rejected ones at once. The method was proposed in the paper [On Softmax Direct Preference
+    Optimization for Recommendation](https://huggingface.co/papers/2406.09215). Not to be confused with
+    `trl.experimental.sdpo`, Self-Distillation Policy Optimization.
+
+    The changes w.r.t. [`~trl.DPOTrainer`] are the loss and the data collator: `rejected` may be a *list* of
+    completions, of which each batch carries all, or `num_negatives` drawn anew in every epoch. Data sets in which
+    `rejected` is a single completion are trained as [`~trl.DPOTrainer`] does.
+
+    Example:
+
+    ```python
+    >>> from datasets import load_dataset
+    >>> from trl_sdpo import SoftmaxDPOTrainer
+
+    >>> dataset = load_dataset("json", data_files="preferences.jsonl", split="train")
+    >>> dataset[0]
+    {'prompt': '…', 'chosen': ' Heat (1995)', 'rejected': [' Fargo (1996)', ' Big (1988)', ' Alien (1979)']}
+
+    >>> trainer = SoftmaxDPOTrainer(model="HuggingFaceTB/SmolLM2-135M-Instruct", train_dataset=dataset)
+    >>> trainer.train()
+    ```
+
+    Args:
+        model (`str` or [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            Model to be trained, see [`~trl.DPOTrainer`]. A PEFT model continues its adapter, a frozen copy of which
+            is the reference.
+        ref_model ([`~transformers.PreTrainedModel`], *optional*):
+            Reference model used to compute the reference log probabilities. If `None`, the initial policy.
+        args ([`SoftmaxDPOConfig`] or [`~trl.DPOConfig`], *optional*):
+            Configuration for this trainer. If `None`, a default configuration is used. A [`~trl.DPOConfig`] keeps its
+            values, see [`to_softmax_dpo_config`].
+        data_collator ([`~transformers.DataCollator`], *optional*):
+            Function to use to form a batch from a list of elements of the processed `train_dataset` or
+            `eval_dataset`. Will default to [`DataCollatorForMultiPreference`].
+        train_dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
+            Dataset to use for training, in the multi-preference format (see `trl_sdpo.data_utils`) or in the
+            preference format of TRL, standard or conversational.
+        eval_dataset ([`~datasets.Dataset`], [`~datasets.IterableDataset`], [`~datasets.DatasetDict`], [`~datasets.IterableDatasetDict`] or `dict[str, Dataset | IterableDataset]`):
+            Dataset to use for evaluation. It must meet the same requirements as `train_dataset`.
+        processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
+            Tokenizer. If `None`, it is loaded from the model's name.
+        compute_metrics (`Callable[[EvalPrediction], dict]`, *optional*):
+            See [`~trl.DPOTrainer`]. The ranking metrics of multi-preference data need none.
+        callbacks (list of [`~transformers.TrainerCallback`], *optional*):
+            List of callbacks to customize the training loop.
+        optimizers (`tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None]`, *optional*, defaults to `(None, None)`):
+            A tuple containing the optimizer and the scheduler to use.
+        quantization_config ([`~transformers.BitsAndBytesConfig`], *optional*):
+            Quantization configuration used when loading the model from a model identifier.
+        peft_config ([`~peft.PeftConfig`], *optional*):
+            PEFT configuration used to wrap the model. If `None`, the model is not wrapped.
+    """
+
+    _tag_names = ["trl", "softmax-dpo"]
+    _name = "S-DPO"
+    _paper = {
+        "title": "On Softmax Direct Preference Optimization for Recommendation",
+        "id": "2406.09215",
+        "citation": SDPO_CITATION,
+    }
+
+    def __init__(
+        self,
+        model: "str | PreTrainedModel | PeftModel",
+        ref_model: PreTrainedModel | None = None,
+        args: DPOConfig | None = None,
+        data_collator: DataCollator | None = None,
+        train_dataset: Dataset | IterableDataset | None = None,
+        eval_dataset: Dataset
+        | IterableDataset
+        | DatasetDict
+        | IterableDatasetDict
+        | dict[str, Dataset | IterableDataset]
+        | None = None,
+        processing_class: PreTrainedTokenizerBase | ProcessorMixin | None = None,
+        compute_metrics: Callable[[EvalPrediction], dict] | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
+        quantization_config: "BitsAndBytesConfig | None" = None,
+        peft_config: "PeftConfig | None" = None,
+    ) -> None:
+        if args is None:
+            model_name = model if isinstance(model, str) else get_config_model_id(model.config)
+            model_name = model_name.split("/")[-1]
+            args = SoftmaxDPOConfig(f"{model_name}-S-DPO")
+        args = to_softmax_dpo_config(args)
+        check_supported(model, args, train_dataset, eval_dataset)
+        self._largest_pool = 0  # most rejected completions of a record, in any dataset
+        self._metric_sums = {"train": defaultdict(lambda: [0.0, 0.0]), "eval": defaultdict(lambda: [0.0, 0.0])}
+        self._share_prefix = None  # decided on first use
+        self._trunk = None  # decided on first use
+        self._eval_sizes = {}  # number of records of the last evaluation, by the name of the dataset or `None`
+        self._saving_checkpoint = False
+        self._models_are_ready = False
+
+        # On one rejected completion, softmax is the sigmoid loss: the parent checks and keeps it under its own name
+        self._loss_types = loss_types = args.loss_type
+        args.loss_type = [LOSS_TYPES_OF_ONE_PAIR.get(loss_type, loss_type) for loss_type in loss_types]
+        try:
+            super().__init__(
+                model=model,
+                ref_model=ref_model,
+                args=args,
+                data_collator=data_collator,
+                train_dataset=train_dataset,
+                eval_dataset=eval_dataset,
+                processing_class=processing_class,
+                compute_metrics=compute_metrics,
+                callbacks=callbacks,
+                optimizers=optimizers,
+                quantization_config=quantization_config,
+                peft_config=peft_config,
+            )
+        finally:
+            args.loss_type = loss_types
+        if not any(param.requires_grad for param in self.model.parameters()):
+            raise ValueError(
+                "The model has no trainable parameter, so training would change nothing. An adapter is loaded for "
+                "training with `PeftModel.from_pretrained(..., is_trainable=True)`."
+            )
+        self._prepare_models()
+        self._set_collators()
+        if isinstance(self.data_collator, DataCollatorForMultiPreference):
+            self.add_callback(EpochCallback(self.data_collator.epoch))
+
+    @property
+    def _data_seed(self) -> int:
+        return self.args.seed if self.args.data_seed is None else self.args.data_seed
+
+    def _prepare_models(self) -> None:
+        if self._models_are_ready:
+            return
+        for model in (self.model, self.ref_model):
+            if model is not None:
+                keep_4bit_layers_differentiable(model)
+        if is_peft_model(self.model) and self.ref_model is None:
+            complete_reference_adapter(self.model)
+        self._models_are_ready = True
+
+    def _set_collators(self) -> None:
+        """Put our collator in the place of the parent's; evaluation and precomputation take the whole pool."""
+        if isinstance(self.data_collator, DataCollatorForPreference):
+            self.data_collator = DataCollatorForMultiPreference(
+                **vars(self.data_collator),
+                num_negatives=self.args.num_negatives,
+                seed=self._data_seed,
+            )
+        self._eval_data_collator = self.data_collator
+        if isinstance(self.data_collator, DataCollatorForMultiPreference):
+            # a collator of the user's own decides on its draw, but not on what the model can take
+            models = [self.accelerator.unwrap_model(m) for m in (self.model, self.ref_model) if m is not None]
+            if self.data_collator.prefix_sharing and not can_share_prefix(models, self.args.prefix_sharing):
+                self.data_collator.prefix_sharing = False
+            self._eval_data_collator = dataclasses.replace(self.data_collator, num_negatives=None)
+
+    @contextmanager
+    def _whole_pool(self) -> Iterator[None]:
+        self._set_collators()
+        train_data_collator, self.data_collator = self.data_collator, self._eval_data_collator
+        try:
+            yield
+        finally:
+            self.data_collator = train_data_collator
+
+    def _get_dataloader(
+        self,
+        dataset: Dataset | IterableDataset,
+        description: str,
+        batch_size: int,
+        sampler_fn: Callable[[Dataset], torch.utils.data.Sampler] | None = None,
+        is_training: bool = False,
+        **kwargs,
+    ) -> torch.utils.data.DataLoader:
+        with nullcontext() if is_training else self._whole_pool():
+            return super()._get_dataloader(dataset, description, batch_size, sampler_fn, is_training, **kwargs)
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> torch.utils.data.Sampler | None:
+        train_dataset = self.train_dataset if train_dataset is None else train_dataset
+        grouped = self.args.train_sampling_strategy == "group_by_length" and isinstance(train_dataset, Dataset)
+        length = self.args.length_column_name
+        # Preference data of TRL have no such column, and follow the parent
+        if not grouped or length not in train_dataset.column_names:
+            return super()._get_train_sampler(train_dataset)
+        return LengthGroupedSampler(
+            train_dataset[length],
+            self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size,
+            self._data_seed,
+        )
+
+    def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
+        self._prepare_models()  # the parent precomputes within its __init__
+        with self._whole_pool():
+            return super()._precompute_ref_logps(dataset, name, batch_size)
+
+    def _prepare_dataset(
+        self,
+        dataset: Dataset | IterableDataset,
+        processing_class: PreTrainedTokenizerBase | ProcessorMixin,
+        args: SoftmaxDPOConfig,
+        dataset_name: str,
+    ) -> Dataset | IterableDataset:
+        first_example = next(iter(dataset), None)
+        if first_example is None:
+            raise ValueError(f"The {dataset_name} dataset is empty.")
+        if "rejected" not in first_example and flat_rejected_columns(list(first_example)):
+            # as published S-DPO data have them
+            dataset = from_flat_columns(dataset)
+            first_example = next(iter(dataset))
+        if not is_multi_preference(first_example, getattr(dataset, "features", None)):
+            check_preference_options(self._loss_types)
+            return super()._prepare_dataset(dataset, processing_class, args, dataset_name)
+        check_multi_preference_options(args, self._loss_types)
+        if self._is_vlm:
+            raise ValueError("Several rejected completions are supported for text models only. Pass a tokenizer.")
+
+        stream = not isinstance(dataset, Dataset)
+        if stream and dataset_name != "train" and args.world_size > 1:
+            # as the parent does for training: batches of several widths cannot be dispatched from one process
+            args.accelerator_config.dispatch_batches = False
+            if hasattr(self, "accelerator"):
+                self.accelerator.dataloader_config.dispatch_batches = False
+        dataset = prepare_multi_preference(dataset, processing_class, args, dataset_name)
+        if not stream:
+            pool = largest_pool(dataset, args.num_negatives, dataset_name)
+            self._largest_pool = max(self._largest_pool, pool)
+        return dataset
+
+    def _set_signature_columns_if_needed(self) -> None:
+        if self._signature_columns is None:
+            super()._set_signature_columns_if_needed()
+            self._signature_columns += ["record_id", "length"]
+
+    def _score(self, model: torch.nn.Module, inputs: Batch, **model_kwargs) -> CompletionScores:
+        return score_completions(model, inputs, self.accelerator.unwrap_model(model), **model_kwargs)
+
+    @contextmanager
+    def _reference(self) -> Iterator[None]:
+        """The reference model, or the policy with its reference adapter."""
+        # When gradient checkpointing is enabled with use_reentrant=True (non default), calling the model inside a
+        # torch.no_grad() block triggers a harmless PyTorch warning ("None of the inputs have requires_grad=True").
+        # Temporarily disable checkpointing to avoid this warning during inference.
+        with torch.no_grad(), disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs):
+            if is_peft_model(self.model) and self.ref_model is None:
+                # When training a PEFT adapter, how we obtain the reference depends on the setup:
+                # - New adapter: disabling adapters yields the base model.
+                # - Re-training an existing adapter: an initial copy is loaded under the name "ref".
+                model = self.accelerator.unwrap_model(self.model)
+                with use_adapter(model, adapter_name="ref" if "ref" in model.peft_config else None):
+                    yield
+            else:
+                yield
+
+    def compute_ref_log_probs(self, model: torch.nn.Module, inputs: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        Computes reference log probabilities for a single batch: `(B,)` of the chosen, and `(B, K)` of the rejected
+        completions, K the largest of the datasets, with NaN where a record has fewer.
+        """
+        if "segment_ids" not in inputs:
+            return super().compute_ref_log_probs(model, inputs)
+        with self.accelerator.autocast():
+            inputs = self._lay_out(model, inputs)
+            with self._reference():
+                ref_logps = self._score(model, inputs).log_probs
+        ref_logps = ref_logps.masked_fill(~completion_exists(inputs["num_completions"]), torch.nan)
+        missing = 1 + self._largest_pool - ref_logps.size(1)
+        ref_logps = torch.nn.functional.pad(ref_logps, (0, max(missing, 0)), value=torch.nan)
+        return ref_logps[:, 0], ref_logps[:, 1:]
+
+    def _frozen_trunk(self) -> FrozenTrunk:
+        """The layers that policy and reference have in common, if they are this process's own and without dropout."""
+        if self._trunk is None:
+            own = not (self.is_fsdp_enabled or self.is_deepspeed_enabled)
+            shared = own and self.args.disable_dropout and self.ref_model is None and not self.precompute_ref_logps
+            self._trunk = FrozenTrunk(frozen_layers(self.model) if shared else [])
+        return self._trunk
+
+    def _check_sharing(self, model: torch.nn.Module, inputs: Batch) -> bool:
+        """Whether sharing gives the results of padded rows on the first batch; all processes come to the same answer."""
+        dtype = torch.bfloat16 if self.args.bf16 or self.args.fp16 else self.model.dtype
+        training = model.training
+        model.eval()  # dropout, where it is left on, would make any two passes differ
+        try:
+            with disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs):
+                excess = sharing_excess(partial(self._score, model), inputs, self._tokenizer.pad_token_id, dtype)
+        finally:
+            model.train(training)
+        excess = self.accelerator.gather(excess.reshape(1)).max().item()
+        return sharing_holds(excess, self.args.prefix_sharing)
+
+    def _lay_out(self, model: torch.nn.Module, inputs: Batch) -> Batch:
+        """Shared-prefix rows if they are sound, else padded rows."""
+        if not is_shared(inputs):
+            return inputs
+        if self._share_prefix is None:
+            self._share_prefix = self._check_sharing(model, inputs)
+            if not self._share_prefix:
+                self.data_collator.prefix_sharing = self._eval_data_collator.prefix_sharing = False
+        # batches on their way from the workers are still shared
+        return inputs if self._share_prefix else expand_shared_rows(inputs, self._tokenizer.pad_token_id)
+
+    def _compute_loss(
+        self, model: torch.nn.Module, inputs: Batch, return_outputs: bool
+    ) -> torch.Tensor | tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        if "segment_ids" not in inputs:
+            return super()._compute_loss(model, inputs, return_outputs)
+        if return_outputs:
+            raise ValueError(
+                "`predict` and `compute_metrics` want logits per label, which rows with several completions do not have. "
+                "Use `evaluate` without `compute_metrics`: hr@k, ndcg@k and mrr are logged in every evaluation. For scores "
+                "per record, use `trl_sdpo.scoring.log_probs.completion_log_probs`."
+            )
+        mode = "train" if self.model.training else "eval"
+        inputs = self._lay_out(model, inputs)
+        exists = completion_exists(inputs["num_completions"])  # (B, C)
+        model_kwargs = {"output_router_logits": True} if self.aux_loss_enabled else {}
+        trunk = self._frozen_trunk()
+        with trunk.record():
+            scores = self._score(model, inputs, **model_kwargs)
+
+        if self.precompute_ref_logps:
+            ref_logps = torch.cat([inputs["ref_chosen_logps"].unsqueeze(1), inputs["ref_rejected_logps"]], dim=1)
+            ref_scores = CompletionScores(ref_logps.masked_fill(~exists, 0.0), scores.num_tokens, token_sums={})
+        else:
+            with self._reference():
+                ref_scores = trunk.run(partial(self._score, self.ref_model or self.model, inputs))
+
+        logratios = scores.log_probs - ref_scores.log_probs  # (B, C), column 0 the chosen
+        losses = multi_preference_losses(self.args, self.loss_weights, scores, ref_scores, exists)  # (B,)
+        check_finite(losses, inputs.get("record_id"), self.state.global_step)
+        loss = losses.mean()
+        if self.aux_loss_enabled:
+            loss = loss + self.router_aux_loss_coef * scores.aux_loss
+        record_losses = (losses + (loss - losses.mean())).detach()  # with the auxiliary loss
+        self._add_metrics(mode, inputs, scores, self.beta * logratios.detach(), exists, record_losses)
+        return loss
+
+    def _add_metrics(
+        self,
+        mode: str,
+        inputs: Batch,
+        scores: CompletionScores,
+        rewards: torch.Tensor,  # (B, C)
+        exists: torch.Tensor,  # (B, C)
+        losses: torch.Tensor,  # (B,)
+    ) -> None:
+        tokens_of_row = inputs["attention_mask"].sum(dim=1)
+        num_tokens = tokens_of_row.new_zeros(exists.size(0)).index_add(0, record_of_row(inputs), tokens_of_row)
+        columns = preference_metrics(scores, rewards, exists, ranking=mode == "eval")
+        columns["num_tokens"] = (num_tokens.float(), torch.ones_like(num_tokens))
+        if scores.aux_loss is not None:
+            aux_loss = scores.aux_loss.detach().expand(exists.size(0))
+            columns["aux_loss"] = (aux_loss, torch.ones_like(aux_loss))
+        if mode == "eval":
+            # in place of the mean of the `Trainer`, in which the records that fill up the last batch count again
+            columns["loss"] = (losses, torch.ones_like(losses))
+        # Sums and counts per record, gathered at once: exact over unequal batches and processes
+        table = torch.stack([column.float() for pair in columns.values() for column in pair], dim=1)
+        # In training, `gather_for_metrics` would cut every micro-batch of the last step to the remainder of the epoch,
+        # since the Trainer fetches all of them before it computes the first
+        if mode == "train":
+            table = self.accelerator.gather(table)
+        else:
+            table = self._gather_evaluated(table, inputs.get("record_id"))
+        totals = table.double().sum(dim=0).tolist()
+        for name, total, count in zip(columns, totals[::2], totals[1::2], strict=True):
+            if name == "num_tokens":
+                # as the parent, a running total of training
+                self._total_train_tokens += int(total) // self._tp_size if mode == "train" else 0
+                continue
+            self._metric_sums[mode][name][0] += total
+            self._metric_sums[mode][name][1] += count
+
+    def _gather_evaluated(self, table: torch.Tensor, record_ids: torch.Tensor | None) -> torch.Tensor:
+        """As `gather_for_metrics`, which keeps the records that fill up the last batch of a stream."""
+        state = self.accelerator.gradient_state
+        if self.accelerator.num_processes == 1 or state.remainder != -1 or record_ids is None:
+            return self.accelerator.gather_for_metrics(table)
+        table, record_ids = self.accelerator.gather(table), self.accelerator.gather(record_ids).tolist()
+        if not self._metric_sums["eval"]:
+            self._first_record_ids = record_ids
+        if not state.end_of_dataloader:
+            return table
+        return table[: num_before_padding(record_ids, self._first_record_ids)]
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        mode = "train" if self.model.training else "eval"
+        sums = self._metric_sums[mode]
+        if sums:
+            # The parent says "eval_" whatever the name of the dataset; the name is in the keys that it logs
+            loss_key = next((key for key in logs if key.endswith("_loss")), "eval_loss")
+            prefix = "" if mode == "train" else loss_key.removesuffix("loss")
+            logs.update({f"{prefix}{name}": total / max(count, 1) for name, (total, count) in sums.items()})
+            logs[f"{prefix}num_tokens"] = self._total_train_tokens
+            if mode == "eval":
+                name = prefix.removeprefix("eval_").removesuffix("_") or None
+                self._eval_sizes[name] = int(sums["loss"][1])
+            sums.clear()
+        super().log(logs, start_time)
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs) -> TrainOutput:
+        resume_from_checkpoint = resolve_checkpoint(
+            resume_from_checkpoint, self.args.output_dir, self.args.save_only_model
+        )
+        if resume_from_checkpoint and self.ref_model is None:
+            check_reference_adapter(self.model, resume_from_checkpoint)
+        return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def _init_training_state(
+        self,
+        max_steps: int,
+        num_update_steps_per_epoch: int,
+        num_train_epochs: int,
+        resume_from_checkpoint: str | None,
+        trial: Any,
+    ) -> tuple[int, int]:
+        # of a run before, or of a batch that did not fit, which `auto_find_batch_size` begins anew
+        self._metric_sums["train"].clear()
+        epochs_trained, steps_trained_in_current_epoch = super()._init_training_state(
+            max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
+        )
+        if resume_from_checkpoint is None or isinstance(self.train_dataset, Dataset):
+            return epochs_trained, steps_trained_in_current_epoch
+        # The parent takes all steps of a stream as those of its first pass
+        passes, batches = place_in_stream(resume_from_checkpoint, self.args.gradient_accumulation_steps)
+        return passes, 0 if self.args.ignore_data_skip else batches
+
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        if self.args.should_save:
+            invalidate_checkpoint(self._get_output_dir(trial=trial), self.state.global_step)
+        self._saving_checkpoint = True
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self._saving_checkpoint = False
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        # The state of the trainer is written next, and says that what every process writes is there
+        self.accelerator.wait_for_everyone()
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        # A checkpoint needs the reference adapter to resume from; elsewhere a model is the policy alone
+        model = self.accelerator.unwrap_model(self.model)
+        has_ref_adapter = is_peft_model(model) and self.ref_model is None and "ref" in model.peft_config
+        if not self.args.should_save:
+            return
+        output_dir = output_dir or self.args.output_dir
+        trainer_hub.remove_private_names(output_dir, self.args.hub_token)
+        if has_ref_adapter and self._saving_checkpoint:
+            record_reference_adapter(output_dir)
+        elif has_ref_adapter:
+            remove_saved_adapter(output_dir, "ref")
+
+    def create_model_card(
+        self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
+    ) -> None:
+        """
+        Write the model card `README.md`, and a figure of the training curves, into the output directory.
+
+        Args:
+            model_name (`str`, *optional*):
+                Name of the model. By default that of the output directory.
+            dataset_name (`str`, *optional*):
+                Id of the training data on the Hub.
+            tags (`str` or `list[str]`, *optional*):
+                Tags to be associated with the model card.
+        """
+        trainer_hub.create_model_card(self, model_name, dataset_name, tags)
+
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **kwargs,
+    ) -> CommitInfo:
+        """
+        As [`~transformers.Trainer.push_to_hub`], for the policy alone. `catalogue.json` stays behind where the licence
+        of its source forbids redistribution, unless `args.redistribution_permitted` states that you may. The error of a
+        push that fails says what to run to try again; the model is saved before.
+        """
+        return trainer_hub.push_to_hub(self, commit_message, blocking, token, revision, private, **kwargs)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        trainer_hub.push_from_checkpoint(self, checkpoint_folder)
+
+    def _finish_current_push(self) -> None:
+        trainer_hub.finish_current_push(self)
