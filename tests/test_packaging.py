@@ -23,7 +23,7 @@ NOT_FOR_TRAINING = {"polars", "matplotlib", "pooch", "torchmetrics", "trl_sdpo.r
 NOT_FOR_HELP = {"torch", "transformers", "trl", "peft", "datasets", "accelerate", "numpy", "pandas"} | NOT_FOR_TRAINING
 
 # Imported by functions that look first whether the library is there
-MODULES_OF_OPTIONAL_LIBRARIES = {"evaluation_figures.py": {"matplotlib"}}
+MODULES_OF_OPTIONAL_LIBRARIES = {"evaluation/figures.py": {"matplotlib"}}
 BUILD_SDIST = "import sys; from setuptools import build_meta; print(build_meta.build_sdist(sys.argv[1]))"
 BUILD_WHEEL = "import sys; from setuptools import build_meta; print(build_meta.build_wheel(sys.argv[1]))"
 
@@ -105,7 +105,9 @@ def test_every_library_that_the_package_imports_is_required():
     required |= {"pyarrow", "huggingface_hub", "safetensors", "tokenizers"}
     distributions = packages_distributions()
     for path in PACKAGE.rglob("*.py"):
-        for name in imported_libraries(path) - MODULES_OF_OPTIONAL_LIBRARIES.get(path.name, set()):
+        for name in imported_libraries(path) - MODULES_OF_OPTIONAL_LIBRARIES.get(
+            path.relative_to(PACKAGE).as_posix(), set()
+        ):
             names = {one.lower().replace("-", "_") for one in distributions.get(name, [name])}
             assert names & {one.lower().replace("-", "_") for one in required}, (
                 f"{path} imports {name}: add it to install_requires in setup.cfg, or import it where it is used"

@@ -43,7 +43,7 @@ def test_help_needs_no_heavy_library():
 
 
 def test_every_public_name_is_there():
-    assert set(trl_sdpo.__all__) == set(trl_sdpo._MODULE_BY_NAME)
+    assert sorted(trl_sdpo.__all__) == sorted(name for names in trl_sdpo._NAMES_BY_MODULE.values() for name in names)
     for name in trl_sdpo.__all__:
         assert getattr(trl_sdpo, name).__name__ == name
     assert set(trl_sdpo.__all__) <= set(dir(trl_sdpo))
