@@ -66,7 +66,6 @@ from .adapters import (
 from .checkpoints import invalidate_checkpoint, place_in_stream, resolve_checkpoint
 from .checks import check_multi_preference_options, check_preference_options, check_supported
 from .dataset_preparation import can_share_prefix, largest_pool, prepare_multi_preference, sharing_holds
-from .frozen_layers import FrozenTrunk, frozen_layers
 from .metrics import num_before_padding, preference_metrics
 from .sampler import LengthGroupedSampler
 from .softmax_dpo_config import SoftmaxDPOConfig, to_softmax_dpo_config
@@ -170,7 +169,6 @@ class SoftmaxDPOTrainer(DPOTrainer):
         self._largest_pool = 0  # most rejected completions of a record, in any dataset
         self._metric_sums = {"train": defaultdict(lambda: [0.0, 0.0]), "eval": defaultdict(lambda: [0.0, 0.0])}
         self._share_prefix = None  # decided on first use
-        self._trunk = None  # decided on first use
         self._eval_sizes = {}  # number of records of the last evaluation, by the name of the dataset or `None`
         self._saving_checkpoint = False
         self._models_are_ready = False
@@ -348,14 +346,6 @@ class SoftmaxDPOTrainer(DPOTrainer):
         ref_logps = torch.nn.functional.pad(ref_logps, (0, max(missing, 0)), value=torch.nan)
         return ref_logps[:, 0], ref_logps[:, 1:]
 
-    def _frozen_trunk(self) -> FrozenTrunk:
-        """The layers that policy and reference have in common, if they are this process's own and without dropout."""
-        if self._trunk is None:
-            own = not (self.is_fsdp_enabled or self.is_deepspeed_enabled)
-            shared = own and self.args.disable_dropout and self.ref_model is None and not self.precompute_ref_logps
-            self._trunk = FrozenTrunk(frozen_layers(self.model) if shared else [])
-        return self._trunk
-
     def _check_sharing(self, model: torch.nn.Module, inputs: Batch) -> bool:
         """Whether sharing gives the results of padded rows on the first batch; all processes come to the same answer."""
         dtype = torch.bfloat16 if self.args.bf16 or self.args.fp16 else self.model.dtype
@@ -395,16 +385,14 @@ class SoftmaxDPOTrainer(DPOTrainer):
         inputs = self._lay_out(model, inputs)
         exists = completion_exists(inputs["num_completions"])  # (B, C)
         model_kwargs = {"output_router_logits": True} if self.aux_loss_enabled else {}
-        trunk = self._frozen_trunk()
-        with trunk.record():
-            scores = self._score(model, inputs, **model_kwargs)
+        scores = self._score(model, inputs, **model_kwargs)
 
         if self.precompute_ref_logps:
             ref_logps = torch.cat([inputs["ref_chosen_logps"].unsqueeze(1), inputs["ref_rejected_logps"]], dim=1)
             ref_scores = CompletionScores(ref_logps.masked_fill(~exists, 0.0), scores.num_tokens, token_sums={})
         else:
             with self._reference():
-                ref_scores = trunk.run(partial(self._score, self.ref_model or self.model, inputs))
+                ref_scores = self._score(self.ref_model or self.model, inputs)
 
         logratios = scores.log_probs - ref_scores.log_probs  # (B, C), column 0 the chosen
         losses = multi_preference_losses(self.args, self.loss_weights, scores, ref_scores, exists)  # (B,)
