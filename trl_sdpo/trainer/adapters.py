@@ -145,12 +145,45 @@ def raise_adapter_to_float32(model: PeftModel) -> None:
 
     Args:
         model ([`~peft.PeftModel`]):
-            Policy, before the optimizer is made. Where it has an adapter "ref", a copy of "default" from before the
-            rounding, the values are taken from there.
+            Policy, before the optimizer is made.
     """
-    for name, param in model.named_parameters():
-        if not param.requires_grad or param.dtype != torch.bfloat16:
-            continue
-        param.data = param.data.float()
-        if "ref" in model.peft_config and ".default." in name:
-            param.data.copy_(model.get_parameter(name.replace(".default.", ".ref.")).data)
+    for param in model.parameters():
+        if param.requires_grad and param.dtype == torch.bfloat16:
+            param.data = param.data.float()
+
+
+class AdapterPrecision:
+    """
+    Keeps what an adapter on a quantised base is worth in the precision that it is passed in, which TRL rounds to
+    bfloat16: the policy is the one that was passed, and small steps reach its weights, see
+    [`raise_adapter_to_float32`].
+
+    Args:
+        model (`str` or `torch.nn.Module`):
+            Policy, before it is handed to [`~trl.DPOTrainer`].
+    """
+
+    def __init__(self, model: "str | torch.nn.Module") -> None:
+        self.passed = []
+        if not isinstance(model, str) and _is_quantized(model):
+            self.passed = [(param, param.data) for param in model.parameters() if param.requires_grad]
+
+    def restore(self, model: torch.nn.Module) -> None:
+        """
+        Undo the rounding.
+
+        Args:
+            model (`torch.nn.Module`):
+                Policy, on its device, before the optimizer is made.
+        """
+        if not _is_quantized(model):
+            return
+        for param, values in self.passed:
+            param.data = values.to(param.device)
+        if not self.passed:  # of the trainer's making, and float32 before the rounding
+            raise_adapter_to_float32(model)
+        self.passed = []
+
+
+def _is_quantized(model: torch.nn.Module) -> bool:
+    return getattr(model, "is_loaded_in_4bit", False) or getattr(model, "is_loaded_in_8bit", False)
