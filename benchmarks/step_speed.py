@@ -13,9 +13,7 @@ of its own, take turns on the same records:
 - `ours`: `SoftmaxDPOTrainer`, its collator and its loss;
 - `padded`: 1 + K padded rows in the layout of TRL (prompt and completion, right-padded) through TRL's own fused LM head,
   and the same loss: built here, of nothing but TRL. 16 rows at a time, as more would not fit 24 GiB;
-- `pairs`: `trl.DPOTrainer` over the K pairs of each record, eight pairs at a time, which is what TRL offers today;
-- `ours-upper`: `ours` with LoRA in the upper half of the layers alone, of which the lower half then runs once for policy
-  and reference; `ours-upper-separate`: the same with the lower half run for both.
+- `pairs`: `trl.DPOTrainer` over the K pairs of each record, eight pairs at a time, which is what TRL offers today.
 
 The token bound is tokens of `padded` over tokens of `ours`: how much faster a step would be if it cost the same per
 token. Ranking is one forward without gradients for the 20 candidates of a record.
@@ -44,7 +42,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--negatives", default="3,15,63", help="K, several with commas (default: %(default)s)")
     parser.add_argument(
         "--systems",
-        default="ours,padded,pairs,ours-upper,ours-upper-separate,ranking",
+        default="ours,padded,pairs,ranking",
         help=f"of ranking, {', '.join(SYSTEMS)}",
     )
     parser.add_argument("--padded-limit", type=int, default=15, help="largest K of padded (default: %(default)s)")

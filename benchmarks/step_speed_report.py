@@ -67,12 +67,6 @@ def verdicts(results: list[dict]) -> list[str]:
                 pairs = cells["pairs", row["negatives"]]
                 text += f", {_median(pairs) / _median(row):.1f}x faster than DPOTrainer over the pairs"
             lines.append(text + ".")
-        elif (f"{row['system']}-separate", row["negatives"]) in cells:
-            separate = cells[f"{row['system']}-separate", row["negatives"]]
-            ratio = statistics.median(a / b for a, b in zip(separate["seconds"], row["seconds"], strict=True))
-            lines.append(
-                f"K = {row['negatives']}, LoRA in the upper half: {ratio:.2f}x by running the lower half once."
-            )
         elif row["system"] == "ours":
             padded = min((n for name, n in cells if name == BASELINE), default=None)
             if padded is not None:

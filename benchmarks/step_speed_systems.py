@@ -65,10 +65,10 @@ def trainer_arguments(args: argparse.Namespace, folder: str) -> dict:
     }
 
 
-def lora_config(**more):
+def lora_config():
     from peft import LoraConfig
 
-    return LoraConfig(task_type="CAUSAL_LM", r=16, **{"target_modules": "all-linear", **more})
+    return LoraConfig(task_type="CAUSAL_LM", r=16, target_modules="all-linear")
 
 
 def our_steps(args, groups, folder, system):
@@ -76,23 +76,15 @@ def our_steps(args, groups, folder, system):
     from datasets import Dataset
 
     from trl_sdpo import SoftmaxDPOConfig, SoftmaxDPOTrainer
-    from trl_sdpo.trainer.frozen_layers import FrozenTrunk
 
     model, tokenizer = load_model(args, "flex_attention" if system == "ours-flex" else "sdpa")
-    lora = lora_config()
-    if "upper" in system:
-        layers = model.config.num_hidden_layers
-        projections = [f"{name}_proj" for name in ("q", "k", "v", "o", "gate", "up", "down")]
-        lora = lora_config(target_modules=projections, layers_to_transform=list(range(layers // 2, layers)))
     trainer = SoftmaxDPOTrainer(
         model=model,
         args=SoftmaxDPOConfig(**trainer_arguments(args, folder)),
         train_dataset=Dataset.from_list([record for group in groups for record in group]),
         processing_class=tokenizer,
-        peft_config=lora,
+        peft_config=lora_config(),
     )
-    if "separate" in system:
-        trainer._trunk = FrozenTrunk([])  # frozen layers run for policy and reference
     return _steps_of_trainer(trainer, [len(group) for group in groups], RECORDS_OF_A_STEP)
 
 
@@ -236,8 +228,6 @@ def padded_ranking(args, groups, folder, system):
 SYSTEMS = {
     "ours": our_steps,
     "ours-flex": our_steps,
-    "ours-upper": our_steps,
-    "ours-upper-separate": our_steps,
     "padded": padded_steps,
     "pairs": pair_steps,
     "ours-ranking": our_ranking,

@@ -138,6 +138,15 @@ def adds_nothing(peft_config: PeftConfig) -> bool:
     )
 
 
+def reference_in_words(given: bool, is_adapter: bool, adapter_adds_nothing: bool) -> str:
+    """What the reference of a run is, for its card, which names no folder."""
+    if given:
+        return "the reference model of the run"
+    if is_adapter:
+        return "the base model" if adapter_adds_nothing else "the adapter as it was before training"
+    return "the model as it was before training"
+
+
 def choose_reference(
     model: str | PreTrainedModel | PeftModel,
     ref_model: str | PreTrainedModel | PeftModel | None,
@@ -209,7 +218,9 @@ def _of_continued_adapter(model: PeftModel, args: DPOConfig) -> tuple[Any, str]:
     alone = list(model.peft_config) == ["default"] and type(config) is LoraConfig
     if alone and config.init_lora_weights in (*NEUTRAL_INITS, False) and config.bias == "none":
         return None, 'a frozen copy of the adapter, named "ref"'
-    return frozen_copy(model).get_base_model(), "a frozen copy of the model that was passed, of the same size in memory"
+    return frozen_copy(
+        model
+    ).get_base_model(), "a frozen copy of the model that was passed, of the same size in memory"
 
 
 def _without_wrapper(ref_model: nn.Module) -> nn.Module:

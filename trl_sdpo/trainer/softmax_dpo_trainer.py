@@ -58,16 +58,13 @@ from ..prefix_sharing.rows import (
 )
 from .adapters import (
     AdapterPrecision,
-    check_reference_adapter,
     complete_reference_adapter,
     keep_4bit_layers_differentiable,
-    record_reference_adapter,
     remove_saved_adapter,
 )
 from .checkpoints import invalidate_checkpoint, place_in_stream, resolve_checkpoint
 from .checks import check_multi_preference_options, check_preference_options, check_supported
 from .dataset_preparation import can_share_prefix, largest_pool, prepare_multi_preference, sharing_holds
-from .frozen_layers import FrozenTrunk, frozen_layers
 from .metrics import num_before_padding, preference_metrics
 from .reference import (
     LEFT_TO_US,
@@ -77,8 +74,10 @@ from .reference import (
     check_start,
     choose_reference,
     evaluation_mode,
+    reference_in_words,
     share_from_first_process,
 )
+from .reference_files import ReferenceFiles
 from .sampler import LengthGroupedSampler
 from .softmax_dpo_config import SoftmaxDPOConfig, to_softmax_dpo_config
 
@@ -181,21 +180,22 @@ class SoftmaxDPOTrainer(DPOTrainer):
         self._largest_pool = 0  # most rejected completions of a record, in any dataset
         self._metric_sums = {"train": defaultdict(lambda: [0.0, 0.0]), "eval": defaultdict(lambda: [0.0, 0.0])}
         self._share_prefix = None  # decided on first use
-        self._trunk = None  # decided on first use
         self._eval_sizes = {}  # number of records of the last evaluation, by the name of the dataset or `None`
         self._saving_checkpoint = False
         self._models_are_ready = False
-        self._start_is_checked = ref_model is not None
+        self._start_is_checked = ref_model is not None  # or once there was a step
         if ref_model is not None and ref_model is model:
             raise ValueError(
                 "`model` and `ref_model` cannot be the same object. In most cases you should omit `ref_model` and "
                 "we'll initialize it to a copy of `model` for you."
             )
         passed = ref_model
+        self._adapter_adds_nothing = peft_config is not None and adds_nothing(peft_config)
         ref_model, what = choose_reference(model, ref_model, args, peft_config, quantization_config)
+        given, is_adapter = passed is not None, peft_config is not None or isinstance(model, PeftModel)
+        self.reference_in_words = reference_in_words(given, is_adapter, self._adapter_adds_nothing)
         self._reference_is_copy = passed is None and isinstance(ref_model, torch.nn.Module)
         logger.info(f"The reference is {what}.")
-        self._adapter_adds_nothing = peft_config is not None and adds_nothing(peft_config)
         self._adapter_precision = AdapterPrecision(model)
 
         # On one rejected completion, softmax is the sigmoid loss: the parent checks and keeps it under its own name
@@ -261,6 +261,7 @@ class SoftmaxDPOTrainer(DPOTrainer):
         copied = isinstance(self.ref_model, InitialPolicy) or self._reference_is_copy
         if copied and not sharded and self.accelerator.num_processes > 1:
             share_from_first_process(self.ref_model)
+        self._reference_files = ReferenceFiles(self.model, self.ref_model, self.args.sync_ref_model, sharded)
 
     def _set_collators(self) -> None:
         """Put our collator in the place of the parent's; evaluation and precomputation take the whole pool."""
@@ -405,10 +406,7 @@ class SoftmaxDPOTrainer(DPOTrainer):
         """Once, before the first step: the policy, without dropout, is its reference."""
         if self._start_is_checked or not self.model.training:
             return
-        # of a run that goes on, the policy has moved already
         self._start_is_checked = True
-        if self.state.global_step > 0:
-            return
         with torch.no_grad(), evaluation_mode(self.model):
             policy = self._log_probs_of(self.model, inputs)
         if not self.precompute_ref_logps:
@@ -431,15 +429,6 @@ class SoftmaxDPOTrainer(DPOTrainer):
         outputs = model(**model_kwargs, labels=labels, use_cache=False, fused_lm_head=True)
         sums = outputs.log_probs[:, -(labels.size(1) - 1) :].sum(dim=1)
         return torch.stack(sums.chunk(2), dim=1)
-
-    def _frozen_trunk(self) -> FrozenTrunk:
-        """The layers that policy and reference have in common, if they are this process's own and without dropout."""
-        if self._trunk is None:
-            own = not (self.is_fsdp_enabled or self.is_deepspeed_enabled)
-            noise = self.args.neftune_noise_alpha is not None or not self.args.disable_dropout
-            shared = own and not noise and isinstance(self.ref_model, InitialPolicy) and not self.precompute_ref_logps
-            self._trunk = FrozenTrunk(frozen_layers(self.model) if shared else [])
-        return self._trunk
 
     def _check_sharing(self, model: torch.nn.Module, inputs: Batch) -> bool:
         """Whether sharing gives the results of padded rows on the first batch; all processes come to the same answer."""
@@ -483,16 +472,14 @@ class SoftmaxDPOTrainer(DPOTrainer):
         exists = completion_exists(inputs["num_completions"])  # (B, C)
         self._check_start(inputs, exists)
         model_kwargs = {"output_router_logits": True} if self.aux_loss_enabled else {}
-        trunk = self._frozen_trunk()
-        with trunk.record():
-            scores = self._score(model, inputs, **model_kwargs)
+        scores = self._score(model, inputs, **model_kwargs)
 
         if self.precompute_ref_logps:
             ref_logps = torch.cat([inputs["ref_chosen_logps"].unsqueeze(1), inputs["ref_rejected_logps"]], dim=1)
             ref_scores = CompletionScores(ref_logps.masked_fill(~exists, 0.0), scores.num_tokens, token_sums={})
         else:
             with self._reference() as reference:
-                ref_scores = trunk.run(partial(self._score, reference, inputs))
+                ref_scores = self._score(reference, inputs)
 
         logratios = scores.log_probs - ref_scores.log_probs  # (B, C), column 0 the chosen
         losses = multi_preference_losses(self.args, self.loss_weights, scores, ref_scores, exists)  # (B,)
@@ -571,8 +558,9 @@ class SoftmaxDPOTrainer(DPOTrainer):
         resume_from_checkpoint = resolve_checkpoint(
             resume_from_checkpoint, self.args.output_dir, self.args.save_only_model
         )
-        if resume_from_checkpoint and self.ref_model is None:
-            check_reference_adapter(self.model, resume_from_checkpoint)
+        if resume_from_checkpoint:
+            self._reference_files.resume(resume_from_checkpoint)
+        self._start_is_checked |= bool(resume_from_checkpoint)
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def _init_training_state(
@@ -617,8 +605,8 @@ class SoftmaxDPOTrainer(DPOTrainer):
             return
         output_dir = output_dir or self.args.output_dir
         trainer_hub.remove_private_names(output_dir, self.args.hub_token)
-        if has_ref_adapter and self._saving_checkpoint:
-            record_reference_adapter(output_dir)
+        if self._saving_checkpoint:
+            self._reference_files.save(output_dir)
         elif has_ref_adapter:
             remove_saved_adapter(output_dir, "ref")
 
