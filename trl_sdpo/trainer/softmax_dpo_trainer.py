@@ -15,9 +15,8 @@
 # This file re-states parts of `trl/trainer/dpo_trainer.py` of TRL 1.16, changed for several rejected completions.
 
 import dataclasses
-from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -52,7 +51,6 @@ from ..prefix_sharing.rows import (
     completion_exists,
     expand_shared_rows,
     is_shared,
-    record_of_row,
     score_completions,
     sharing_excess,
 )
@@ -65,7 +63,7 @@ from .adapters import (
 from .checkpoints import invalidate_checkpoint, place_in_stream, resolve_checkpoint
 from .checks import check_multi_preference_options, check_preference_options, check_supported
 from .dataset_preparation import can_share_prefix, largest_pool, prepare_multi_preference, sharing_holds
-from .metrics import num_before_padding, preference_metrics
+from .metrics import MetricSums, logged_columns
 from .reference import (
     LEFT_TO_US,
     InitialPolicy,
@@ -178,7 +176,7 @@ class SoftmaxDPOTrainer(DPOTrainer):
         args = to_softmax_dpo_config(args)
         check_supported(model, args, train_dataset, eval_dataset)
         self._largest_pool = 0  # most rejected completions of a record, in any dataset
-        self._metric_sums = {"train": defaultdict(lambda: [0.0, 0.0]), "eval": defaultdict(lambda: [0.0, 0.0])}
+        self._metric_sums = {"train": MetricSums(), "eval": MetricSums()}
         self._share_prefix = None  # decided on first use
         self._eval_sizes = {}  # number of records of the last evaluation, by the name of the dataset or `None`
         self._saving_checkpoint = False
@@ -224,7 +222,7 @@ class SoftmaxDPOTrainer(DPOTrainer):
                 "training with `PeftModel.from_pretrained(..., is_trainable=True)`."
             )
         self._prepare_models()
-        self._set_collators()
+        self._set_collator()
         if isinstance(self.data_collator, DataCollatorForMultiPreference):
             self.add_callback(EpochCallback(self.data_collator.epoch))
 
@@ -263,43 +261,30 @@ class SoftmaxDPOTrainer(DPOTrainer):
             share_from_first_process(self.ref_model)
         self._reference_files = ReferenceFiles(self.model, self.ref_model, self.args.sync_ref_model, sharded)
 
-    def _set_collators(self) -> None:
-        """Put our collator in the place of the parent's; evaluation and precomputation take the whole pool."""
+    def _set_collator(self) -> None:
+        """Put our collator in the place of the parent's, which takes one rejected completion."""
         if isinstance(self.data_collator, DataCollatorForPreference):
             self.data_collator = DataCollatorForMultiPreference(
-                **vars(self.data_collator),
-                num_negatives=self.args.num_negatives,
-                seed=self._data_seed,
+                **vars(self.data_collator), num_negatives=self.args.num_negatives, seed=self._data_seed
             )
-        self._eval_data_collator = self.data_collator
-        if isinstance(self.data_collator, DataCollatorForMultiPreference):
-            # a collator of the user's own decides on its draw, but not on what the model can take
-            own = [] if self.ref_model is None or isinstance(self.ref_model, InitialPolicy) else [self.ref_model]
-            models = [self.accelerator.unwrap_model(model) for model in (self.model, *own)]
-            if self.data_collator.prefix_sharing and not can_share_prefix(models, self.args.prefix_sharing):
-                self.data_collator.prefix_sharing = False
-            self._eval_data_collator = dataclasses.replace(self.data_collator, num_negatives=None)
+        if not isinstance(self.data_collator, DataCollatorForMultiPreference):
+            return
+        # a collator of the user's own decides on its draw, but not on what the model can take
+        own = [] if self.ref_model is None or isinstance(self.ref_model, InitialPolicy) else [self.ref_model]
+        models = [self.accelerator.unwrap_model(model) for model in (self.model, *own)]
+        if self.data_collator.prefix_sharing and not can_share_prefix(models, self.args.prefix_sharing):
+            self.data_collator.prefix_sharing = False
+        self.data_collator = dataclasses.replace(self.data_collator, evaluation=True)
 
-    @contextmanager
-    def _whole_pool(self) -> Iterator[None]:
-        self._set_collators()
-        train_data_collator, self.data_collator = self.data_collator, self._eval_data_collator
+    def get_train_dataloader(self) -> torch.utils.data.DataLoader:
+        """As [`~transformers.Trainer.get_train_dataloader`]. Training alone draws of the pool of a record."""
+        data_collator = self.data_collator
+        if isinstance(data_collator, DataCollatorForMultiPreference):
+            self.data_collator = dataclasses.replace(data_collator, evaluation=False)
         try:
-            yield
+            return super().get_train_dataloader()
         finally:
-            self.data_collator = train_data_collator
-
-    def _get_dataloader(
-        self,
-        dataset: Dataset | IterableDataset,
-        description: str,
-        batch_size: int,
-        sampler_fn: Callable[[Dataset], torch.utils.data.Sampler] | None = None,
-        is_training: bool = False,
-        **kwargs,
-    ) -> torch.utils.data.DataLoader:
-        with nullcontext() if is_training else self._whole_pool():
-            return super()._get_dataloader(dataset, description, batch_size, sampler_fn, is_training, **kwargs)
+            self.data_collator = data_collator
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> torch.utils.data.Sampler | None:
         train_dataset = self.train_dataset if train_dataset is None else train_dataset
@@ -315,9 +300,10 @@ class SoftmaxDPOTrainer(DPOTrainer):
         )
 
     def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
-        self._prepare_models()  # the parent precomputes within its __init__
-        with self._whole_pool():
-            return super()._precompute_ref_logps(dataset, name, batch_size)
+        # the parent precomputes within its __init__
+        self._prepare_models()
+        self._set_collator()
+        return super()._precompute_ref_logps(dataset, name, batch_size)
 
     def _prepare_dataset(
         self,
@@ -341,11 +327,11 @@ class SoftmaxDPOTrainer(DPOTrainer):
             raise ValueError("Several rejected completions are supported for text models only. Pass a tokenizer.")
 
         stream = not isinstance(dataset, Dataset)
-        if stream and dataset_name != "train" and args.world_size > 1:
-            # as the parent does for training: batches of several widths cannot be dispatched from one process
-            args.accelerator_config.dispatch_batches = False
-            if hasattr(self, "accelerator"):
-                self.accelerator.dataloader_config.dispatch_batches = False
+        # as the parent does for training on streams: batches are of several widths, and not all of their tensors have a
+        # row per record, so that they cannot be dispatched from one process in slices
+        args.accelerator_config.dispatch_batches = False
+        if hasattr(self, "accelerator"):
+            self.accelerator.dataloader_config.dispatch_batches = False
         dataset = prepare_multi_preference(dataset, processing_class, args, dataset_name)
         if not stream:
             pool = largest_pool(dataset, args.num_negatives, dataset_name)
@@ -450,7 +436,7 @@ class SoftmaxDPOTrainer(DPOTrainer):
         if self._share_prefix is None:
             self._share_prefix = self._check_sharing(model, inputs)
             if not self._share_prefix:
-                self.data_collator.prefix_sharing = self._eval_data_collator.prefix_sharing = False
+                self.data_collator.prefix_sharing = False
         # batches on their way from the workers are still shared
         return inputs if self._share_prefix else expand_shared_rows(inputs, self._tokenizer.pad_token_id)
 
@@ -467,7 +453,7 @@ class SoftmaxDPOTrainer(DPOTrainer):
                 "Use `evaluate` without `compute_metrics`: hr@k, ndcg@k and mrr are logged in every evaluation. For scores "
                 "per record, use `trl_sdpo.scoring.log_probs.completion_log_probs`."
             )
-        mode = "train" if self.model.training else "eval"
+        evaluation = not self.model.training
         inputs = self._lay_out(model, inputs)
         exists = completion_exists(inputs["num_completions"])  # (B, C)
         self._check_start(inputs, exists)
@@ -488,70 +474,30 @@ class SoftmaxDPOTrainer(DPOTrainer):
         if self.aux_loss_enabled:
             loss = loss + self.router_aux_loss_coef * scores.aux_loss
         record_losses = (losses + (loss - losses.mean())).detach()  # with the auxiliary loss
-        self._add_metrics(mode, inputs, scores, self.beta * logratios.detach(), exists, record_losses)
+        rewards = self.beta * logratios.detach()
+        columns = logged_columns(inputs, scores, rewards, exists, record_losses, evaluation)
+        sums = self._metric_sums["eval" if evaluation else "train"]
+        sums.add(columns, self.accelerator, evaluation, inputs.get("record_id"))
         return loss
 
-    def _add_metrics(
-        self,
-        mode: str,
-        inputs: Batch,
-        scores: CompletionScores,
-        rewards: torch.Tensor,  # (B, C)
-        exists: torch.Tensor,  # (B, C)
-        losses: torch.Tensor,  # (B,)
-    ) -> None:
-        tokens_of_row = inputs["attention_mask"].sum(dim=1)
-        num_tokens = tokens_of_row.new_zeros(exists.size(0)).index_add(0, record_of_row(inputs), tokens_of_row)
-        columns = preference_metrics(scores, rewards, exists, ranking=mode == "eval")
-        columns["num_tokens"] = (num_tokens.float(), torch.ones_like(num_tokens))
-        if scores.aux_loss is not None:
-            aux_loss = scores.aux_loss.detach().expand(exists.size(0))
-            columns["aux_loss"] = (aux_loss, torch.ones_like(aux_loss))
-        if mode == "eval":
-            # in place of the mean of the `Trainer`, in which the records that fill up the last batch count again
-            columns["loss"] = (losses, torch.ones_like(losses))
-        # Sums and counts per record, gathered at once: exact over unequal batches and processes
-        table = torch.stack([column.float() for pair in columns.values() for column in pair], dim=1)
-        # In training, `gather_for_metrics` would cut every micro-batch of the last step to the remainder of the epoch,
-        # since the Trainer fetches all of them before it computes the first
-        if mode == "train":
-            table = self.accelerator.gather(table)
-        else:
-            table = self._gather_evaluated(table, inputs.get("record_id"))
-        totals = table.double().sum(dim=0).tolist()
-        for name, total, count in zip(columns, totals[::2], totals[1::2], strict=True):
-            if name == "num_tokens":
-                # as the parent, a running total of training
-                self._total_train_tokens += int(total) // self._tp_size if mode == "train" else 0
-                continue
-            self._metric_sums[mode][name][0] += total
-            self._metric_sums[mode][name][1] += count
-
-    def _gather_evaluated(self, table: torch.Tensor, record_ids: torch.Tensor | None) -> torch.Tensor:
-        """As `gather_for_metrics`, which keeps the records that fill up the last batch of a stream."""
-        state = self.accelerator.gradient_state
-        if self.accelerator.num_processes == 1 or state.remainder != -1 or record_ids is None:
-            return self.accelerator.gather_for_metrics(table)
-        table, record_ids = self.accelerator.gather(table), self.accelerator.gather(record_ids).tolist()
-        if not self._metric_sums["eval"]:
-            self._first_record_ids = record_ids
-        if not state.end_of_dataloader:
-            return table
-        return table[: num_before_padding(record_ids, self._first_record_ids)]
-
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        mode = "train" if self.model.training else "eval"
-        sums = self._metric_sums[mode]
+        # Metrics are sums over records here, where the parent's are means over batches
+        evaluation = not self.model.training
+        trained = self._metric_sums["train"].read()
+        num_tokens = self._total_train_tokens + int(trained.get("num_tokens", (0,))[0]) // self._tp_size
+        sums = self._metric_sums["eval"].read() if evaluation else trained
         if sums:
             # The parent says "eval_" whatever the name of the dataset; the name is in the keys that it logs
             loss_key = next((key for key in logs if key.endswith("_loss")), "eval_loss")
-            prefix = "" if mode == "train" else loss_key.removesuffix("loss")
+            prefix = loss_key.removesuffix("loss") if evaluation else ""
             logs.update({f"{prefix}{name}": total / max(count, 1) for name, (total, count) in sums.items()})
-            logs[f"{prefix}num_tokens"] = self._total_train_tokens
-            if mode == "eval":
+            logs[f"{prefix}num_tokens"] = num_tokens  # as the parent's, a running total of training
+            if evaluation:
                 name = prefix.removeprefix("eval_").removesuffix("_") or None
                 self._eval_sizes[name] = int(sums["loss"][1])
-            sums.clear()
+            else:
+                self._total_train_tokens = num_tokens
+            self._metric_sums["eval" if evaluation else "train"].clear()
         super().log(logs, start_time)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs) -> TrainOutput:
