@@ -58,22 +58,22 @@ SIGNATURES = [
     (
         Trainer.push_to_hub,
         "self commit_message blocking token revision private kwargs",
-        "trl_sdpo/hub/trainer_pushes.py: push_to_hub re-states it",
+        "trl_sdpo/hub/trainer_pushes.py: PolicyPushes.push_to_hub re-states it",
     ),
     (
         Trainer._push_from_checkpoint,
         "self checkpoint_folder",
-        "trl_sdpo/hub/trainer_pushes.py: push_from_checkpoint re-states it",
+        "trl_sdpo/hub/trainer_pushes.py: PolicyPushes._push_from_checkpoint re-states it",
     ),
     (
         Trainer._finish_current_push,
         "self",
-        "trl_sdpo/hub/trainer_pushes.py: finish_current_push re-states it",
+        "trl_sdpo/hub/trainer_pushes.py: PolicyPushes._finish_current_push re-states it",
     ),
     (
         DPOTrainer.create_model_card,
         "self model_name dataset_name tags",
-        "trl_sdpo/hub/trainer_pushes.py: create_model_card takes its place",
+        "trl_sdpo/hub/trainer_pushes.py: PolicyPushes.create_model_card takes its place",
     ),
     (DPOTrainer.log, "self logs start_time", f"{TRAINER}: SoftmaxDPOTrainer.log adds metrics to it"),
     (

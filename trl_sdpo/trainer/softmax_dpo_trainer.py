@@ -24,7 +24,6 @@ import torch
 from accelerate.logging import get_logger
 from accelerate.utils import is_peft_model
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
-from huggingface_hub import CommitInfo
 from peft import PeftConfig, PeftModel
 from transformers import (
     BitsAndBytesConfig,
@@ -41,8 +40,8 @@ from trl.trainer.dpo_trainer import DataCollatorForPreference
 from trl.trainer.utils import get_config_model_id, use_adapter
 
 from ..data_utils import flat_rejected_columns, from_flat_columns, is_multi_preference
-from ..hub import trainer_pushes as trainer_hub
 from ..hub.card_parts import SDPO_CITATION
+from ..hub.trainer_pushes import PolicyPushes
 from ..losses.loss_types import LOSS_TYPES_OF_ONE_PAIR, multi_preference_losses
 from ..losses.multi_negative import check_finite
 from ..prefix_sharing.collator import DataCollatorForMultiPreference, EpochCallback
@@ -85,7 +84,7 @@ logger = get_logger(__name__)
 Batch = dict[str, torch.Tensor]
 
 
-class SoftmaxDPOTrainer(DPOTrainer):
+class SoftmaxDPOTrainer(PolicyPushes, DPOTrainer):
     """
     Trainer for Softmax Direct Preference Optimization (S-DPO), which aligns a language model to one chosen completion
     against several rejected ones at once. The method was proposed in the paper [On Softmax Direct Preference
@@ -178,8 +177,7 @@ class SoftmaxDPOTrainer(DPOTrainer):
         self._largest_pool = 0  # most rejected completions of a record, in any dataset
         self._metric_sums = {"train": MetricSums(), "eval": MetricSums()}
         self._share_prefix = None  # decided on first use
-        self._eval_sizes = {}  # number of records of the last evaluation, by the name of the dataset or `None`
-        self._saving_checkpoint = False
+        self._eval_sizes = {}
         self._models_are_ready = False
         self._start_is_checked = ref_model is not None  # or once there was a step
         if ref_model is not None and ref_model is model:
@@ -550,46 +548,7 @@ class SoftmaxDPOTrainer(DPOTrainer):
         if not self.args.should_save:
             return
         output_dir = output_dir or self.args.output_dir
-        trainer_hub.remove_private_names(output_dir, self.args.hub_token)
         if self._saving_checkpoint:
             self._reference_files.save(output_dir)
         elif has_ref_adapter:
             remove_saved_adapter(output_dir, "ref")
-
-    def create_model_card(
-        self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
-    ) -> None:
-        """
-        Write the model card `README.md`, and a figure of the training curves, into the output directory.
-
-        Args:
-            model_name (`str`, *optional*):
-                Name of the model. By default that of the output directory.
-            dataset_name (`str`, *optional*):
-                Id of the training data on the Hub.
-            tags (`str` or `list[str]`, *optional*):
-                Tags to be associated with the model card.
-        """
-        trainer_hub.create_model_card(self, model_name, dataset_name, tags)
-
-    def push_to_hub(
-        self,
-        commit_message: str | None = "End of training",
-        blocking: bool = True,
-        token: str | None = None,
-        revision: str | None = None,
-        private: bool | None = None,
-        **kwargs,
-    ) -> CommitInfo:
-        """
-        As [`~transformers.Trainer.push_to_hub`], for the policy alone. `catalogue.json` stays behind where the licence
-        of its source forbids redistribution, unless `args.redistribution_permitted` states that you may. The error of a
-        push that fails says what to run to try again; the model is saved before.
-        """
-        return trainer_hub.push_to_hub(self, commit_message, blocking, token, revision, private, **kwargs)
-
-    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        trainer_hub.push_from_checkpoint(self, checkpoint_folder)
-
-    def _finish_current_push(self) -> None:
-        trainer_hub.finish_current_push(self)

@@ -136,3 +136,13 @@ def test_json_is_plain(tmp_path):
     content = json.loads((tmp_path / "recommender.json").read_text(encoding="utf-8"))
     assert content["templates"][0]["completion_suffix"] == "\n"
     assert content["append_eos"] is False
+
+
+def test_attributes_of_items_travel(tmp_path):
+    catalogue = Catalogue(
+        ["1", "2"], ["Heat (1995)", "Ran (1985)"], attributes={"genres": [["Crime"], None], "year": [1995, 1985]}
+    )
+    save_recommender_files(tmp_path, RecommenderConfig([get_template("watched")]), catalogue)
+    assert load_recommender_files(tmp_path).catalogue.attributes == {"genres": (["Crime"], None), "year": (1995, 1985)}
+    with pytest.raises(ValueError, match="2 item_ids and 1 year"):
+        Catalogue(["1", "2"], ["a", "b"], attributes={"year": [1]})

@@ -6,7 +6,7 @@ trained on it, so that what was trained is what is served.
 
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -100,6 +100,9 @@ class Catalogue:
             The title of every id.
         train_counts (`Sequence[int]`, *optional*):
             Training events of every item, for popularity.
+        attributes (`Mapping[str, Sequence]`, *optional*):
+            What else is known of every item, by the name of the attribute, such as `"genres"`: a text, a number, a list of
+            texts, or `None`.
 
     Raises:
         ValueError: there are no items, the columns differ in length, an id or a title occurs twice, or one is empty.
@@ -115,6 +118,7 @@ class Catalogue:
     item_ids: Sequence[str]
     titles: Sequence[str]
     train_counts: Sequence[int] | None = None
+    attributes: Mapping[str, Sequence[Any]] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "item_ids", tuple(map(str, self.item_ids)))
@@ -123,8 +127,9 @@ class Catalogue:
             object.__setattr__(self, "train_counts", tuple(map(int, self.train_counts)))
         if not self.item_ids:
             raise ValueError("catalogue: no items. Pass at least one.")
-        for name in ("titles", "train_counts"):
-            column = getattr(self, name)
+        object.__setattr__(self, "attributes", {name: tuple(one) for name, one in (self.attributes or {}).items()})
+        columns = {"titles": self.titles, "train_counts": self.train_counts, **self.attributes}
+        for name, column in columns.items():
             if column is not None and len(column) != len(self.item_ids):
                 raise ValueError(
                     f"catalogue: {len(self.item_ids)} item_ids and {len(column)} {name}. Pass as many of each."
@@ -194,8 +199,9 @@ def save_recommender_files(
     directory.mkdir(parents=True, exist_ok=True)
     contents = {RECOMMENDER_FILE: {"format_version": FORMAT_VERSION, **dataclasses.asdict(config)}}
     if catalogue is not None:
-        # not `asdict`, which copies value by value
-        contents[CATALOGUE_FILE] = {"format_version": FORMAT_VERSION, **vars(catalogue)}
+        # not `asdict`, which copies value by value; without attributes, versions that know none read it
+        known = {name: value for name, value in vars(catalogue).items() if name != "attributes" or value}
+        contents[CATALOGUE_FILE] = {"format_version": FORMAT_VERSION, **known}
     return [
         write_text(directory / name, json.dumps(content, ensure_ascii=False, indent=1) + "\n")
         for name, content in contents.items()
