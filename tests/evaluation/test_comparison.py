@@ -17,8 +17,15 @@ from trl_sdpo.evaluation.comparison import (
     popularity_of_candidates,
     probe_records,
 )
-from trl_sdpo.evaluation.report import collect_results, headline, metric_table, to_markdown, write_report
-from trl_sdpo.recsys import compare_scores, ranking_metrics, ranks
+from trl_sdpo.evaluation.report import (
+    collect_results,
+    comparison_table,
+    headline,
+    metric_table,
+    to_markdown,
+    write_report,
+)
+from trl_sdpo.recsys import compare_scores, holm_correction, ranking_metrics, ranks, wilson_interval
 
 
 NUM_ITEMS, NUM_RECORDS, NUM_CANDIDATES = 30, 200, 6
@@ -77,8 +84,42 @@ class TestRanking:
         pairs = {(one["system"], one["baseline"]): one for one in ranking["comparisons"]}
         assert len(pairs) == 6
         expected = compare_scores(scores["s-dpo"], scores["sft"], (1, 3), seed=0)
-        assert pairs["s-dpo", "sft"] == {"system": "s-dpo", "baseline": "sft", **expected}
+        one = pairs["s-dpo", "sft"]
+        assert {key: one[key] for key in expected} == expected
+        assert set(one) - set(expected) == {"system", "baseline", "verdict"} | {
+            f"{name}_holm" for name in expected if name.endswith("_p")
+        }
         assert ranking["label"] == "sampled metrics: the target among 6 candidates of 30 items, chance hr@1 0.167"
+
+    def test_verdicts_are_those_of_the_corrected_test(self, ranking):
+        comparisons = ranking["comparisons"]
+        for name in ("hr@1", "hr@3", "ndcg@3", "mrr"):
+            corrected = holm_correction([one[f"{name}_p"] for one in comparisons])
+            assert [one[f"{name}_p_holm"] for one in comparisons] == corrected
+        for one in comparisons:
+            measurable = one["hr@1_p_holm"] <= 0.05
+            assert (one["verdict"] == "better") == (measurable and one["hr@1"] > 0)
+        assert {one["verdict"] for one in comparisons} == {"better", "no measurable difference"}
+        header, rows = comparison_table(ranking)
+        assert header[-3:] == ["p", "p corrected", "verdict"]
+        assert [row[-1] for row in rows] == [one["verdict"] for one in comparisons]
+
+    def test_users_are_those_of_the_records(self, scores, records, catalogue):
+        """What 200 records of four users say is not what 200 users say."""
+        users = [f"user {number % 4}" for number in range(NUM_RECORDS)]
+        section = evaluate_ranking(scores, records.add_column("user_id", users), seed=0, ks=(1,), catalogue=catalogue)
+        assert section["systems"]["sft"] == ranking_metrics(ranks(scores["sft"]), (1,), groups=users)
+        assert {one["users"] for one in section["comparisons"]} == {4}
+        # of 2^4 signs
+        assert min(one["hr@1_p"] for one in section["comparisons"]) >= 1 / 8
+        assert {one["verdict"] for one in section["comparisons"]} == {"no measurable difference"}
+        header, rows = metric_table(section, {})
+        assert header == ["system", "hr@1", "mrr", "hr@1_per_user", "users", "n"]
+        assert rows[-1][-2:] == ["4", "200"]
+        part = section["breakdowns"][1]["systems"]["sft"][0]
+        inside = np.array(records["position"]) == 4
+        hits = ranks(scores["sft"]) == 1
+        assert part["ci"] == list(wilson_interval(hits[inside], np.array(users)[inside]))
 
     def test_examples_are_hits_and_misses_of_the_last_system(self, ranking, scores, records):
         examples = ranking["examples"]

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 from datasets import Dataset
 
-from ..recsys.metrics.ranking import bootstrap_interval
+from ..recsys.metrics.intervals import wilson_interval
 from ..recsys.records.recommender_files import Catalogue
 
 
@@ -14,7 +14,9 @@ NUM_BINS = 10
 _FEWEST_RECORDS = 20
 
 
-def breakdowns(hits: Mapping[str, np.ndarray], records: Dataset, catalogue: Catalogue | None, seed: int) -> list[dict]:
+def breakdowns(
+    hits: Mapping[str, np.ndarray], records: Dataset, catalogue: Catalogue | None, seed: int | None = None
+) -> list[dict]:
     """
     Hit rates over parts of the records.
 
@@ -25,12 +27,12 @@ def breakdowns(hits: Mapping[str, np.ndarray], records: Dataset, catalogue: Cata
             The records. Those without item ids have no popularity, those without positions or histories no lengths.
         catalogue ([`Catalogue`], *optional*):
             With training counts, for the popularity.
-        seed (`int`):
-            Seed of the intervals.
+        seed (`int`, *optional*):
+            Not used: the intervals draw nothing.
 
     Returns:
         `list[dict]`: In tenths, or in fewer parts where these would hold fewer than 20 records. For each way to part the records its `name` and `unit`, the `bins` (`low`, `high`, `label`, `n`),
-        and by system the values (`value`, `ci`: the 95% bootstrap interval) in the order of the bins.
+        and by system the values (`value`, `ci`: the 95% interval, over users where the records have a `user_id`) in the order of the bins.
     """
     columns = set(records.column_names)
     parts = []
@@ -44,17 +46,21 @@ def breakdowns(hits: Mapping[str, np.ndarray], records: Dataset, catalogue: Cata
     elif "history_item_ids" in columns:
         values = np.array([len(row) for row in records["history_item_ids"]])
         parts.append(("length of the history", "titles before the target", values))
-    return [_breakdown(hits, *part, seed) for part in parts]
+    users = np.array(list(map(str, records["user_id"]))) if "user_id" in columns else None
+    return [_breakdown(hits, *part, users) for part in parts]
 
 
-def _breakdown(hits: Mapping[str, np.ndarray], name: str, unit: str, values: np.ndarray, seed: int) -> dict:
+def _breakdown(
+    hits: Mapping[str, np.ndarray], name: str, unit: str, values: np.ndarray, users: np.ndarray | None
+) -> dict:
     places, bins = equal_bins(values, min(NUM_BINS, max(1, len(values) // _FEWEST_RECORDS)))
     systems = {}
     for system, found in hits.items():
-        rows = [found[places == number].astype(float) for number in range(len(bins))]
-        systems[system] = [
-            {"value": float(row.mean()), "ci": list(bootstrap_interval(row, seed=seed))} for row in rows
-        ]
+        systems[system] = []
+        for number in range(len(bins)):
+            inside = places == number
+            interval = wilson_interval(found[inside], None if users is None else users[inside])
+            systems[system].append({"value": float(found[inside].mean()), "ci": list(interval)})
     return {"name": name, "unit": unit, "bins": bins, "systems": systems}
 
 
