@@ -38,8 +38,12 @@ def make_interactions(string_ids=False, has_time=True):
     return Interactions(events.sample(fraction=1, shuffle=True, seed=1), items, "tiny", has_time=has_time)
 
 
+# Who may be a negative and which targets there are by then is the business of test_promises.
+SIMPLE = {"seed": 0, "num_candidates": 6, "existence": "off", "exclude_seen": "ever"}
+
+
 def build(**options):
-    return build_preference_dataset(make_interactions(), **{"seed": 0, "num_candidates": 6} | options)
+    return build_preference_dataset(make_interactions(), **SIMPLE | options)
 
 
 def own_events(user):
@@ -230,6 +234,16 @@ def test_errors_say_what_to_change():
         build(min_history=30)
     with pytest.raises(ValueError, match=r"user \d+ leaves 58 of 78 items to draw 63 negatives"):
         build(pool_size=63)
+    with pytest.raises(
+        ValueError, match=r"split 'train': none of \d+ targets has 63 items that existed by then .* existence='off'"
+    ):
+        build(pool_size=63, existence=None)
+    with pytest.raises(ValueError, match=r"existence='always' is none of \('first-event', 'release-year', 'off'\)"):
+        build(existence="always")
+    with pytest.raises(ValueError, match=r"tiny: existence='first-event' needs times, which the source does not have"):
+        build_preference_dataset(make_interactions(has_time=False), seed=0, split="user", existence="first-event")
+    with pytest.raises(ValueError, match=r"candidate_seed='target' draws from all items, existence='first-event'"):
+        build(candidate_seed="target", existence="first-event")
     with pytest.raises(ValueError, match="max_test_records=0 is below 1"):
         build(max_test_records=0)
     with pytest.raises(ValueError, match="pool_size=4 is below the 5 negatives of the list"):

@@ -9,8 +9,8 @@ import polars as pl
 from ..interactions.codes import encode
 from ..interactions.interactions import ITEM_ID, USER_ID
 from ..negatives.cooccurrence import PairTable, pairs_of_users, pairs_within, sum_pairs
+from ..negatives.strategies import POSITION
 from ..records.dataset import popularity_scores
-from ..records.sequences import POSITION
 from ..records.splits import SPLIT
 from .scores import HISTORY, REJECTED, Scorer
 

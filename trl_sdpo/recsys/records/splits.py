@@ -26,11 +26,11 @@ def temporal_split(sequences: pl.DataFrame, ratios: tuple[float, float, float] =
     All events of one second go to the same side, the later one, so training ends strictly before validation begins,
     and validation before the test.
 
-    What it leaks: filters before it (`min_interactions`, the merging of repeats and titles) have seen the whole data,
-    and so has the catalogue: items that appear only later are among the negatives of earlier targets. Negatives are
-    items with which the user *never* interacts, which is known only at the end. How popular an item is in the test
-    period is not seen. What it costs: users who come late have no training target, others no test target; a history
-    may hold events of the split before.
+    What it leaks: filters before it (`min_interactions`, the merging of repeats and titles) have seen the whole data.
+    Records made with the defaults of [`RecordConfig`] draw their negatives from what somebody had met by then, without
+    what the user took up to the end of the same split, so that neither the future of the catalogue nor that of the user
+    is seen. What it costs: users who come late have no training target, others no test target; a history may hold events
+    of the split before; an item's first event is no target.
 
     Args:
         sequences (`polars.DataFrame`):
@@ -91,7 +91,9 @@ def leave_one_out_split(sequences: pl.DataFrame, *, file_order: bool = False) ->
     What it leaks: training events of some users lie after the test events of others, so a model learns from the future
     what becomes popular and what is watched together; [`split_leaks`] counts them. The protocol is common (SASRec,
     BERT4Rec), but its figures are not those of a system in use (Ji et al., https://huggingface.co/papers/2010.11060).
-    All that is said of filters, catalogue and negatives in [`temporal_split`] holds as well.
+    Negatives are from the whole catalogue by default, the items of the future among it: "somebody had met it by then"
+    alone finds .23 of the targets of MovieLens-latest-small where chance is .05. Which of several events at the last
+    time is the last one is drawn. What is said of filters in [`temporal_split`] holds as well.
 
     Args:
         sequences (`polars.DataFrame`):
