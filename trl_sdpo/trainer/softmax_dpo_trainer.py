@@ -44,14 +44,16 @@ from ..hub.card_parts import SDPO_CITATION
 from ..hub.trainer_pushes import PolicyPushes
 from ..losses.loss_types import LOSS_TYPES_OF_ONE_PAIR, multi_preference_losses
 from ..losses.multi_negative import check_finite
+from ..prefix_sharing.backbone import extend_backbone
 from ..prefix_sharing.collator import DataCollatorForMultiPreference, EpochCallback
+from ..prefix_sharing.masks import BatchMasks, base_model
 from ..prefix_sharing.rows import (
     CompletionScores,
-    completion_exists,
     expand_shared_rows,
     is_shared,
     score_completions,
     sharing_excess,
+    with_targets,
 )
 from .adapters import (
     check_reference_adapter,
@@ -209,6 +211,7 @@ class SoftmaxDPOTrainer(PolicyPushes, DPOTrainer):
         for model in (self.model, self.ref_model):
             if model is not None:
                 keep_4bit_layers_differentiable(model)
+                extend_backbone(base_model(self.accelerator.unwrap_model(model)))
         if is_peft_model(self.model) and self.ref_model is None:
             complete_reference_adapter(self.model)
         self._models_are_ready = True
@@ -294,8 +297,14 @@ class SoftmaxDPOTrainer(PolicyPushes, DPOTrainer):
             super()._set_signature_columns_if_needed()
             self._signature_columns += ["record_id", "length"]
 
-    def _score(self, model: torch.nn.Module, inputs: Batch, **model_kwargs) -> CompletionScores:
-        return score_completions(model, inputs, self.accelerator.unwrap_model(model), **model_kwargs)
+    def _score(
+        self, model: torch.nn.Module, inputs: Batch, masks: BatchMasks | None = None, **model_kwargs
+    ) -> CompletionScores:
+        return score_completions(model, inputs, self.accelerator.unwrap_model(model), masks, **model_kwargs)
+
+    def _masks(self, inputs: Batch) -> BatchMasks | None:
+        with self.accelerator.autocast():  # as it wraps the forward of the models
+            return BatchMasks(inputs) if is_shared(inputs) else None
 
     @contextmanager
     def _reference(self) -> Iterator[None]:
@@ -325,7 +334,7 @@ class SoftmaxDPOTrainer(PolicyPushes, DPOTrainer):
             inputs = self._lay_out(model, inputs)
             with self._reference():
                 ref_logps = self._score(model, inputs).log_probs
-        ref_logps = ref_logps.masked_fill(~completion_exists(inputs["num_completions"]), torch.nan)
+        ref_logps = ref_logps.masked_fill(~inputs["completion_exists"], torch.nan)
         missing = 1 + self._largest_pool - ref_logps.size(1)
         ref_logps = torch.nn.functional.pad(ref_logps, (0, max(missing, 0)), value=torch.nan)
         return ref_logps[:, 0], ref_logps[:, 1:]
@@ -345,6 +354,7 @@ class SoftmaxDPOTrainer(PolicyPushes, DPOTrainer):
 
     def _lay_out(self, model: torch.nn.Module, inputs: Batch) -> Batch:
         """Shared-prefix rows if they are sound, else padded rows."""
+        inputs = with_targets(inputs)
         if not is_shared(inputs):
             return inputs
         if self._share_prefix is None:
@@ -352,7 +362,7 @@ class SoftmaxDPOTrainer(PolicyPushes, DPOTrainer):
             if not self._share_prefix:
                 self.data_collator.prefix_sharing = False
         # batches on their way from the workers are still shared
-        return inputs if self._share_prefix else expand_shared_rows(inputs, self._tokenizer.pad_token_id)
+        return inputs if self._share_prefix else with_targets(expand_shared_rows(inputs, self._tokenizer.pad_token_id))
 
     def _compute_loss(
         self, model: torch.nn.Module, inputs: Batch, return_outputs: bool
@@ -367,16 +377,17 @@ class SoftmaxDPOTrainer(PolicyPushes, DPOTrainer):
             )
         evaluation = not self.model.training
         inputs = self._lay_out(model, inputs)
-        exists = completion_exists(inputs["num_completions"])  # (B, C)
+        exists = inputs["completion_exists"]  # (B, C)
         model_kwargs = {"output_router_logits": True} if self.aux_loss_enabled else {}
-        scores = self._score(model, inputs, **model_kwargs)
+        masks = self._masks(inputs)  # of policy and reference
+        scores = self._score(model, inputs, masks, **model_kwargs)
 
         if self.precompute_ref_logps:
             ref_logps = torch.cat([inputs["ref_chosen_logps"].unsqueeze(1), inputs["ref_rejected_logps"]], dim=1)
             ref_scores = CompletionScores(ref_logps.masked_fill(~exists, 0.0), scores.num_tokens, token_sums={})
         else:
             with self._reference():
-                ref_scores = self._score(self.ref_model or self.model, inputs)
+                ref_scores = self._score(self.ref_model or self.model, inputs, masks)
 
         logratios = scores.log_probs - ref_scores.log_probs  # (B, C), column 0 the chosen
         losses = multi_preference_losses(self.args, self.loss_weights, scores, ref_scores, exists)  # (B,)
