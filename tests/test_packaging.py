@@ -22,8 +22,13 @@ PACKAGE = ROOT / "trl_sdpo"
 NOT_FOR_TRAINING = {"polars", "matplotlib", "pooch", "torchmetrics", "trl_sdpo.recsys"}
 NOT_FOR_HELP = {"torch", "transformers", "trl", "peft", "datasets", "accelerate", "numpy", "pandas"} | NOT_FOR_TRAINING
 
-# Imported by functions that look first whether the library is there
-MODULES_OF_OPTIONAL_LIBRARIES = {"evaluation/figures.py": {"matplotlib"}}
+# Imported by functions that look first whether the library is there, or that name the extra
+MODULES_OF_OPTIONAL_LIBRARIES = {
+    "evaluation/figures.py": {"matplotlib"},
+    "serving/api.py": {"fastapi", "pydantic", "starlette", "swagger_ui_bundle"},
+    "serving/demo.py": {"fastapi", "gradio"},
+    "serving/server.py": {"fastapi"},
+}
 BUILD_SDIST = "import sys; from setuptools import build_meta; print(build_meta.build_sdist(sys.argv[1]))"
 BUILD_WHEEL = "import sys; from setuptools import build_meta; print(build_meta.build_wheel(sys.argv[1]))"
 

@@ -22,6 +22,8 @@ COMMANDS = {
     "train": "Train a model, or the adapter of sft, with Softmax-DPO.",
     "evaluate": "Evaluate models and other systems on the same records, with a report.",
     "recommend": "Recommend what comes after a history.",
+    "demo": "Look at the lists of a recommender on a page of this machine.",
+    "serve": "Serve a recommender over HTTP.",
     "run": "Run the commands of a YAML file, one after the other.",
     "push": "Push a model or a prepared data set to the Hugging Face Hub.",
 }

@@ -143,9 +143,11 @@ def _constant(value: Any) -> str:
 
 
 def _methods(cls: type) -> str:
-    """The methods and properties that a class documents itself."""
+    """The methods and properties that a class documents itself, or a base of it in its own distribution."""
+    own = [base for base in cls.__mro__ if base.__module__.partition(".")[0] == cls.__module__.partition(".")[0]]
+    members = {name: member for base in reversed(own) for name, member in vars(base).items()}
     entries = []
-    for name, member in vars(cls).items():
+    for name, member in members.items():
         function = getattr(member, "__func__", member)  # of a class method
         if name.startswith("_") or not (inspect.isfunction(function) or isinstance(member, property)):
             continue

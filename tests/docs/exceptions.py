@@ -29,6 +29,13 @@ class NotRun(NamedTuple):
 
 
 NOT_RUN = [
+    NotRun(
+        "demo.md",
+        "trl-sdpo demo",
+        "serves until it is ended, or writes a Space of models on the Hub; tests/serving does both",
+    ),
+    NotRun("demo.md", "trl-sdpo push", "needs the Hub; test_pushes.py has one"),
+    NotRun("demo.md", "trl-sdpo serve", "serves until it is ended; tests/serving/test_server.py does"),
     NotRun("hub.md", "trl-sdpo push", "needs the Hub; test_push.py has one"),
     NotRun("hub.md", "trainer.push_to_hub()", "needs the Hub; test_hub.py has one"),
     NotRun("hub.md", "from huggingface_hub import snapshot_download", "goes on from the Hub; test_hub.py does"),
@@ -42,6 +49,21 @@ NOT_RUN = [
 
 # Python that runs ahead of a page's blocks: the names that its text takes as given.
 GIVEN = {
+    "demo.md": """
+import pyarrow as pa
+import pyarrow.parquet as pq
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from trl_sdpo import Catalogue, RecommenderConfig, save_recommender_files
+from trl_sdpo.recsys import get_template
+
+folder = "outputs/movielens/s-dpo"
+AutoModelForCausalLM.from_pretrained("model").save_pretrained(folder)
+AutoTokenizer.from_pretrained("model").save_pretrained(folder)
+titles = ["Toy Story (1995)", "Fargo (1996)", *(f"Film {number} (1990)" for number in range(12))]
+config = RecommenderConfig([get_template("lines")], history_size=10)
+save_recommender_files(folder, config, Catalogue([str(number) for number in range(len(titles))], titles))
+pq.write_table(pa.table({"history": [titles[:2], titles[3:4]]}), "histories.parquet")
+""",
     "recommend.md": """
 import json
 from pathlib import Path

@@ -36,6 +36,7 @@ ARGS = {
     "gradient_checkpointing": False,
     "push_to_hub": True,
     "hub_model_id": "me/recommender",
+    "hub_always_push": True,  # also while the push before is not done, on a slow machine
 }
 
 

@@ -58,28 +58,28 @@ SIGNATURES = [
     (
         Trainer.push_to_hub,
         "self commit_message blocking token revision private kwargs",
-        "trl_sdpo/hub/trainer_pushes.py: push_to_hub re-states it",
+        "trl_sdpo/hub/trainer_pushes.py: PolicyPushes.push_to_hub re-states it",
     ),
     (
         Trainer._push_from_checkpoint,
         "self checkpoint_folder",
-        "trl_sdpo/hub/trainer_pushes.py: push_from_checkpoint re-states it",
+        "trl_sdpo/hub/trainer_pushes.py: PolicyPushes._push_from_checkpoint re-states it",
     ),
     (
         Trainer._finish_current_push,
         "self",
-        "trl_sdpo/hub/trainer_pushes.py: finish_current_push re-states it",
+        "trl_sdpo/hub/trainer_pushes.py: PolicyPushes._finish_current_push re-states it",
     ),
     (
         DPOTrainer.create_model_card,
         "self model_name dataset_name tags",
-        "trl_sdpo/hub/trainer_pushes.py: create_model_card takes its place",
+        "trl_sdpo/hub/trainer_pushes.py: PolicyPushes.create_model_card takes its place",
     ),
     (DPOTrainer.log, "self logs start_time", f"{TRAINER}: SoftmaxDPOTrainer.log adds metrics to it"),
     (
-        Trainer._get_dataloader,
-        "self dataset description batch_size sampler_fn is_training dataloader_key",
-        f"{TRAINER}: SoftmaxDPOTrainer._get_dataloader swaps the collator for evaluation",
+        Trainer.get_train_dataloader,
+        "self",
+        f"{TRAINER}: SoftmaxDPOTrainer.get_train_dataloader swaps the collator for one that draws",
     ),
     (
         Trainer.train,
@@ -155,7 +155,7 @@ def test_signature(function, expected, where):
         "compute_ref_log_probs",
         "_compute_loss",
         "_precompute_ref_logps",
-        "_get_dataloader",
+        "get_train_dataloader",
         "log",
         "train",
         "_save_checkpoint",
@@ -176,7 +176,7 @@ def test_fields_of_trl_collator():
     fields = [field.name for field in dataclasses.fields(DataCollatorForPreference)]
     assert fields == ["pad_token_id", "max_length", "truncation_mode", "pad_to_multiple_of", "return_tensors"], (
         f"DataCollatorForPreference has the fields {fields} now. trl_sdpo/prefix_sharing/collator.py: "
-        f"DataCollatorForMultiPreference passes them on, and {TRAINER}: _set_collators copies them all."
+        f"DataCollatorForMultiPreference passes them on, and {TRAINER}: _set_collator copies them all."
     )
 
 

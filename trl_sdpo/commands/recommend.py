@@ -4,9 +4,12 @@ import csv
 import dataclasses
 import io
 import json
+import logging
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..recsys.records.recommender_files import check_model
 from ._parser import CommandParser, FlagHelpFormatter
 
 
@@ -14,17 +17,43 @@ if TYPE_CHECKING:
     from ..recommender.recommender import Recommendation, Recommender
 
 
+logger = logging.getLogger(__name__)
+
+
 def _help(text: str, **more) -> dict:
     return {"help": text, **more}
 
 
 @dataclasses.dataclass
-class RecommendArguments:
-    """Flags of `trl-sdpo recommend`."""
+class LoadingArguments:
+    """Flags of every command that loads a recommender."""
 
     model: str | None = dataclasses.field(
         default=None, metadata=_help("Directory or Hub id of a model or an adapter. Needed.")
     )
+    template: str | None = dataclasses.field(
+        default=None, metadata=_help("Wording, by its name among those that the model was trained on.")
+    )
+    catalogue: str | None = dataclasses.field(
+        default=None, metadata=_help("Directory with a catalogue.json, such as the prepared data set.")
+    )
+    base_model: str | None = dataclasses.field(
+        default=None, metadata=_help("Model under the adapter, where it has moved.")
+    )
+    device: str | None = dataclasses.field(default=None, metadata=_help("Default: an accelerator, else the CPU."))
+    dtype: str = dataclasses.field(default="auto", metadata=_help("Type of the weights. Default: as saved."))
+
+
+def loading_options(args: LoadingArguments) -> dict[str, Any]:
+    """The arguments of [`Recommender.from_pretrained`]; a model that is not there is told before torch is imported."""
+    check_model(args.model)
+    return {field.name: getattr(args, field.name) for field in dataclasses.fields(LoadingArguments)}
+
+
+@dataclasses.dataclass
+class RecommendArguments(LoadingArguments):
+    """Flags of `trl-sdpo recommend`."""
+
     history: list[str] = dataclasses.field(
         default_factory=list, metadata=_help("Titles or item ids of one history, oldest first.")
     )
@@ -43,15 +72,6 @@ class RecommendArguments:
     output: str | None = dataclasses.field(
         default=None, metadata=_help("File to write: .jsonl, a line per history, or .csv, a row per item.")
     )
-    template: str | None = dataclasses.field(
-        default=None, metadata=_help("Wording, by its name among those that the model was trained on.")
-    )
-    catalogue: str | None = dataclasses.field(
-        default=None, metadata=_help("Directory with a catalogue.json, such as the prepared data set.")
-    )
-    base_model: str | None = dataclasses.field(
-        default=None, metadata=_help("Model under the adapter, where it has moved.")
-    )
     num_beams: int | None = dataclasses.field(
         default=None, metadata=_help("Width of the search in the catalogue. Default: 10, or --top_k if that is more.")
     )
@@ -60,8 +80,6 @@ class RecommendArguments:
         metadata=_help("'keep' takes titles that are not in the catalogue as they are.", choices=["error", "keep"]),
     )
     batch_size: int = dataclasses.field(default=8, metadata=_help("Histories in a batch."))
-    device: str | None = dataclasses.field(default=None, metadata=_help("Default: an accelerator, else the CPU."))
-    dtype: str = dataclasses.field(default="auto", metadata=_help("Type of the weights. Default: as saved."))
 
 
 class _RecommendParser(CommandParser):
@@ -73,11 +91,14 @@ class _RecommendParser(CommandParser):
         if bool(arguments.history) == bool(arguments.histories):
             self.error(f"pass either --history or --histories. Usage: {self.usage}")
         for flag, value, kinds in (
-            ("histories", arguments.histories, (".jsonl", ".csv")),
-            ("output", arguments.output, (".jsonl", ".csv")),
+            ("histories", arguments.histories, (".jsonl", ".csv", ".parquet")),
+            ("output", arguments.output, (".jsonl", ".csv", ".parquet")),
         ):
             if value is not None and Path(value).suffix not in kinds:
                 self.error(f"--{flag}: {value!r} ends in none of {', '.join(kinds)}.")
+        ends = [str(value).endswith(".parquet") for value in (arguments.histories, arguments.output)]
+        if any(ends) and not all(ends):
+            self.error("--histories and --output: both end in .parquet, or neither.")
         return arguments
 
 
@@ -103,17 +124,14 @@ class _Query:
 
 def run(args: RecommendArguments) -> None:
     """Recommend, and print or write it."""
+    if args.histories and args.histories.endswith(".parquet"):
+        _recommend_file(args)
+        return
+    queries = [_Query("", args.history)] if args.history else _read(Path(args.histories))
+    options = loading_options(args)
     from ..recommender.recommender import Recommender
 
-    queries = [_Query("", args.history)] if args.history else _read(Path(args.histories))
-    recommender = Recommender.from_pretrained(
-        args.model,
-        template=args.template,
-        catalogue=args.catalogue,
-        base_model=args.base_model,
-        device=args.device,
-        dtype=args.dtype,
-    )
+    recommender = Recommender.from_pretrained(**options)
     results = _recommend(recommender, queries, args)
     if args.output is not None:
         from ..files import write_text
@@ -131,15 +149,54 @@ def run(args: RecommendArguments) -> None:
         print(_to_lines(queries, results), end="")
 
 
+def _recommend_file(args: RecommendArguments) -> None:
+    """Lists for a Parquet file, shared by the processes of `accelerate launch`."""
+    options = loading_options(args)
+    from accelerate import PartialState
+
+    from ..recommender.bulk import recommend_file
+    from ..recommender.recommender import Recommender
+
+    state, path, started = PartialState(cpu=args.device == "cpu"), Path(args.histories), time.monotonic()
+    recommender = Recommender.from_pretrained(**{**options, "device": args.device or str(state.device)})
+    depends_on = {**options, **_list_options(args), "candidates": args.candidates}
+    count = recommend_file(
+        path,
+        args.output,
+        lambda rows: _recommend_rows(recommender, rows, path, args),
+        {name: value for name, value in depends_on.items() if name not in ("device", "batch_size")},
+        rank=state.process_index,
+        world_size=state.num_processes,
+        barrier=state.wait_for_everyone,
+        report=lambda done, total, rate: logger.info(
+            "%s of %s histories, %.1f a second", f"{done:,}", f"{total:,}", rate
+        ),
+    )
+    rate = count / (time.monotonic() - started)
+    print(
+        f"{args.output}: {count:,} lists made in this run by this process, {rate:.1f} a second with all that it takes."
+    )
+
+
+def _recommend_rows(
+    recommender: "Recommender", rows: list[dict], path: Path, args: RecommendArguments
+) -> "list[list[Recommendation]]":
+    for row in rows:
+        if not row.get("history", row.get("history_item_ids")):
+            raise ValueError(
+                f"{path}: row {row['row']}: the history is empty. Write at least one item, or leave it out."
+            )
+    if "history" in rows[0]:
+        queries = [_Query(str(row["row"]), row["history"], row.get("candidates")) for row in rows]
+        return _recommend(recommender, queries, args)
+    options = {name: value for name, value in _list_options(args).items() if name != "unknown_titles"}
+    return recommender.recommend_ids([row["history_item_ids"] for row in rows], **options)
+
+
 def _recommend(
     recommender: "Recommender", queries: list[_Query], args: RecommendArguments
 ) -> "list[list[Recommendation]]":
-    options = {
-        "top_k": args.top_k,
-        "num_beams": args.num_beams,
-        "unknown_titles": args.unknown_titles,
-        "batch_size": args.batch_size,
-    }
+    options = _list_options(args)
     if args.history:
         return [recommender.recommend(args.history, args.candidates or None, **options)]
     results: list = [None] * len(queries)
@@ -153,6 +210,10 @@ def _recommend(
             for row, result in zip(rows, found, strict=True):
                 results[row] = result
     return results
+
+
+def _list_options(args: RecommendArguments) -> dict[str, Any]:
+    return {name: getattr(args, name) for name in ("top_k", "num_beams", "unknown_titles", "batch_size")}
 
 
 def _known(recommender: "Recommender", query: _Query) -> list[Any]:

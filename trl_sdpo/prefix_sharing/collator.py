@@ -82,6 +82,9 @@ class DataCollatorForMultiPreference(DataCollatorMixin):
             Number of rejected completions to draw for each record, see [`draw_negatives`]. `None` takes all.
         seed (`int`, *optional*, defaults to `0`):
             Seed of the draw.
+        evaluation (`bool`, *optional*, defaults to `False`):
+            Whether to take all rejected completions whatever `num_negatives` says, as evaluation and the precomputation
+            of the reference do.
         return_tensors (`str`, *optional*, defaults to `"pt"`):
             Type of Tensor to return. Only `"pt"` is currently supported.
 
@@ -107,6 +110,7 @@ class DataCollatorForMultiPreference(DataCollatorMixin):
     prefix_sharing: bool = True
     num_negatives: int | None = None
     seed: int = 0
+    evaluation: bool = False
     return_tensors: str = "pt"
     # in shared memory, so that data loader workers that outlive an epoch see it change
     epoch: torch.Tensor = field(
@@ -156,12 +160,14 @@ class DataCollatorForMultiPreference(DataCollatorMixin):
 
     def _draw(self, example: dict[str, Any]) -> list[int]:
         pool_size = len(example["rejected_ids"])
-        if self.num_negatives is not None and "record_id" not in example:
+        if self.num_negatives is None or self.evaluation:
+            return list(range(pool_size))
+        if "record_id" not in example:
             raise ValueError(
                 f"`num_negatives={self.num_negatives}` draws by the `record_id` of a record, and the record has none. "
                 "Add a column `record_id` of integers, as `SoftmaxDPOTrainer` does."
             )
-        return draw_negatives(pool_size, self.num_negatives, self.seed, int(self.epoch), example.get("record_id", 0))
+        return draw_negatives(pool_size, self.num_negatives, self.seed, int(self.epoch), example["record_id"])
 
 
 def passes_of_stream(epoch: float) -> int:

@@ -232,6 +232,39 @@ class Recommender:
             results = self._rank(_titles(found), chosen, top_k, batch_size, desc)
         return results[0] if single else results
 
+    def recommend_ids(
+        self,
+        histories: Sequence[Sequence[str]],
+        candidates: Sequence[Sequence[str]] | None = None,
+        top_k: int = 10,
+        *,
+        num_beams: int | None = None,
+        exclude_history: bool = True,
+        batch_size: int = 8,
+    ) -> list[list[Recommendation]]:
+        """
+        As [`recommend`], for programs that know the ids of items: nothing is taken for a title.
+
+        Args:
+            histories (`Sequence[Sequence[str]]`):
+                Item ids, oldest first.
+            candidates (`Sequence[Sequence[str]]`, *optional*):
+                Item ids to choose from, for each history. By default the whole catalogue.
+            top_k, num_beams, exclude_history, batch_size:
+                See [`recommend`].
+
+        Returns:
+            `list[list[Recommendation]]`: For each history the best first.
+
+        Raises:
+            ValueError: there is no catalogue, or an id is not in it.
+        """
+        rows = self._items_of_ids(histories, "histories")
+        if candidates is not None:
+            return self._rank(_titles(rows), self._items_of_ids(candidates, "candidates"), top_k, batch_size, None)
+        excluded = [[item for item, _ in row] if exclude_history else [] for row in rows]
+        return self._search(_titles(rows), excluded, top_k, num_beams, batch_size, None)
+
     def score(
         self, histories: Sequence[Sequence[str]], candidates: Sequence[Sequence[str]], batch_size: int = 8
     ) -> list[np.ndarray]:
@@ -252,15 +285,8 @@ class Recommender:
         Raises:
             ValueError: there is no catalogue, or an id is not in it.
         """
-        if self.catalogue is None:
-            raise missing_file(self.name, CATALOGUE_FILE)
-        titles = {}
-        for name, lists in (("histories", histories), ("candidates", candidates)):
-            titles[name] = [
-                [self.lookup.title_of(item_id, f"{name}, row {row}") for item_id in ids]
-                for row, ids in enumerate(lists)
-            ]
-        return self._score(titles["histories"], titles["candidates"], batch_size, "Scoring")
+        titles = _titles(self._items_of_ids(histories, "histories"))
+        return self._score(titles, _titles(self._items_of_ids(candidates, "candidates")), batch_size, "Scoring")
 
     def log_probs(
         self, dataset: Dataset, batch_size: int = 32, *, per_token: bool = False, desc: str = "Ranking"
@@ -333,6 +359,13 @@ class Recommender:
     @property
     def _eos_token(self) -> str:
         return self.processing_class.eos_token if self.config.ends_in_eos else ""
+
+    def _items_of_ids(self, rows: Sequence[Sequence[str]], name: str) -> list[list[tuple[int, str]]]:
+        if self.catalogue is None:
+            raise missing_file(self.name, CATALOGUE_FILE)
+        return [
+            [self.lookup.find_id(item_id, f"{name}, row {row}") for item_id in ids] for row, ids in enumerate(rows)
+        ]
 
     def _find(self, row: Sequence[str | int], where: str, unknown: str) -> list[tuple[int | None, str]]:
         if isinstance(row, str) or not isinstance(row, Sequence | np.ndarray) or not len(row):

@@ -83,6 +83,30 @@ class TitleLookup:
         logger.warning(f"{problem} It is taken as it is.")
         return None, value
 
+    def find_id(self, item_id: str | int, where: str) -> tuple[int, str]:
+        """
+        The item of an id, whatever titles there are: its row in the catalogue, and its title.
+
+        Raises:
+            ValueError: there is none. The message begins with `where`.
+        """
+        if str(item_id) not in self._by_id:
+            raise ValueError(f"{where}: {self._no_such_id(item_id)}")
+        index = self._by_id[str(item_id)]
+        return index, self.titles[index]
+
+    def find_title(self, title: str, where: str) -> tuple[int, str]:
+        """
+        The item of a title, whatever ids there are: its row in the catalogue, and the title as it stands there.
+
+        Raises:
+            ValueError: there is none. The message begins with `where`.
+        """
+        index = self._find_title(title)
+        if index is None:
+            raise ValueError(f"{where}: {title!r} is no title of the catalogue.{self._nearest(title)} Correct it.")
+        return index, self.titles[index]
+
     def title_of(self, item_id: str, where: str) -> str:
         """
         The title of an id.
@@ -90,9 +114,7 @@ class TitleLookup:
         Raises:
             ValueError: there is none. The message begins with `where`.
         """
-        if str(item_id) not in self._by_id:
-            raise ValueError(f"{where}: {self._no_such_id(item_id)}")
-        return self.titles[self._by_id[str(item_id)]]
+        return self.find_id(item_id, where)[1]
 
     def id_of(self, index: int | None) -> str | None:
         """The id of a row of the catalogue."""

@@ -180,6 +180,11 @@ class TitleTrie:
             all_ids.append(ids)
         return all_ids
 
+    def paths(self) -> list[list[int]]:
+        """The tokens of every title, in their order."""
+        tokens = self._keys % self._width  # of the edge to the node behind it
+        return [[int(tokens[node - 1]) for node in row if node != DEAD] for row in self._nodes.tolist()]
+
     def same_titles(self, title: int) -> list[int]:
         """All titles with the tokens of this one, itself included, ascending."""
         return np.flatnonzero(self._leaf_of_title == self._leaf_of_title[title]).tolist()

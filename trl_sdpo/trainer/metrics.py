@@ -1,8 +1,9 @@
 """Logged metrics of multi-preference batches, as sums and counts per record."""
 
 import torch
+from accelerate import Accelerator
 
-from ..prefix_sharing.rows import CompletionScores
+from ..prefix_sharing.rows import CompletionScores, record_of_row
 
 
 RANKING_CUTOFFS = (1, 5, 10)
@@ -106,3 +107,111 @@ def preference_metrics(
     if "is_top1" in scores.token_sums:
         columns["mean_token_accuracy"] = (scores.token_sums["is_top1"][:, 0], chosen_tokens)
     return columns
+
+
+def logged_columns(
+    batch: dict[str, torch.Tensor],
+    scores: CompletionScores,
+    rewards: torch.Tensor,
+    exists: torch.Tensor,
+    losses: torch.Tensor,
+    evaluation: bool,
+) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """
+    What is logged of a batch: [`preference_metrics`], the load-balancing loss of a mixture of experts, in training the
+    number of tokens, and in evaluation the loss, in place of the mean of the `Trainer`, in which the records that fill
+    up the last batch count again.
+
+    Args:
+        batch (`dict[str, torch.Tensor]`):
+            Batch of the collator.
+        scores, rewards, exists:
+            See [`preference_metrics`].
+        losses (`torch.Tensor` of shape `(B,)`):
+            Loss of each record.
+        evaluation (`bool`):
+            Whether the batch is one of an evaluation.
+
+    Returns:
+        `dict[str, tuple[torch.Tensor, torch.Tensor]]`: As [`preference_metrics`].
+    """
+    columns = preference_metrics(scores, rewards, exists, ranking=evaluation)
+    ones = torch.ones_like(losses)
+    if scores.aux_loss is not None:
+        columns["aux_loss"] = (scores.aux_loss.detach().expand(losses.shape), ones)
+    if evaluation:
+        columns["loss"] = (losses, ones)
+    else:
+        tokens_of_row = batch["attention_mask"].sum(dim=1)
+        num_tokens = tokens_of_row.new_zeros(losses.shape).index_add(0, record_of_row(batch), tokens_of_row)
+        columns["num_tokens"] = (num_tokens, ones)
+    return columns
+
+
+class MetricSums:
+    """
+    Totals of the metrics of many batches, exact over unequal batches and processes. They stay on the device until they
+    are read: reading one waits for all that the device has to do.
+    """
+
+    def __init__(self) -> None:
+        self._totals: dict[tuple[str, ...], torch.Tensor] = {}  # (names, 2): what is summed, and what is counted
+        self._first_record_ids: list[int] | None = None
+
+    def add(
+        self,
+        columns: dict[str, tuple[torch.Tensor, torch.Tensor]],
+        accelerator: Accelerator,
+        evaluation: bool,
+        record_ids: torch.Tensor | None = None,
+    ) -> None:
+        """
+        Add the records of a batch, those of all processes at once.
+
+        Args:
+            columns (`dict[str, tuple[torch.Tensor, torch.Tensor]]`):
+                See [`logged_columns`].
+            accelerator ([`~accelerate.Accelerator`]):
+                Gathers the records of the processes.
+            evaluation (`bool`):
+                Whether the last batch is filled up with records that must not count again. In training,
+                `gather_for_metrics` would cut every micro-batch of the last step to the remainder of the epoch, since
+                the `Trainer` fetches all of them before it computes the first.
+            record_ids (`torch.Tensor` of shape `(B,)`, *optional*):
+                Identities of the records, by which those that fill up a stream are told.
+        """
+        names = tuple(columns)
+        table = torch.stack([column.float() for pair in columns.values() for column in pair], dim=1)
+        table = self._gather_evaluated(table, accelerator, record_ids) if evaluation else accelerator.gather(table)
+        # Apple's devices have no float64
+        table = table.float() if table.device.type == "mps" else table.double()
+        totals = table.sum(dim=0).view(len(names), 2)
+        self._totals[names] = self._totals[names] + totals if names in self._totals else totals
+
+    def _gather_evaluated(
+        self, table: torch.Tensor, accelerator: Accelerator, record_ids: torch.Tensor | None
+    ) -> torch.Tensor:
+        """As `gather_for_metrics`, which keeps the records that fill up the last batch of a stream."""
+        state = accelerator.gradient_state
+        if accelerator.num_processes == 1 or state.remainder != -1 or record_ids is None:
+            return accelerator.gather_for_metrics(table)
+        table, gathered = accelerator.gather(table), accelerator.gather(record_ids).tolist()
+        if self._first_record_ids is None:
+            self._first_record_ids = gathered
+        if not state.end_of_dataloader:
+            return table
+        return table[: num_before_padding(gathered, self._first_record_ids)]
+
+    def read(self) -> dict[str, tuple[float, float]]:
+        """For each metric, what was summed and what was counted."""
+        merged: dict[str, tuple[float, float]] = {}
+        for names, totals in self._totals.items():
+            for name, (total, count) in zip(names, totals.tolist(), strict=True):
+                before = merged.get(name, (0.0, 0.0))
+                merged[name] = (before[0] + total, before[1] + count)
+        return merged
+
+    def clear(self) -> None:
+        """Begin anew."""
+        self._totals.clear()
+        self._first_record_ids = None

@@ -15,9 +15,8 @@
 # This file re-states parts of `trl/trainer/dpo_trainer.py` of TRL 1.16, changed for several rejected completions.
 
 import dataclasses
-from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -25,7 +24,6 @@ import torch
 from accelerate.logging import get_logger
 from accelerate.utils import is_peft_model
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
-from huggingface_hub import CommitInfo
 from peft import PeftConfig, PeftModel
 from transformers import (
     BitsAndBytesConfig,
@@ -42,8 +40,8 @@ from trl.trainer.dpo_trainer import DataCollatorForPreference
 from trl.trainer.utils import get_config_model_id, use_adapter
 
 from ..data_utils import flat_rejected_columns, from_flat_columns, is_multi_preference
-from ..hub import trainer_pushes as trainer_hub
 from ..hub.card_parts import SDPO_CITATION
+from ..hub.trainer_pushes import PolicyPushes
 from ..losses.loss_types import LOSS_TYPES_OF_ONE_PAIR, multi_preference_losses
 from ..losses.multi_negative import check_finite
 from ..prefix_sharing.collator import DataCollatorForMultiPreference, EpochCallback
@@ -52,21 +50,31 @@ from ..prefix_sharing.rows import (
     completion_exists,
     expand_shared_rows,
     is_shared,
-    record_of_row,
     score_completions,
     sharing_excess,
 )
 from .adapters import (
-    check_reference_adapter,
+    AdapterPrecision,
     complete_reference_adapter,
     keep_4bit_layers_differentiable,
-    record_reference_adapter,
     remove_saved_adapter,
 )
 from .checkpoints import invalidate_checkpoint, place_in_stream, resolve_checkpoint
 from .checks import check_multi_preference_options, check_preference_options, check_supported
 from .dataset_preparation import can_share_prefix, largest_pool, prepare_multi_preference, sharing_holds
-from .metrics import num_before_padding, preference_metrics
+from .metrics import MetricSums, logged_columns
+from .reference import (
+    LEFT_TO_US,
+    InitialPolicy,
+    adds_nothing,
+    check_own_weights,
+    check_start,
+    choose_reference,
+    evaluation_mode,
+    reference_in_words,
+    share_from_first_process,
+)
+from .reference_files import ReferenceFiles
 from .sampler import LengthGroupedSampler
 from .softmax_dpo_config import SoftmaxDPOConfig, to_softmax_dpo_config
 
@@ -76,7 +84,7 @@ logger = get_logger(__name__)
 Batch = dict[str, torch.Tensor]
 
 
-class SoftmaxDPOTrainer(DPOTrainer):
+class SoftmaxDPOTrainer(PolicyPushes, DPOTrainer):
     """
     Trainer for Softmax Direct Preference Optimization (S-DPO), which aligns a language model to one chosen completion
     against several rejected ones at once. The method was proposed in the paper [On Softmax Direct Preference
@@ -103,10 +111,10 @@ class SoftmaxDPOTrainer(DPOTrainer):
 
     Args:
         model (`str` or [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
-            Model to be trained, see [`~trl.DPOTrainer`]. A PEFT model continues its adapter, a frozen copy of which
-            is the reference.
-        ref_model ([`~transformers.PreTrainedModel`], *optional*):
-            Reference model used to compute the reference log probabilities. If `None`, the initial policy.
+            Model to be trained, see [`~trl.DPOTrainer`]. A PEFT model continues its active adapter.
+        ref_model (`str` or [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`], *optional*):
+            Reference model used to compute the reference log probabilities. If `None`, the policy exactly as it is
+            passed, whatever its history, see [`choose_reference`].
         args ([`SoftmaxDPOConfig`] or [`~trl.DPOConfig`], *optional*):
             Configuration for this trainer. If `None`, a default configuration is used. A [`~trl.DPOConfig`] keeps its
             values, see [`to_softmax_dpo_config`].
@@ -143,7 +151,7 @@ class SoftmaxDPOTrainer(DPOTrainer):
     def __init__(
         self,
         model: "str | PreTrainedModel | PeftModel",
-        ref_model: PreTrainedModel | None = None,
+        ref_model: "str | PreTrainedModel | PeftModel | None" = None,
         args: DPOConfig | None = None,
         data_collator: DataCollator | None = None,
         train_dataset: Dataset | IterableDataset | None = None,
@@ -167,11 +175,24 @@ class SoftmaxDPOTrainer(DPOTrainer):
         args = to_softmax_dpo_config(args)
         check_supported(model, args, train_dataset, eval_dataset)
         self._largest_pool = 0  # most rejected completions of a record, in any dataset
-        self._metric_sums = {"train": defaultdict(lambda: [0.0, 0.0]), "eval": defaultdict(lambda: [0.0, 0.0])}
+        self._metric_sums = {"train": MetricSums(), "eval": MetricSums()}
         self._share_prefix = None  # decided on first use
-        self._eval_sizes = {}  # number of records of the last evaluation, by the name of the dataset or `None`
-        self._saving_checkpoint = False
+        self._eval_sizes = {}
         self._models_are_ready = False
+        self._start_is_checked = ref_model is not None  # or once there was a step
+        if ref_model is not None and ref_model is model:
+            raise ValueError(
+                "`model` and `ref_model` cannot be the same object. In most cases you should omit `ref_model` and "
+                "we'll initialize it to a copy of `model` for you."
+            )
+        passed = ref_model
+        self._adapter_adds_nothing = peft_config is not None and adds_nothing(peft_config)
+        ref_model, what = choose_reference(model, ref_model, args, peft_config, quantization_config)
+        given, is_adapter = passed is not None, peft_config is not None or isinstance(model, PeftModel)
+        self.reference_in_words = reference_in_words(given, is_adapter, self._adapter_adds_nothing)
+        self._reference_is_copy = passed is None and isinstance(ref_model, torch.nn.Module)
+        logger.info(f"The reference is {what}.")
+        self._adapter_precision = AdapterPrecision(model)
 
         # On one rejected completion, softmax is the sigmoid loss: the parent checks and keeps it under its own name
         self._loss_types = loss_types = args.loss_type
@@ -199,7 +220,7 @@ class SoftmaxDPOTrainer(DPOTrainer):
                 "training with `PeftModel.from_pretrained(..., is_trainable=True)`."
             )
         self._prepare_models()
-        self._set_collators()
+        self._set_collator()
         if isinstance(self.data_collator, DataCollatorForMultiPreference):
             self.add_callback(EpochCallback(self.data_collator.epoch))
 
@@ -207,52 +228,61 @@ class SoftmaxDPOTrainer(DPOTrainer):
     def _data_seed(self) -> int:
         return self.args.seed if self.args.data_seed is None else self.args.data_seed
 
+    @property
+    def ref_model(self) -> torch.nn.Module | None:
+        """The reference, [`InitialPolicy`] where it is made of the policy itself; `None` if it is not a model apart."""
+        return self._ref_model
+
+    @ref_model.setter
+    def ref_model(self, model: torch.nn.Module | None) -> None:
+        # The parent must not make an adapter "ref": it has none yet
+        self._ref_model = None if model is LEFT_TO_US else model
+
     def _prepare_models(self) -> None:
         if self._models_are_ready:
             return
-        for model in (self.model, self.ref_model):
-            if model is not None:
-                keep_4bit_layers_differentiable(model)
-        if is_peft_model(self.model) and self.ref_model is None:
-            complete_reference_adapter(self.model)
         self._models_are_ready = True
+        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        keep_4bit_layers_differentiable(self.model)
+        if not sharded:
+            self._adapter_precision.restore(self.model)
+        if self.ref_model is not None:
+            keep_4bit_layers_differentiable(self.ref_model)
+            check_own_weights(self.model, self.ref_model)
+            self.ref_model.eval()
+        elif is_peft_model(self.model) and sharded:
+            complete_reference_adapter(self.model)
+        elif is_peft_model(self.model):
+            self.ref_model = InitialPolicy(self.model, self._adapter_adds_nothing)
+        copied = isinstance(self.ref_model, InitialPolicy) or self._reference_is_copy
+        if copied and not sharded and self.accelerator.num_processes > 1:
+            share_from_first_process(self.ref_model)
+        self._reference_files = ReferenceFiles(self.model, self.ref_model, self.args.sync_ref_model, sharded)
 
-    def _set_collators(self) -> None:
-        """Put our collator in the place of the parent's; evaluation and precomputation take the whole pool."""
+    def _set_collator(self) -> None:
+        """Put our collator in the place of the parent's, which takes one rejected completion."""
         if isinstance(self.data_collator, DataCollatorForPreference):
             self.data_collator = DataCollatorForMultiPreference(
-                **vars(self.data_collator),
-                num_negatives=self.args.num_negatives,
-                seed=self._data_seed,
+                **vars(self.data_collator), num_negatives=self.args.num_negatives, seed=self._data_seed
             )
-        self._eval_data_collator = self.data_collator
-        if isinstance(self.data_collator, DataCollatorForMultiPreference):
-            # a collator of the user's own decides on its draw, but not on what the model can take
-            models = [self.accelerator.unwrap_model(m) for m in (self.model, self.ref_model) if m is not None]
-            if self.data_collator.prefix_sharing and not can_share_prefix(models, self.args.prefix_sharing):
-                self.data_collator.prefix_sharing = False
-            self._eval_data_collator = dataclasses.replace(self.data_collator, num_negatives=None)
+        if not isinstance(self.data_collator, DataCollatorForMultiPreference):
+            return
+        # a collator of the user's own decides on its draw, but not on what the model can take
+        own = [] if self.ref_model is None or isinstance(self.ref_model, InitialPolicy) else [self.ref_model]
+        models = [self.accelerator.unwrap_model(model) for model in (self.model, *own)]
+        if self.data_collator.prefix_sharing and not can_share_prefix(models, self.args.prefix_sharing):
+            self.data_collator.prefix_sharing = False
+        self.data_collator = dataclasses.replace(self.data_collator, evaluation=True)
 
-    @contextmanager
-    def _whole_pool(self) -> Iterator[None]:
-        self._set_collators()
-        train_data_collator, self.data_collator = self.data_collator, self._eval_data_collator
+    def get_train_dataloader(self) -> torch.utils.data.DataLoader:
+        """As [`~transformers.Trainer.get_train_dataloader`]. Training alone draws of the pool of a record."""
+        data_collator = self.data_collator
+        if isinstance(data_collator, DataCollatorForMultiPreference):
+            self.data_collator = dataclasses.replace(data_collator, evaluation=False)
         try:
-            yield
+            return super().get_train_dataloader()
         finally:
-            self.data_collator = train_data_collator
-
-    def _get_dataloader(
-        self,
-        dataset: Dataset | IterableDataset,
-        description: str,
-        batch_size: int,
-        sampler_fn: Callable[[Dataset], torch.utils.data.Sampler] | None = None,
-        is_training: bool = False,
-        **kwargs,
-    ) -> torch.utils.data.DataLoader:
-        with nullcontext() if is_training else self._whole_pool():
-            return super()._get_dataloader(dataset, description, batch_size, sampler_fn, is_training, **kwargs)
+            self.data_collator = data_collator
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> torch.utils.data.Sampler | None:
         train_dataset = self.train_dataset if train_dataset is None else train_dataset
@@ -268,9 +298,10 @@ class SoftmaxDPOTrainer(DPOTrainer):
         )
 
     def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
-        self._prepare_models()  # the parent precomputes within its __init__
-        with self._whole_pool():
-            return super()._precompute_ref_logps(dataset, name, batch_size)
+        # the parent precomputes within its __init__
+        self._prepare_models()
+        self._set_collator()
+        return super()._precompute_ref_logps(dataset, name, batch_size)
 
     def _prepare_dataset(
         self,
@@ -294,11 +325,11 @@ class SoftmaxDPOTrainer(DPOTrainer):
             raise ValueError("Several rejected completions are supported for text models only. Pass a tokenizer.")
 
         stream = not isinstance(dataset, Dataset)
-        if stream and dataset_name != "train" and args.world_size > 1:
-            # as the parent does for training: batches of several widths cannot be dispatched from one process
-            args.accelerator_config.dispatch_batches = False
-            if hasattr(self, "accelerator"):
-                self.accelerator.dataloader_config.dispatch_batches = False
+        # as the parent does for training on streams: batches are of several widths, and not all of their tensors have a
+        # row per record, so that they cannot be dispatched from one process in slices
+        args.accelerator_config.dispatch_batches = False
+        if hasattr(self, "accelerator"):
+            self.accelerator.dataloader_config.dispatch_batches = False
         dataset = prepare_multi_preference(dataset, processing_class, args, dataset_name)
         if not stream:
             pool = largest_pool(dataset, args.num_negatives, dataset_name)
@@ -314,21 +345,27 @@ class SoftmaxDPOTrainer(DPOTrainer):
         return score_completions(model, inputs, self.accelerator.unwrap_model(model), **model_kwargs)
 
     @contextmanager
-    def _reference(self) -> Iterator[None]:
-        """The reference model, or the policy with its reference adapter."""
+    def _reference(self) -> Iterator[torch.nn.Module]:
+        """The reference model, or the policy as it was, in an evaluation pass."""
         # When gradient checkpointing is enabled with use_reentrant=True (non default), calling the model inside a
         # torch.no_grad() block triggers a harmless PyTorch warning ("None of the inputs have requires_grad=True").
         # Temporarily disable checkpointing to avoid this warning during inference.
         with torch.no_grad(), disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs):
-            if is_peft_model(self.model) and self.ref_model is None:
-                # When training a PEFT adapter, how we obtain the reference depends on the setup:
+            if isinstance(self.ref_model, InitialPolicy):
+                with self.ref_model.active():
+                    yield self.model
+            elif is_peft_model(self.model) and self.ref_model is None:
+                # When training a PEFT adapter that is sharded, how we obtain the reference depends on the setup:
                 # - New adapter: disabling adapters yields the base model.
                 # - Re-training an existing adapter: an initial copy is loaded under the name "ref".
                 model = self.accelerator.unwrap_model(self.model)
-                with use_adapter(model, adapter_name="ref" if "ref" in model.peft_config else None):
-                    yield
+                with (
+                    evaluation_mode(self.model),
+                    use_adapter(model, adapter_name="ref" if "ref" in model.peft_config else None),
+                ):
+                    yield self.model
             else:
-                yield
+                yield self.ref_model or self.model
 
     def compute_ref_log_probs(self, model: torch.nn.Module, inputs: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """
@@ -336,15 +373,46 @@ class SoftmaxDPOTrainer(DPOTrainer):
         completions, K the largest of the datasets, with NaN where a record has fewer.
         """
         if "segment_ids" not in inputs:
-            return super().compute_ref_log_probs(model, inputs)
+            model = self.ref_model if isinstance(self.ref_model, InitialPolicy) else model
+            with evaluation_mode(model):
+                return super().compute_ref_log_probs(model, inputs)
+        model = self.model if isinstance(self.ref_model, InitialPolicy) else model
         with self.accelerator.autocast():
             inputs = self._lay_out(model, inputs)
-            with self._reference():
+            with self._reference(), evaluation_mode(model):
                 ref_logps = self._score(model, inputs).log_probs
         ref_logps = ref_logps.masked_fill(~completion_exists(inputs["num_completions"]), torch.nan)
         missing = 1 + self._largest_pool - ref_logps.size(1)
         ref_logps = torch.nn.functional.pad(ref_logps, (0, max(missing, 0)), value=torch.nan)
         return ref_logps[:, 0], ref_logps[:, 1:]
+
+    def _check_start(self, inputs: Batch, exists: torch.Tensor | None = None) -> None:
+        """Once, before the first step: the policy, without dropout, is its reference."""
+        if self._start_is_checked or not self.model.training:
+            return
+        self._start_is_checked = True
+        with torch.no_grad(), evaluation_mode(self.model):
+            policy = self._log_probs_of(self.model, inputs)
+        if not self.precompute_ref_logps:
+            with self._reference() as reference:
+                reference = self._log_probs_of(reference, inputs)
+        else:
+            columns = inputs["ref_chosen_logps"], inputs["ref_rejected_logps"]
+            reference = torch.cat([column.reshape(len(column), -1) for column in columns], dim=1)
+        exists = torch.ones_like(policy, dtype=torch.bool) if exists is None else exists
+        dtype = torch.bfloat16 if self.args.bf16 or self.args.fp16 else self.model.dtype
+        check_start(policy, reference, exists, dtype, self.accelerator.gather, self.precompute_ref_logps)
+
+    def _log_probs_of(self, model: torch.nn.Module, inputs: Batch) -> torch.Tensor:
+        """Log-probabilities `(B, C)` of a batch; of preference data of TRL, the chosen and the rejected one."""
+        if "segment_ids" in inputs:
+            return self._score(model, inputs).log_probs
+        labels = inputs["input_ids"].masked_fill(inputs["completion_mask"] == 0, -100)
+        known = {"completion_mask", "ref_chosen_logps", "ref_rejected_logps"}
+        model_kwargs = {name: value for name, value in inputs.items() if name not in known}
+        outputs = model(**model_kwargs, labels=labels, use_cache=False, fused_lm_head=True)
+        sums = outputs.log_probs[:, -(labels.size(1) - 1) :].sum(dim=1)
+        return torch.stack(sums.chunk(2), dim=1)
 
     def _check_sharing(self, model: torch.nn.Module, inputs: Batch) -> bool:
         """Whether sharing gives the results of padded rows on the first batch; all processes come to the same answer."""
@@ -366,7 +434,7 @@ class SoftmaxDPOTrainer(DPOTrainer):
         if self._share_prefix is None:
             self._share_prefix = self._check_sharing(model, inputs)
             if not self._share_prefix:
-                self.data_collator.prefix_sharing = self._eval_data_collator.prefix_sharing = False
+                self.data_collator.prefix_sharing = False
         # batches on their way from the workers are still shared
         return inputs if self._share_prefix else expand_shared_rows(inputs, self._tokenizer.pad_token_id)
 
@@ -374,6 +442,8 @@ class SoftmaxDPOTrainer(DPOTrainer):
         self, model: torch.nn.Module, inputs: Batch, return_outputs: bool
     ) -> torch.Tensor | tuple[torch.Tensor, dict[str, torch.Tensor]]:
         if "segment_ids" not in inputs:
+            if self.ld_alpha is None:  # with which TRL weighs the tokens
+                self._check_start(inputs)
             return super()._compute_loss(model, inputs, return_outputs)
         if return_outputs:
             raise ValueError(
@@ -381,9 +451,10 @@ class SoftmaxDPOTrainer(DPOTrainer):
                 "Use `evaluate` without `compute_metrics`: hr@k, ndcg@k and mrr are logged in every evaluation. For scores "
                 "per record, use `trl_sdpo.scoring.log_probs.completion_log_probs`."
             )
-        mode = "train" if self.model.training else "eval"
+        evaluation = not self.model.training
         inputs = self._lay_out(model, inputs)
         exists = completion_exists(inputs["num_completions"])  # (B, C)
+        self._check_start(inputs, exists)
         model_kwargs = {"output_router_logits": True} if self.aux_loss_enabled else {}
         scores = self._score(model, inputs, **model_kwargs)
 
@@ -391,8 +462,8 @@ class SoftmaxDPOTrainer(DPOTrainer):
             ref_logps = torch.cat([inputs["ref_chosen_logps"].unsqueeze(1), inputs["ref_rejected_logps"]], dim=1)
             ref_scores = CompletionScores(ref_logps.masked_fill(~exists, 0.0), scores.num_tokens, token_sums={})
         else:
-            with self._reference():
-                ref_scores = self._score(self.ref_model or self.model, inputs)
+            with self._reference() as reference:
+                ref_scores = self._score(reference, inputs)
 
         logratios = scores.log_probs - ref_scores.log_probs  # (B, C), column 0 the chosen
         losses = multi_preference_losses(self.args, self.loss_weights, scores, ref_scores, exists)  # (B,)
@@ -401,78 +472,39 @@ class SoftmaxDPOTrainer(DPOTrainer):
         if self.aux_loss_enabled:
             loss = loss + self.router_aux_loss_coef * scores.aux_loss
         record_losses = (losses + (loss - losses.mean())).detach()  # with the auxiliary loss
-        self._add_metrics(mode, inputs, scores, self.beta * logratios.detach(), exists, record_losses)
+        rewards = self.beta * logratios.detach()
+        columns = logged_columns(inputs, scores, rewards, exists, record_losses, evaluation)
+        sums = self._metric_sums["eval" if evaluation else "train"]
+        sums.add(columns, self.accelerator, evaluation, inputs.get("record_id"))
         return loss
 
-    def _add_metrics(
-        self,
-        mode: str,
-        inputs: Batch,
-        scores: CompletionScores,
-        rewards: torch.Tensor,  # (B, C)
-        exists: torch.Tensor,  # (B, C)
-        losses: torch.Tensor,  # (B,)
-    ) -> None:
-        tokens_of_row = inputs["attention_mask"].sum(dim=1)
-        num_tokens = tokens_of_row.new_zeros(exists.size(0)).index_add(0, record_of_row(inputs), tokens_of_row)
-        columns = preference_metrics(scores, rewards, exists, ranking=mode == "eval")
-        columns["num_tokens"] = (num_tokens.float(), torch.ones_like(num_tokens))
-        if scores.aux_loss is not None:
-            aux_loss = scores.aux_loss.detach().expand(exists.size(0))
-            columns["aux_loss"] = (aux_loss, torch.ones_like(aux_loss))
-        if mode == "eval":
-            # in place of the mean of the `Trainer`, in which the records that fill up the last batch count again
-            columns["loss"] = (losses, torch.ones_like(losses))
-        # Sums and counts per record, gathered at once: exact over unequal batches and processes
-        table = torch.stack([column.float() for pair in columns.values() for column in pair], dim=1)
-        # In training, `gather_for_metrics` would cut every micro-batch of the last step to the remainder of the epoch,
-        # since the Trainer fetches all of them before it computes the first
-        if mode == "train":
-            table = self.accelerator.gather(table)
-        else:
-            table = self._gather_evaluated(table, inputs.get("record_id"))
-        totals = table.double().sum(dim=0).tolist()
-        for name, total, count in zip(columns, totals[::2], totals[1::2], strict=True):
-            if name == "num_tokens":
-                # as the parent, a running total of training
-                self._total_train_tokens += int(total) // self._tp_size if mode == "train" else 0
-                continue
-            self._metric_sums[mode][name][0] += total
-            self._metric_sums[mode][name][1] += count
-
-    def _gather_evaluated(self, table: torch.Tensor, record_ids: torch.Tensor | None) -> torch.Tensor:
-        """As `gather_for_metrics`, which keeps the records that fill up the last batch of a stream."""
-        state = self.accelerator.gradient_state
-        if self.accelerator.num_processes == 1 or state.remainder != -1 or record_ids is None:
-            return self.accelerator.gather_for_metrics(table)
-        table, record_ids = self.accelerator.gather(table), self.accelerator.gather(record_ids).tolist()
-        if not self._metric_sums["eval"]:
-            self._first_record_ids = record_ids
-        if not state.end_of_dataloader:
-            return table
-        return table[: num_before_padding(record_ids, self._first_record_ids)]
-
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        mode = "train" if self.model.training else "eval"
-        sums = self._metric_sums[mode]
+        # Metrics are sums over records here, where the parent's are means over batches
+        evaluation = not self.model.training
+        trained = self._metric_sums["train"].read()
+        num_tokens = self._total_train_tokens + int(trained.get("num_tokens", (0,))[0]) // self._tp_size
+        sums = self._metric_sums["eval"].read() if evaluation else trained
         if sums:
             # The parent says "eval_" whatever the name of the dataset; the name is in the keys that it logs
             loss_key = next((key for key in logs if key.endswith("_loss")), "eval_loss")
-            prefix = "" if mode == "train" else loss_key.removesuffix("loss")
+            prefix = loss_key.removesuffix("loss") if evaluation else ""
             logs.update({f"{prefix}{name}": total / max(count, 1) for name, (total, count) in sums.items()})
-            logs[f"{prefix}num_tokens"] = self._total_train_tokens
-            if mode == "eval":
+            logs[f"{prefix}num_tokens"] = num_tokens  # as the parent's, a running total of training
+            if evaluation:
                 name = prefix.removeprefix("eval_").removesuffix("_") or None
                 self._eval_sizes[name] = int(sums["loss"][1])
-            sums.clear()
+            else:
+                self._total_train_tokens = num_tokens
+            self._metric_sums["eval" if evaluation else "train"].clear()
         super().log(logs, start_time)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs) -> TrainOutput:
         resume_from_checkpoint = resolve_checkpoint(
             resume_from_checkpoint, self.args.output_dir, self.args.save_only_model
         )
-        if resume_from_checkpoint and self.ref_model is None:
-            check_reference_adapter(self.model, resume_from_checkpoint)
+        if resume_from_checkpoint:
+            self._reference_files.resume(resume_from_checkpoint)
+        self._start_is_checked |= bool(resume_from_checkpoint)
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def _init_training_state(
@@ -516,46 +548,7 @@ class SoftmaxDPOTrainer(DPOTrainer):
         if not self.args.should_save:
             return
         output_dir = output_dir or self.args.output_dir
-        trainer_hub.remove_private_names(output_dir, self.args.hub_token)
-        if has_ref_adapter and self._saving_checkpoint:
-            record_reference_adapter(output_dir)
+        if self._saving_checkpoint:
+            self._reference_files.save(output_dir)
         elif has_ref_adapter:
             remove_saved_adapter(output_dir, "ref")
-
-    def create_model_card(
-        self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
-    ) -> None:
-        """
-        Write the model card `README.md`, and a figure of the training curves, into the output directory.
-
-        Args:
-            model_name (`str`, *optional*):
-                Name of the model. By default that of the output directory.
-            dataset_name (`str`, *optional*):
-                Id of the training data on the Hub.
-            tags (`str` or `list[str]`, *optional*):
-                Tags to be associated with the model card.
-        """
-        trainer_hub.create_model_card(self, model_name, dataset_name, tags)
-
-    def push_to_hub(
-        self,
-        commit_message: str | None = "End of training",
-        blocking: bool = True,
-        token: str | None = None,
-        revision: str | None = None,
-        private: bool | None = None,
-        **kwargs,
-    ) -> CommitInfo:
-        """
-        As [`~transformers.Trainer.push_to_hub`], for the policy alone. `catalogue.json` stays behind where the licence
-        of its source forbids redistribution, unless `args.redistribution_permitted` states that you may. The error of a
-        push that fails says what to run to try again; the model is saved before.
-        """
-        return trainer_hub.push_to_hub(self, commit_message, blocking, token, revision, private, **kwargs)
-
-    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        trainer_hub.push_from_checkpoint(self, checkpoint_folder)
-
-    def _finish_current_push(self) -> None:
-        trainer_hub.finish_current_push(self)

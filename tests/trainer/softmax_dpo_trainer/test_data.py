@@ -110,6 +110,23 @@ class TestDrawnNegatives:
         for name in ("eval_loss", "eval_hr@1", "eval_mrr", "eval_logps/rejected"):
             assert results[1][name] == pytest.approx(results[0][name], abs=1e-6)
 
+    @pytest.mark.parametrize("prefix_sharing", ["true", "false"])
+    @pytest.mark.parametrize("stream", [False, True])
+    def test_evaluation_takes_the_whole_pool_whatever_it_is_called(
+        self, llama, records, make_trainer, stream, prefix_sharing
+    ):
+        """Evaluation data may be named as those of training are; streams give the metrics of datasets."""
+        dataset = Dataset.from_list(records(7, 2, 5))
+        eval_dataset = {"train": dataset.to_iterable_dataset() if stream else dataset}
+        args = {"num_negatives": 2, "prefix_sharing": prefix_sharing}
+        trainer = make_trainer(
+            llama(), records(8, 5, 5), args=args, eval_dataset=eval_dataset, ref_model=llama(seed=1)
+        )
+        expected = make_trainer(llama(), records(4), ref_model=llama(seed=1), eval_dataset=dataset).evaluate()
+        metrics = trainer.evaluate()
+        for name in ("loss", "hr@5", "mrr", "logps/rejected", "rewards/margins"):
+            assert metrics[f"eval_train_{name}"] == pytest.approx(expected[f"eval_{name}"], abs=1e-5), name
+
     def test_more_than_there_are(self, llama, records, make_trainer, logged, caplog):
         args = {"num_negatives": 3, "max_steps": 1, "per_device_train_batch_size": 8}
         with caplog.at_level(logging.WARNING):

@@ -1,0 +1,67 @@
+"""`trl-sdpo serve --model DIR`: a recommender behind HTTP."""
+
+import dataclasses
+
+from ._parser import CommandParser, FlagHelpFormatter
+from .recommend import LoadingArguments, loading_options
+
+
+def _help(text: str, **more) -> dict:
+    return {"help": text, **more}
+
+
+@dataclasses.dataclass
+class ServeArguments(LoadingArguments):
+    """Flags of `trl-sdpo serve`."""
+
+    host: str = dataclasses.field(
+        default="127.0.0.1",
+        metadata=_help("Address to listen at. 0.0.0.0 lets other machines in: there is no password."),
+    )
+    port: int = dataclasses.field(default=8000, metadata=_help("Port to listen at."))
+    workers: int = dataclasses.field(
+        default=1, metadata=_help("Processes, each with the model. One that dies is started again.")
+    )
+    max_batch_size: int = dataclasses.field(default=16, metadata=_help("Requests that are computed together at most."))
+    max_waiting: int = dataclasses.field(
+        default=256, metadata=_help("Requests that may wait in a process; one more is answered with 503.")
+    )
+    timeout: float = dataclasses.field(default=30.0, metadata=_help("Seconds that a request may take."))
+    max_bytes: int = dataclasses.field(default=256 * 1024, metadata=_help("Size of a request at most."))
+
+
+class _ServeParser(CommandParser):
+    def parse_args(self, args: list[str]) -> ServeArguments:
+        """As the parent; there must be a model, and numbers within their range."""
+        arguments = super().parse_args(args)
+        if arguments.model is None:
+            self.error(f"--model is missing. Usage: {self.usage}")
+        for name in ("workers", "max_batch_size", "max_waiting", "timeout", "max_bytes"):
+            if getattr(arguments, name) <= 0:
+                self.error(f"--{name} is {getattr(arguments, name)}. Pass a number above 0.")
+        if not 0 <= arguments.port < 65536:
+            self.error(f"--port is {arguments.port}. Pass one from 1 to 65535, or 0 for any that is free.")
+        return arguments
+
+
+def make_parser(prog: str) -> CommandParser:
+    """The parser of the command."""
+    return _ServeParser(
+        ServeArguments,
+        prog=prog,
+        formatter_class=FlagHelpFormatter,
+        usage=f"{prog} --model DIR [flags]",
+        description="Serve a recommender over HTTP: /recommend, /score and /health, with a page of the interface at /docs.",
+    )
+
+
+def run(args: ServeArguments) -> None:
+    """Serve until Ctrl-C or SIGTERM."""
+    options = loading_options(args)
+    try:
+        from ..serving.server import serve
+    except ImportError as error:
+        raise ImportError(f"{error}. `trl-sdpo serve` needs: python -m pip install 'trl-sdpo[serve]'") from error
+
+    limits = {name: getattr(args, name) for name in ("max_batch_size", "max_waiting", "timeout", "max_bytes")}
+    serve(options, limits, args.host, args.port, args.workers)
