@@ -95,10 +95,11 @@ class TestBatchMasks:
         made = []
 
         def counted(*args):
-            made.append(args)
+            made[-1] += 1
             return shared_prefix_mask(*args)
 
-        trainer = make_trainer(llama(), records(8), ref_model=llama(seed=1), args={"max_steps": 3})
         monkeypatch.setattr("trl_sdpo.prefix_sharing.masks.shared_prefix_mask", counted)
-        trainer.train()
-        assert len(made) == 1 + 3  # the check of the layouts, and three steps
+        for max_steps in (2, 5):
+            made.append(0)
+            make_trainer(llama(), records(8), ref_model=llama(), args={"max_steps": max_steps}).train()
+        assert made[1] - made[0] == 3

@@ -16,6 +16,11 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
 
+def is_extended(backbone: torch.nn.Module) -> bool:
+    """Whether [`extend_backbone`] was called on the model."""
+    return getattr(backbone.forward, "takes_prefix_mask", False)
+
+
 def extend_backbone(causal_lm: PreTrainedModel) -> None:
     """
     Let the backbone of a model take, through the model's forward, two more keyword arguments:
@@ -31,7 +36,7 @@ def extend_backbone(causal_lm: PreTrainedModel) -> None:
             Model with an LM head. Nothing is done to one that takes them already.
     """
     backbone = causal_lm.base_model
-    if "_plain_forward" in vars(backbone):
+    if is_extended(backbone):
         return
     backbone._plain_forward = backbone.forward
 
@@ -56,6 +61,7 @@ def extend_backbone(causal_lm: PreTrainedModel) -> None:
             output.last_hidden_state = hidden_states.flatten(0, 1).index_select(0, index).unsqueeze(0)
         return output
 
+    forward.takes_prefix_mask = True
     backbone.forward = types.MethodType(forward, backbone)
 
 
@@ -63,7 +69,7 @@ def extend_backbone(causal_lm: PreTrainedModel) -> None:
 def extended_backbone(causal_lm: PreTrainedModel) -> Iterator[None]:
     """[`extend_backbone`] for a while, unless it was extended already."""
     backbone = causal_lm.base_model
-    if "_plain_forward" in vars(backbone):
+    if is_extended(backbone):
         yield
         return
     own = vars(backbone).get("forward")  # as accelerate sets it, for models on several devices

@@ -3,7 +3,7 @@
 import html
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ STYLE = """
 .sdpo-bar {height: 5px; border-radius: 3px; background: #2f6fde; margin-top: 3px; min-width: 1px}
 .sdpo-mark {font-size: 0.72rem; border: 1px solid currentColor; border-radius: 6px; padding: 0 5px; margin-left: 6px;
   white-space: nowrap}
+.sdpo-known {font-size: 0.8rem; opacity: 0.75}
 .sdpo-lists {display: flex; flex-wrap: wrap; gap: 24px} .sdpo-lists > div {flex: 1 1 300px; min-width: 0}
 """
 
@@ -56,7 +57,7 @@ def list_html(
         items (`Sequence[Recommendation]`):
             The best first.
         catalogue ([`Catalogue`]):
-            For the number of training events, where it knows them.
+            For the number of training events and the attributes, where it knows them.
         against (`Sequence[Recommendation]`, *optional*):
             Another list, such as that of the history as it was: places are marked as higher, lower or new.
         truth (`str`, *optional*):
@@ -69,11 +70,12 @@ def list_html(
     largest = max(shares, default=0.0) or 1.0
     counts = dict(zip(catalogue.item_ids, catalogue.train_counts or (), strict=False))
     before = None if against is None else {item.item_id: place for place, item in enumerate(against, start=1)}
+    known = attributes_of(catalogue)
     rows = []
     for place, (item, share) in enumerate(zip(items, shares, strict=True), start=1):
         marks = _marks(item.item_id, place, counts, before, truth)
         rows.append(
-            f'<tr><td class="n">{place}</td><td>{html.escape(item.title)}{marks}'
+            f'<tr><td class="n">{place}</td><td>{html.escape(item.title)}{marks}{_attributes(known.get(item.item_id))}'
             f'<div class="sdpo-bar" style="width:{100 * share / largest:.1f}%" role="img" '
             f'aria-label="probability {percent(share)}"></div></td>'
             f'<td class="n">{percent(share)}</td><td class="n">{_count(counts.get(item.item_id))}</td></tr>'
@@ -87,6 +89,25 @@ def list_html(
         f'<div><table class="sdpo-list"><caption>{html.escape(caption)}</caption><thead>{head}</thead>'
         f"<tbody>{''.join(rows)}</tbody></table></div>"
     )
+
+
+def attributes_of(catalogue: "Catalogue") -> dict[str, str]:
+    """What is known of each item, in one line, by its id."""
+    columns = [*catalogue.attributes.values()]
+    return {
+        item_id: " · ".join(text for text in map(_words, values) if text)
+        for item_id, *values in zip(catalogue.item_ids, *columns, strict=True)
+    }
+
+
+def _words(value: Any) -> str:
+    if value is None:
+        return ""
+    return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+
+
+def _attributes(text: str | None) -> str:
+    return f'<div class="sdpo-known">{html.escape(text)}</div>' if text else ""
 
 
 def side_by_side(tables: Sequence[str]) -> str:

@@ -181,7 +181,9 @@ def _write_recommender_files(plan: RecordPlan, source: str, folder: Path) -> Non
         source=source,
     )
     ids, titles = (plan.catalogue[column].cast(pl.String).to_list() for column in (ITEM_ID, TITLE))
-    catalogue = recommender_files.Catalogue(ids, titles, plan.train_counts.tolist())
+    others = [name for name in plan.catalogue.columns if name not in (ITEM_ID, TITLE)]
+    attributes = {name: plan.catalogue[name].to_list() for name in others}
+    catalogue = recommender_files.Catalogue(ids, titles, plan.train_counts.tolist(), attributes)
     recommender_files.save_recommender_files(folder, recommender_config, catalogue)
 
 
