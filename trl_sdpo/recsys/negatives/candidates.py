@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 
 from ..interactions.codes import encode, sorted_catalogue
-from ..interactions.interactions import ITEM_ID, TIMESTAMP, USER_ID
+from ..interactions.interactions import ITEM_ID, USER_ID, instants
 from ..interactions.random_streams import ORDER_STREAM, hash_keys, random_numbers, stream_keys
 from .eligibility import LAST_PHASE, Arrivals, Seen
 from .strategies import (
@@ -105,7 +105,7 @@ class CandidateSampler:
             )
         users, keys = self.seen.encode_users(targets[USER_ID]), hash_keys(targets[USER_ID])
         phases = np.full(len(items), LAST_PHASE) if phases is None else phases
-        available = self.arrivals.count(None if self.arrivals.always else targets[TIMESTAMP].to_numpy(), len(items))
+        available = self.arrivals.count(None if self.arrivals.always else instants(targets).to_numpy(), len(items))
         return TargetRows(users, keys, targets[POSITION].to_numpy(), items, histories, phases, available)
 
     def num_left(self, rows: TargetRows, enough: int) -> np.ndarray:

@@ -12,7 +12,7 @@ import pyarrow as pa
 from datasets import Dataset, DatasetDict
 
 from ..interactions.codes import sorted_catalogue
-from ..interactions.interactions import ITEM_ID, TIMESTAMP, USER_ID, Interactions
+from ..interactions.interactions import ITEM_ID, USER_ID, Interactions, instants
 from ..negatives.candidates import CandidateSampler
 from ..negatives.strategies import parse_negatives
 from ..negatives.target_seeded import TargetSeededSampler
@@ -79,7 +79,8 @@ def build_preference_dataset(
     Returns:
         `tuple[DatasetDict, dict]`: The data set, in order of user and position, with the columns `prompt`, `chosen`,
         `rejected`, `user_id`, `item_id` (of the target), `rejected_item_ids`, `history_item_ids` (oldest first),
-        `candidates` (titles in the order of the list), `timestamp`, `position`; and a report that counts, per split,
+        `candidates` (titles in the order of the list), `timestamp`, `position` (the target's place among the
+        user's events) and `num_earlier` (how many of these are before its time: the history is the last of them); and a report that counts, per split,
         targets, what was dropped and why, records, users and items.
 
     Raises:
@@ -284,11 +285,11 @@ def _split(sequences: pl.DataFrame, config: RecordConfig) -> pl.DataFrame:
 def _select(
     events: pl.DataFrame, split: str, config: RecordConfig, builder: RecordBuilder
 ) -> tuple[pl.DataFrame, dict[str, int]]:
-    train, arrivals = split == "train", builder.sampler.arrivals
+    train, arrivals, times = split == "train", builder.sampler.arrivals, instants(events)
     pool_size = config.num_negatives_of(split)
 
     def exists(rows: np.ndarray) -> np.ndarray:
-        there = arrivals.count(events[TIMESTAMP].gather(rows).to_numpy(), len(rows))
+        there = arrivals.count(times.gather(rows).to_numpy(), len(rows))
         return arrivals.places[builder.event_items[rows]] < there
 
     targets, report = select_targets(

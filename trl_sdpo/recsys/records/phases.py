@@ -4,7 +4,7 @@ import numpy as np
 import polars as pl
 
 from ..interactions.codes import encode
-from ..interactions.interactions import ITEM_ID, TIMESTAMP, TITLE, USER_ID
+from ..interactions.interactions import ITEM_ID, NANOSECOND, TITLE, USER_ID, instants
 from .splits import BY_USER, BY_USER_IN_TIME, SPLIT, SPLITS, TEMPORAL
 
 
@@ -38,7 +38,7 @@ def touched_by_phase(
     if split in (BY_USER, BY_USER_IN_TIME):
         return source, np.zeros(source.height, dtype=np.uint8)
     if split == TEMPORAL:
-        return source, _phases_in_time(source[TIMESTAMP], events)
+        return source, _phases_in_time(instants(source), events)
     if not in_time:
         source = source.join(events, on=[USER_ID, ITEM_ID], how="anti")
     others = _phases_of_users(source, events) if in_time else np.zeros(source.height)
@@ -48,7 +48,7 @@ def touched_by_phase(
 
 
 def _phases_in_time(times: pl.Series, events: pl.DataFrame) -> np.ndarray:
-    begins = [events.filter(pl.col(SPLIT) == name)[TIMESTAMP].min() for name in SPLITS[1:]]
+    begins = [instants(events.filter(pl.col(SPLIT) == name)).min() for name in SPLITS[1:]]
     phases = np.zeros(len(times), dtype=np.uint8)
     for number, begin in enumerate(begins, start=1):
         if begin is not None:
@@ -57,11 +57,13 @@ def _phases_in_time(times: pl.Series, events: pl.DataFrame) -> np.ndarray:
 
 
 def _phases_of_users(source: pl.DataFrame, events: pl.DataFrame) -> np.ndarray:
-    begins = events.group_by(USER_ID).agg(
-        pl.col(TIMESTAMP).filter(pl.col(SPLIT) == name).min().alias(name) for name in SPLITS[1:]
+    begins = events.select(USER_ID, SPLIT, instants(events).alias("time"))
+    begins = begins.group_by(USER_ID).agg(
+        pl.col("time").filter(pl.col(SPLIT) == name).min().alias(name) for name in SPLITS[1:]
     )
-    joined = source.select(USER_ID, TIMESTAMP).join(begins, on=USER_ID, how="left", maintain_order="left")
-    later = [(pl.col(TIMESTAMP) >= pl.col(name)).fill_null(False) for name in SPLITS[1:]]
+    joined = source.select(USER_ID, instants(source).alias("time"))
+    joined = joined.join(begins, on=USER_ID, how="left", maintain_order="left")
+    later = [(pl.col("time") >= pl.col(name)).fill_null(False) for name in SPLITS[1:]]
     return joined.select(pl.when(later[1]).then(2).when(later[0]).then(1).otherwise(0).alias(SPLIT))[SPLIT].to_numpy()
 
 
@@ -80,19 +82,21 @@ def available_from(source: pl.DataFrame, catalogue: pl.DataFrame, existence: str
             `"off"`: always.
 
     Returns:
-        `numpy.ndarray`, *optional*: Times of shape `(items,)`, `None` for always.
+        `numpy.ndarray`, *optional*: Times, as [`instants`] has them, of shape `(items,)`, `None` for always.
     """
     if existence == OFF:
         return None
-    firsts = source.group_by(ITEM_ID).agg(pl.col(TIMESTAMP).min())
+    firsts = source.select(ITEM_ID, instants(source).alias("time")).group_by(ITEM_ID).agg(pl.col("time").min())
     codes = encode(firsts[ITEM_ID], catalogue[ITEM_ID])
     there = codes >= 0
     times = np.empty(catalogue.height, dtype=np.int64)
     # An item cannot be proposed before anybody has met it: its first event is the first that a list cannot hold.
-    times[codes[there]] = firsts[TIMESTAMP].to_numpy()[there] + 1
+    times[codes[there]] = firsts["time"].to_numpy()[there] + 1
     if existence == RELEASE_YEAR:
         year = catalogue[TITLE].str.extract(r"\((\d{4})\)$").cast(pl.Int32)
-        begin = pl.datetime(pl.col(TITLE), 1, 1).dt.epoch("s")
+        begin = pl.datetime(pl.col(TITLE).clip(1700, 2200), 1, 1).dt.epoch(
+            "ns" if NANOSECOND in source.columns else "s"
+        )
         released = year.to_frame().select(pl.when(pl.col(TITLE) > 0).then(begin)).to_series()
         times = np.minimum(times, released.fill_null(np.iinfo(np.int64).max).to_numpy())
     return times

@@ -11,7 +11,7 @@ from ..interactions.codes import encode
 from ..interactions.interactions import ITEM_ID, TIMESTAMP, TITLE, USER_ID
 from ..interactions.random_streams import TEMPLATE_STREAM
 from ..negatives.candidates import CandidateSampler, history_codes, history_ends, shown_candidates
-from ..negatives.strategies import POSITION, TargetRows
+from ..negatives.strategies import NUM_EARLIER, POSITION, TargetRows
 from ..prompts.rendering import Renderer, lists, message
 from ..prompts.templates import PromptTemplate
 from ..prompts.token_budget import TokenBudget
@@ -162,6 +162,7 @@ class RecordBuilder:
             "candidates": lists(titles, shown.shape[1], count),
             TIMESTAMP: targets[TIMESTAMP].to_arrow(),
             POSITION: targets[POSITION].to_arrow(),
+            NUM_EARLIER: targets[NUM_EARLIER].to_arrow(),
         }
         return pa.table(columns)
 

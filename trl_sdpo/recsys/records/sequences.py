@@ -6,7 +6,7 @@ import math
 import numpy as np
 import polars as pl
 
-from ..interactions.interactions import ITEM_ID, RATING, TIMESTAMP, USER_ID, Interactions
+from ..interactions.interactions import ITEM_ID, RATING, TIMESTAMP, USER_ID, Interactions, instants, time_columns
 from ..interactions.random_streams import TIE_STREAM, hash_keys, stream_keys
 from ..negatives.strategies import NUM_EARLIER, POSITION
 
@@ -143,22 +143,22 @@ def _with_positions(events: pl.DataFrame, ties_are_sets: bool) -> pl.DataFrame:
     events = events.with_columns((row - begins).alias(POSITION))
     if not ties_are_sets:
         return events.with_columns(pl.col(POSITION).alias(NUM_EARLIER))
-    new_time = new_user | (pl.col(TIMESTAMP) != pl.col(TIMESTAMP).shift(1))
+    new_time = new_user | pl.any_horizontal(pl.col(name) != pl.col(name).shift(1) for name in time_columns(events))
     return events.with_columns(pl.when(new_time).then(pl.col(POSITION)).forward_fill().alias(NUM_EARLIER))
 
 
 def _count_tied(events: pl.DataFrame) -> int:
     """Events that another one of the same user stands beside at the same time."""
-    as_before = (pl.col(USER_ID) == pl.col(USER_ID).shift(1)) & (pl.col(TIMESTAMP) == pl.col(TIMESTAMP).shift(1))
-    as_before = as_before.fill_null(False)
+    columns = [USER_ID, *time_columns(events)]
+    as_before = pl.all_horizontal(pl.col(name) == pl.col(name).shift(1) for name in columns).fill_null(False)
     return events.select((as_before | as_before.shift(-1, fill_value=False)).sum()).item()
 
 
 def _order(events: pl.DataFrame, interactions: Interactions, order: str, seed: int) -> pl.DataFrame:
     if order == IN_TIME_THEN_ITEM and interactions.has_time:
-        return _sort(events, [USER_ID, TIMESTAMP, ITEM_ID])
+        return _sort(events, [USER_ID, *time_columns(events), ITEM_ID])
     if order == IN_TIME:
-        ordered = _sort(events, [USER_ID, TIMESTAMP] if interactions.has_time else [USER_ID])
+        ordered = _sort(events, [USER_ID, *time_columns(events)] if interactions.has_time else [USER_ID])
         return _draw_order_of_ties(ordered, seed)
     # stable, so that the rows of a user keep their order
     ordered = _sort(events, [USER_ID])
@@ -170,7 +170,8 @@ def _order(events: pl.DataFrame, interactions: Interactions, order: str, seed: i
 def _draw_order_of_ties(ordered: pl.DataFrame, seed: int) -> pl.DataFrame:
     """Put the events of a user at one time in an order by (seed, user, item)."""
     again = ordered[USER_ID].eq_missing(ordered[USER_ID].shift(1)).to_numpy(writable=True)
-    again &= ordered[TIMESTAMP].eq_missing(ordered[TIMESTAMP].shift(1)).to_numpy()
+    for name in time_columns(ordered):
+        again &= ordered[name].eq_missing(ordered[name].shift(1)).to_numpy()
     if len(again):
         again[0] = False  # has nothing before it, which null user ids would say it has
     rows = np.flatnonzero(again | np.append(again[1:], False))
@@ -184,8 +185,8 @@ def _draw_order_of_ties(ordered: pl.DataFrame, seed: int) -> pl.DataFrame:
 
 
 def _check_rows_are_in_time(ordered: pl.DataFrame, name: str) -> None:
-    same_user = pl.col(USER_ID) == pl.col(USER_ID).shift(1)
-    rows = ordered.select((same_user & (pl.col(TIMESTAMP) < pl.col(TIMESTAMP).shift(1))).arg_true()).to_series()
+    times = instants(ordered)
+    rows = ((ordered[USER_ID] == ordered[USER_ID].shift(1)) & (times < times.shift(1))).arg_true()
     if len(rows):
         row = rows[0]
         user, before, time = ordered[USER_ID][row], ordered[TIMESTAMP][row - 1], ordered[TIMESTAMP][row]
