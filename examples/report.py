@@ -48,7 +48,7 @@ def difference(scores: dict, better: str, baseline: str, seed: int) -> dict:
             Seed of the interval.
 
     Returns:
-        `dict`: `hr@1`, the mean of the paired differences, `hr@1_ci`, its 95% bootstrap interval, and `hr@1_p`, the
+        `dict`: `hr@1`, the mean of the paired differences, `hr@1_ci`, its 95% interval, and `hr@1_p`, the
         p-value of the exact McNemar test. See [`trl_sdpo.recsys.compare_scores`].
     """
     comparison = compare_scores(scores[better], scores[baseline], ks=(1,), seed=seed)
