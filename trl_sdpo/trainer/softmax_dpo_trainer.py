@@ -82,7 +82,7 @@ from .reference import (
     reference_in_words,
     share_from_first_process,
 )
-from .reference_files import ReferenceFiles
+from .reference_files import ReferenceFiles, cache_key
 from .sampler import LengthGroupedSampler
 from .softmax_dpo_config import SoftmaxDPOConfig, to_softmax_dpo_config
 
@@ -194,6 +194,7 @@ class SoftmaxDPOTrainer(PolicyPushes, DPOTrainer):
         self._share_prefix = None  # decided on first use
         self._eval_sizes = {}
         self._models_are_ready = False
+        self._reference_weights = None  # their hash, where log-probabilities are computed ahead of training
         self._start_is_checked = ref_model is not None  # or once there was a step
         if ref_model is not None and ref_model is model:
             raise ValueError(
@@ -325,6 +326,20 @@ class SoftmaxDPOTrainer(PolicyPushes, DPOTrainer):
         # the parent precomputes within its __init__
         self._prepare_models()
         self._set_collator()
+        if isinstance(dataset, Dataset):  # the parent refuses streams
+            if self._reference_weights is None:
+                self._reference_weights = self._precompute_model_hash
+            own = self.ref_model is None or isinstance(self.ref_model, InitialPolicy)
+            model = self.model if own else self.accelerator.unwrap_model(self.ref_model)
+            self._precompute_model_hash = cache_key(
+                model, self._reference_weights, self.args, dataset, self._largest_pool
+            )
+        if self.args.bf16 or self.args.fp16 or self.model.dtype != torch.float32:
+            logger.warning_once(
+                "The log-probabilities of the reference are computed ahead of training in the half precision of training. They "
+                "differ from those of a pass beside the policy, in rows of other lengths, by rounding: up to half a nat "
+                "for a completion. Use `bf16=False`, or `precompute_ref_log_probs=False`, where that is too much."
+            )
         return super()._precompute_ref_logps(dataset, name, batch_size)
 
     def _prepare_dataset(
