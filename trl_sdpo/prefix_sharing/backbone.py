@@ -6,6 +6,7 @@ below it. All that a pass depends on is an argument of it, so nothing is left be
 """
 
 import functools
+import inspect
 import types
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,12 @@ from transformers.modeling_outputs import BaseModelOutput
 def is_extended(backbone: torch.nn.Module) -> bool:
     """Whether [`extend_backbone`] was called on the model."""
     return getattr(backbone.forward, "takes_prefix_mask", False)
+
+
+def hands_on_keywords(causal_lm: PreTrainedModel) -> bool:
+    """Whether the forward pass of a model takes keywords that it does not know, as most hand them on to the backbone."""
+    parameters = inspect.signature(type(causal_lm).forward).parameters.values()
+    return any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
 
 
 def extend_backbone(causal_lm: PreTrainedModel) -> None:
