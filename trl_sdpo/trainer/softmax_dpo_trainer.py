@@ -44,14 +44,16 @@ from ..hub.card_parts import SDPO_CITATION
 from ..hub.trainer_pushes import PolicyPushes
 from ..losses.loss_types import LOSS_TYPES_OF_ONE_PAIR, multi_preference_losses
 from ..losses.multi_negative import check_finite
+from ..prefix_sharing.backbone import extend_backbone
 from ..prefix_sharing.collator import DataCollatorForMultiPreference, EpochCallback
+from ..prefix_sharing.masks import BatchMasks, base_model
 from ..prefix_sharing.rows import (
     CompletionScores,
-    completion_exists,
     expand_shared_rows,
     is_shared,
     score_completions,
     sharing_excess,
+    with_targets,
 )
 from .adapters import (
     AdapterPrecision,
@@ -74,7 +76,7 @@ from .reference import (
     reference_in_words,
     share_from_first_process,
 )
-from .reference_files import ReferenceFiles
+from .reference_files import ReferenceFiles, cache_key
 from .sampler import LengthGroupedSampler
 from .softmax_dpo_config import SoftmaxDPOConfig, to_softmax_dpo_config
 
@@ -179,6 +181,7 @@ class SoftmaxDPOTrainer(PolicyPushes, DPOTrainer):
         self._share_prefix = None  # decided on first use
         self._eval_sizes = {}
         self._models_are_ready = False
+        self._reference_weights = None  # their hash, where log-probabilities are computed ahead of training
         self._start_is_checked = ref_model is not None  # or once there was a step
         if ref_model is not None and ref_model is model:
             raise ValueError(
@@ -242,6 +245,8 @@ class SoftmaxDPOTrainer(PolicyPushes, DPOTrainer):
         if self._models_are_ready:
             return
         self._models_are_ready = True
+        for model in self._unwrapped_models():
+            extend_backbone(base_model(model))
         sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
         keep_4bit_layers_differentiable(self.model)
         if not sharded:
@@ -259,6 +264,11 @@ class SoftmaxDPOTrainer(PolicyPushes, DPOTrainer):
             share_from_first_process(self.ref_model)
         self._reference_files = ReferenceFiles(self.model, self.ref_model, self.args.sync_ref_model, sharded)
 
+    def _unwrapped_models(self) -> list[torch.nn.Module]:
+        """The policy and, if it is a model of its own, the reference."""
+        own = [] if self.ref_model is None or isinstance(self.ref_model, InitialPolicy) else [self.ref_model]
+        return [self.accelerator.unwrap_model(model) for model in (self.model, *own)]
+
     def _set_collator(self) -> None:
         """Put our collator in the place of the parent's, which takes one rejected completion."""
         if isinstance(self.data_collator, DataCollatorForPreference):
@@ -268,8 +278,7 @@ class SoftmaxDPOTrainer(PolicyPushes, DPOTrainer):
         if not isinstance(self.data_collator, DataCollatorForMultiPreference):
             return
         # a collator of the user's own decides on its draw, but not on what the model can take
-        own = [] if self.ref_model is None or isinstance(self.ref_model, InitialPolicy) else [self.ref_model]
-        models = [self.accelerator.unwrap_model(model) for model in (self.model, *own)]
+        models = self._unwrapped_models()
         if self.data_collator.prefix_sharing and not can_share_prefix(models, self.args.prefix_sharing):
             self.data_collator.prefix_sharing = False
         self.data_collator = dataclasses.replace(self.data_collator, evaluation=True)
@@ -301,6 +310,20 @@ class SoftmaxDPOTrainer(PolicyPushes, DPOTrainer):
         # the parent precomputes within its __init__
         self._prepare_models()
         self._set_collator()
+        if isinstance(dataset, Dataset):  # the parent refuses streams
+            if self._reference_weights is None:
+                self._reference_weights = self._precompute_model_hash
+            own = self.ref_model is None or isinstance(self.ref_model, InitialPolicy)
+            model = self.model if own else self.accelerator.unwrap_model(self.ref_model)
+            self._precompute_model_hash = cache_key(
+                model, self._reference_weights, self.args, dataset, self._largest_pool
+            )
+        if self.args.bf16 or self.args.fp16 or self.model.dtype != torch.float32:
+            logger.warning_once(
+                "The log-probabilities of the reference are computed ahead of training in the half precision of training. They "
+                "differ from those of a pass beside the policy, in rows of other lengths, by rounding: up to half a nat "
+                "for a completion. Use `bf16=False`, or `precompute_ref_log_probs=False`, where that is too much."
+            )
         return super()._precompute_ref_logps(dataset, name, batch_size)
 
     def _prepare_dataset(
@@ -341,8 +364,14 @@ class SoftmaxDPOTrainer(PolicyPushes, DPOTrainer):
             super()._set_signature_columns_if_needed()
             self._signature_columns += ["record_id", "length"]
 
-    def _score(self, model: torch.nn.Module, inputs: Batch, **model_kwargs) -> CompletionScores:
-        return score_completions(model, inputs, self.accelerator.unwrap_model(model), **model_kwargs)
+    def _score(
+        self, model: torch.nn.Module, inputs: Batch, masks: BatchMasks | None = None, **model_kwargs
+    ) -> CompletionScores:
+        return score_completions(model, inputs, self.accelerator.unwrap_model(model), masks, **model_kwargs)
+
+    def _masks(self, inputs: Batch) -> BatchMasks | None:
+        with self.accelerator.autocast():  # as it wraps the forward of the models
+            return BatchMasks(inputs) if is_shared(inputs) else None
 
     @contextmanager
     def _reference(self) -> Iterator[torch.nn.Module]:
@@ -381,7 +410,7 @@ class SoftmaxDPOTrainer(PolicyPushes, DPOTrainer):
             inputs = self._lay_out(model, inputs)
             with self._reference(), evaluation_mode(model):
                 ref_logps = self._score(model, inputs).log_probs
-        ref_logps = ref_logps.masked_fill(~completion_exists(inputs["num_completions"]), torch.nan)
+        ref_logps = ref_logps.masked_fill(~inputs["completion_exists"], torch.nan)
         missing = 1 + self._largest_pool - ref_logps.size(1)
         ref_logps = torch.nn.functional.pad(ref_logps, (0, max(missing, 0)), value=torch.nan)
         return ref_logps[:, 0], ref_logps[:, 1:]
@@ -429,6 +458,7 @@ class SoftmaxDPOTrainer(PolicyPushes, DPOTrainer):
 
     def _lay_out(self, model: torch.nn.Module, inputs: Batch) -> Batch:
         """Shared-prefix rows if they are sound, else padded rows."""
+        inputs = with_targets(inputs)
         if not is_shared(inputs):
             return inputs
         if self._share_prefix is None:
@@ -436,7 +466,7 @@ class SoftmaxDPOTrainer(PolicyPushes, DPOTrainer):
             if not self._share_prefix:
                 self.data_collator.prefix_sharing = False
         # batches on their way from the workers are still shared
-        return inputs if self._share_prefix else expand_shared_rows(inputs, self._tokenizer.pad_token_id)
+        return inputs if self._share_prefix else with_targets(expand_shared_rows(inputs, self._tokenizer.pad_token_id))
 
     def _compute_loss(
         self, model: torch.nn.Module, inputs: Batch, return_outputs: bool
@@ -453,17 +483,18 @@ class SoftmaxDPOTrainer(PolicyPushes, DPOTrainer):
             )
         evaluation = not self.model.training
         inputs = self._lay_out(model, inputs)
-        exists = completion_exists(inputs["num_completions"])  # (B, C)
+        exists = inputs["completion_exists"]  # (B, C)
         self._check_start(inputs, exists)
         model_kwargs = {"output_router_logits": True} if self.aux_loss_enabled else {}
-        scores = self._score(model, inputs, **model_kwargs)
+        masks = self._masks(inputs)  # of policy and reference
+        scores = self._score(model, inputs, masks, **model_kwargs)
 
         if self.precompute_ref_logps:
             ref_logps = torch.cat([inputs["ref_chosen_logps"].unsqueeze(1), inputs["ref_rejected_logps"]], dim=1)
             ref_scores = CompletionScores(ref_logps.masked_fill(~exists, 0.0), scores.num_tokens, token_sums={})
         else:
             with self._reference() as reference:
-                ref_scores = self._score(reference, inputs)
+                ref_scores = self._score(reference, inputs, masks)
 
         logratios = scores.log_probs - ref_scores.log_probs  # (B, C), column 0 the chosen
         losses = multi_preference_losses(self.args, self.loss_weights, scores, ref_scores, exists)  # (B,)
