@@ -2,6 +2,7 @@ import logging
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
 import pytest
 
 from trl_sdpo.recsys import (
@@ -13,6 +14,8 @@ from trl_sdpo.recsys import (
     ranking_metrics,
     ranks,
 )
+from trl_sdpo.recsys.records.config import RecordConfig
+from trl_sdpo.recsys.records.dataset import plan_records
 
 
 USERS, EVENTS, ITEMS = 12, 20, 80
@@ -267,3 +270,19 @@ def test_popularity_of_a_data_set_goes_into_the_table():
     dataset, _ = build()
     metrics = ranking_metrics(ranks(popularity_scores(make_interactions().events, dataset["test"])), seed=0)
     assert metrics["n"] == 24
+
+
+@pytest.mark.parametrize("style", ["history", "candidates"])
+def test_chunks_are_small_enough_for_strings_of_arrow(monkeypatch, style):
+    """An array of strings holds 2 GiB: with a lower limit, the same records come in more chunks, all of them below it."""
+    config = RecordConfig(seed=0, num_candidates=6, prompt_style=style)
+    plan = plan_records(make_interactions(), config)
+    (whole,) = plan.chunks("train")
+    monkeypatch.setattr("trl_sdpo.recsys.records.rows._LARGEST_TEXT", 20_000)
+    parts = list(plan_records(make_interactions(), config).chunks("train"))
+    assert len(parts) > 3
+    assert pa.concat_tables([part.table for part in parts]).to_pylist() == whole.table.to_pylist()
+    for part in parts:
+        for column in ("prompt", "chosen"):
+            assert sum(len(text.encode()) for text in part.table[column].to_pylist()) <= 20_000
+        assert sum(len(text.encode()) for row in part.table["rejected"].to_pylist() for text in row) <= 20_000

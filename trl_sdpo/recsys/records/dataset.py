@@ -148,7 +148,8 @@ class RecordPlan:
         """
         targets, pool_size = self.targets[split], self.pool_size(split)
         shares = parse_negatives(self.config.negatives if split == "train" else self.config.eval_negatives)
-        parts = [targets[begin : begin + CHUNK_SIZE] for begin in range(0, targets.height, CHUNK_SIZE)]
+        size = min(CHUNK_SIZE, self.builder.largest_chunk(pool_size))
+        parts = [targets[begin : begin + size] for begin in range(0, targets.height, size)]
         counts = {"dropped_too_long": 0, "histories_shortened": 0, "records": 0}
         for chunk in _in_order(lambda part: self.builder.build(part, pool_size, shares), parts, num_workers):
             counts["dropped_too_long"] += chunk.dropped

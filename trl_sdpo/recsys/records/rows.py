@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from ..interactions.codes import encode
 from ..interactions.interactions import ITEM_ID, TIMESTAMP, TITLE, USER_ID
@@ -20,6 +21,8 @@ from .sequences import POSITION
 ROW = "row"
 # The records of a chunk, which is also a row group on disk: part of what makes the bytes of a file.
 CHUNK_SIZE = 1 << 15
+# Arrow's strings of an array have 32-bit offsets.
+_LARGEST_TEXT = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -100,6 +103,15 @@ class RecordBuilder:
         places, positions = targets[ROW].to_numpy().astype(np.int64), targets[POSITION].to_numpy()
         return self.sampler.rows(targets, history_codes(self.event_items, places, positions, self.history_size))
 
+    def largest_chunk(self, pool_size: int) -> int:
+        """Records whose texts are sure to fit into one array of strings, however long titles and histories are."""
+        longest = pc.max(pc.binary_length(self.titles)).as_py()
+        affixes = max(sum(map(_length, _words(template))) for template in self.templates)
+        titles = self.history_size + self.num_candidates + pool_size + 1
+        return max(
+            1, _LARGEST_TEXT // (titles * (longest + affixes) + max(_length(one.text) for one in self.templates))
+        )
+
     def build(self, targets: pl.DataFrame, pool_size: int, shares: dict[str, float]) -> Chunk:
         """
         The records of targets.
@@ -179,6 +191,16 @@ class RecordBuilder:
         """Completions, or bare titles of messages, as rows of a dictionary."""
         codes = self._completion_codes[items if self.conversational else wording * len(self.titles) + items]
         return pa.DictionaryArray.from_arrays(pa.array(codes.ravel(), pa.int32()), self._completions)
+
+
+def _words(template: PromptTemplate) -> tuple[str, ...]:
+    """What may stand around a title."""
+    separators = template.history_separator, template.candidate_separator
+    return (*separators, template.completion_prefix, template.completion_suffix)
+
+
+def _length(text: str) -> int:
+    return len(text.encode())
 
 
 def _ids(ids: pl.Series) -> pa.Array:
