@@ -25,16 +25,10 @@ def cases(rehearse: bool) -> Iterator[tuple[str, dict]]:
                 yield f"{dtype} {'LoRA' if adapter else 'all weights'} {attention}", {
                     "dtype": dtype, "adapter": adapter, "attention": attention,
                 }  # fmt: skip
-        yield (
-            f"{dtype} compiled",
-            {"dtype": dtype, "options": {"torch_compile": True, "torch_compile_backend": _backend()}},
-        )
+        if not rehearse:  # the compiler is the card's
+            yield f"{dtype} compiled", {"dtype": dtype, "options": {"torch_compile": True}}
         yield f"{dtype} mixture of experts", {"dtype": dtype, "experts": True}
         yield f"{dtype} gradient checkpointing", {"dtype": dtype, "options": {"gradient_checkpointing": True}}
-
-
-def _backend() -> str:
-    return "inductor" if torch.cuda.is_available() else "aot_eager"
 
 
 def run(cells: Cells, size: str, device: str, rehearse: bool) -> None:
