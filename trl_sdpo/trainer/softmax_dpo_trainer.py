@@ -33,13 +33,13 @@ from transformers import (
     ProcessorMixin,
     TrainerCallback,
 )
-from transformers.trainer_utils import EvalPrediction, TrainOutput
+from transformers.trainer_utils import EvalLoopOutput, EvalPrediction, TrainOutput
 from trl import DPOConfig, DPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 from trl.trainer.utils import get_config_model_id, use_adapter
 
-from ..data_utils import flat_rejected_columns, from_flat_columns, is_multi_preference
+from ..data_utils import flat_rejected_columns, from_flat_columns, is_multi_preference, plain_records
 from ..hub.card_parts import SDPO_CITATION
 from ..hub.trainer_pushes import PolicyPushes
 from ..losses.loss_types import LOSS_TYPES_OF_ONE_PAIR, multi_preference_losses
@@ -55,14 +55,20 @@ from ..prefix_sharing.rows import (
     sharing_excess,
     with_targets,
 )
+from ..tokenization import check_tokens_have_embeddings
 from .adapters import (
     AdapterPrecision,
     complete_reference_adapter,
     keep_4bit_layers_differentiable,
 )
 from .checkpoints import invalidate_checkpoint, place_in_stream, resolve_checkpoint
-from .checks import check_multi_preference_options, check_preference_options, check_supported
-from .dataset_preparation import can_share_prefix, largest_pool, prepare_multi_preference, sharing_holds
+from .checks import check_multi_preference_options, check_preference_options, check_supported, check_trained
+from .dataset_preparation import (
+    can_share_prefix,
+    largest_pool,
+    prepare_multi_preference,
+    sharing_holds,
+)
 from .metrics import MetricSums, logged_columns
 from .reference import (
     LEFT_TO_US,
@@ -84,6 +90,12 @@ from .softmax_dpo_config import SoftmaxDPOConfig, to_softmax_dpo_config
 logger = get_logger(__name__)
 
 Batch = dict[str, torch.Tensor]
+
+_NO_LOGITS = (
+    "wants logits per label, which rows with several completions do not have. Use `evaluate` without `compute_metrics`: "
+    "hr@k, ndcg@k and mrr are logged in every evaluation. For scores per record, use "
+    "`trl_sdpo.scoring.log_probs.completion_log_probs`."
+)
 
 
 class SoftmaxDPOTrainer(PolicyPushes, DPOTrainer):
@@ -176,6 +188,7 @@ class SoftmaxDPOTrainer(PolicyPushes, DPOTrainer):
             args = SoftmaxDPOConfig(f"{model_name}-S-DPO")
         args = to_softmax_dpo_config(args)
         check_supported(model, args, train_dataset, eval_dataset)
+        self._takes_compute_metrics = compute_metrics is not None
         self._largest_pool = 0  # most rejected completions of a record, in any dataset
         self._metric_sums = {"train": MetricSums(), "eval": MetricSums()}
         self._share_prefix = None  # decided on first use
@@ -250,6 +263,9 @@ class SoftmaxDPOTrainer(PolicyPushes, DPOTrainer):
     def _prepare_models(self) -> None:
         if self._models_are_ready:
             return
+        datasets = {"train": self.train_dataset}
+        datasets |= self.eval_dataset if isinstance(self.eval_dataset, dict) else {"eval": self.eval_dataset}
+        check_tokens_have_embeddings(self.model, self._tokenizer, datasets)
         self._models_are_ready = True
         for model in self._unwrapped_models():
             extend_backbone(base_model(model))
@@ -339,6 +355,7 @@ class SoftmaxDPOTrainer(PolicyPushes, DPOTrainer):
         args: SoftmaxDPOConfig,
         dataset_name: str,
     ) -> Dataset | IterableDataset:
+        dataset = plain_records(dataset)
         first_example = next(iter(dataset), None)
         if first_example is None:
             raise ValueError(f"The {dataset_name} dataset is empty.")
@@ -350,6 +367,8 @@ class SoftmaxDPOTrainer(PolicyPushes, DPOTrainer):
             check_preference_options(self._loss_types)
             return super()._prepare_dataset(dataset, processing_class, args, dataset_name)
         check_multi_preference_options(args, self._loss_types)
+        if self._takes_compute_metrics:
+            raise ValueError(f"`compute_metrics` is not supported with several rejected completions: it {_NO_LOGITS}")
         if self._is_vlm:
             raise ValueError("Several rejected completions are supported for text models only. Pass a tokenizer.")
 
@@ -360,6 +379,8 @@ class SoftmaxDPOTrainer(PolicyPushes, DPOTrainer):
         if hasattr(self, "accelerator"):
             self.accelerator.dataloader_config.dispatch_batches = False
         dataset = prepare_multi_preference(dataset, processing_class, args, dataset_name)
+        if self._models_are_ready:  # a dataset of a later evaluation
+            check_tokens_have_embeddings(self.model, self._tokenizer, {dataset_name: dataset})
         if not stream:
             pool = largest_pool(dataset, args.num_negatives, dataset_name)
             self._largest_pool = max(self._largest_pool, pool)
@@ -482,11 +503,7 @@ class SoftmaxDPOTrainer(PolicyPushes, DPOTrainer):
                 self._check_start(inputs)
             return super()._compute_loss(model, inputs, return_outputs)
         if return_outputs:
-            raise ValueError(
-                "`predict` and `compute_metrics` want logits per label, which rows with several completions do not have. "
-                "Use `evaluate` without `compute_metrics`: hr@k, ndcg@k and mrr are logged in every evaluation. For scores "
-                "per record, use `trl_sdpo.scoring.log_probs.completion_log_probs`."
-            )
+            raise ValueError(f"`predict` {_NO_LOGITS}")
         evaluation = not self.model.training
         inputs = self._lay_out(model, inputs)
         exists = inputs["completion_exists"]  # (B, C)
@@ -504,7 +521,8 @@ class SoftmaxDPOTrainer(PolicyPushes, DPOTrainer):
 
         logratios = scores.log_probs - ref_scores.log_probs  # (B, C), column 0 the chosen
         losses = multi_preference_losses(self.args, self.loss_weights, scores, ref_scores, exists)  # (B,)
-        check_finite(losses, inputs.get("record_id"), self.state.global_step)
+        if not (self.model.training and self.accelerator.scaler is not None):  # which skips such steps itself
+            check_finite(losses, inputs.get("record_id"), self.state.global_step, self.accelerator)
         loss = losses.mean()
         if self.aux_loss_enabled:
             loss = loss + self.router_aux_loss_coef * scores.aux_loss
@@ -542,7 +560,21 @@ class SoftmaxDPOTrainer(PolicyPushes, DPOTrainer):
         if resume_from_checkpoint:
             self._reference_files.resume(resume_from_checkpoint)
         self._start_is_checked |= bool(resume_from_checkpoint)
-        return super().train(resume_from_checkpoint, *args, **kwargs)
+        output = super().train(resume_from_checkpoint, *args, **kwargs)
+        check_trained(self.state, self.args)
+        return output
+
+    def evaluation_loop(self, *args, **kwargs) -> EvalLoopOutput:
+        """As [`~transformers.Trainer.evaluation_loop`]. What one that broke off has left is not counted again."""
+        self._metric_sums["eval"].clear()
+        self._metrics["eval"].clear()
+        output = super().evaluation_loop(*args, **kwargs)
+        if output.num_samples == 0:
+            raise ValueError(
+                "The evaluation has read no record: every record of its stream is longer than "
+                f"`max_length={self.args.max_length}`, or there is none. Raise `max_length`, or check the data."
+            )
+        return output
 
     def _init_training_state(
         self,
@@ -557,6 +589,9 @@ class SoftmaxDPOTrainer(PolicyPushes, DPOTrainer):
         epochs_trained, steps_trained_in_current_epoch = super()._init_training_state(
             max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
         )
+        if self.state.global_step >= max_steps:
+            # The parent would take one more step, since it looks at the number after a step only
+            return num_train_epochs, 0
         if resume_from_checkpoint is None or isinstance(self.train_dataset, Dataset):
             return epochs_trained, steps_trained_in_current_epoch
         # The parent takes all steps of a stream as those of its first pass
