@@ -60,7 +60,6 @@ from .adapters import (
     AdapterPrecision,
     complete_reference_adapter,
     keep_4bit_layers_differentiable,
-    remove_saved_adapter,
 )
 from .checkpoints import invalidate_checkpoint, place_in_stream, resolve_checkpoint
 from .checks import check_multi_preference_options, check_preference_options, check_supported, check_trained
@@ -84,6 +83,7 @@ from .reference import (
 )
 from .reference_files import ReferenceFiles, cache_key
 from .sampler import LengthGroupedSampler
+from .saving import check_active_adapter, keep_trained_adapter, remove_saved_adapter, why_not_reloaded
 from .softmax_dpo_config import SoftmaxDPOConfig, to_softmax_dpo_config
 
 
@@ -209,6 +209,12 @@ class SoftmaxDPOTrainer(PolicyPushes, DPOTrainer):
         self._reference_is_copy = passed is None and isinstance(ref_model, torch.nn.Module)
         logger.info(f"The reference is {what}.")
         self._adapter_precision = AdapterPrecision(model)
+        check_active_adapter(model)
+        self._not_reloaded = None  # why what is saved is not enough
+        if peft_config is not None or isinstance(model, PeftModel):
+            self._not_reloaded = why_not_reloaded(model, getattr(peft_config, "init_lora_weights", None))
+            if self._not_reloaded is not None:
+                logger.warning(self._not_reloaded)
 
         # On one rejected completion, softmax is the sigmoid loss: the parent checks and keeps it under its own name
         self._loss_types = loss_types = args.loss_type
@@ -614,6 +620,10 @@ class SoftmaxDPOTrainer(PolicyPushes, DPOTrainer):
         if not self.args.should_save:
             return
         output_dir = output_dir or self.args.output_dir
+        if is_peft_model(model):
+            keep_trained_adapter(model, output_dir)
+        if self._not_reloaded is not None and not self._saving_checkpoint:
+            logger.warning(self._not_reloaded)
         if self._saving_checkpoint:
             self._reference_files.save(output_dir)
         elif has_ref_adapter:

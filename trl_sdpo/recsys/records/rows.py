@@ -1,5 +1,6 @@
 """Multi-preference records as Arrow tables, chunk by chunk."""
 
+import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,12 +11,12 @@ import pyarrow.compute as pc
 from ..interactions.codes import encode
 from ..interactions.interactions import ITEM_ID, TIMESTAMP, TITLE, USER_ID
 from ..interactions.random_streams import TEMPLATE_STREAM
-from ..negatives.candidates import CandidateSampler, history_codes, shown_candidates
-from ..negatives.strategies import TargetRows
+from ..negatives.candidates import CandidateSampler, history_codes, history_ends, shown_candidates
+from ..negatives.strategies import NUM_EARLIER, POSITION, TargetRows
 from ..prompts.rendering import Renderer, lists, message
 from ..prompts.templates import PromptTemplate
 from ..prompts.token_budget import TokenBudget
-from .sequences import POSITION
+from .splits import SPLIT
 
 
 ROW = "row"
@@ -100,8 +101,9 @@ class RecordBuilder:
 
     def rows(self, targets: pl.DataFrame) -> TargetRows:
         """Targets with `row`, their place among the events, as whole numbers with their histories."""
-        places, positions = targets[ROW].to_numpy().astype(np.int64), targets[POSITION].to_numpy()
-        return self.sampler.rows(targets, history_codes(self.event_items, places, positions, self.history_size))
+        ends = history_ends(targets, targets[ROW].to_numpy().astype(np.int64))
+        histories = history_codes(self.event_items, *ends, self.history_size)
+        return self.sampler.rows(targets, histories, targets[SPLIT].to_physical().to_numpy())
 
     def largest_chunk(self, pool_size: int) -> int:
         """Records whose texts are sure to fit into one array of strings, however long titles and histories are."""
@@ -143,7 +145,7 @@ class RecordBuilder:
             shortened = int(((histories != rows.histories).any(axis=1) & (tokens > 0)).sum())
             fits = np.flatnonzero(tokens > 0)
             dropped = len(rows) - len(fits)
-            rows = TargetRows(rows.users, rows.user_keys, rows.positions, rows.items, histories)[fits]
+            rows = dataclasses.replace(rows, histories=histories)[fits]
             pool, shown, wording, tokens = pool[fits], shown[fits], wording[fits], tokens[fits]
             targets = targets[fits]
         table = self._table(targets, rows, pool, shown, wording)
@@ -172,6 +174,7 @@ class RecordBuilder:
             "candidates": lists(titles, shown.shape[1], count),
             TIMESTAMP: targets[TIMESTAMP].to_arrow(),
             POSITION: targets[POSITION].to_arrow(),
+            NUM_EARLIER: targets[NUM_EARLIER].to_arrow(),
         }
         return pa.table(columns)
 
