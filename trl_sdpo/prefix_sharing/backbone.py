@@ -59,8 +59,8 @@ def extend_backbone(causal_lm: PreTrainedModel) -> None:
     ) -> BaseModelOutput:
         mask = attention_mask if prefix_mask is None else prefix_mask
         output = self._plain_forward(*args, attention_mask=mask, **kwargs)
-        if scored is not None:
-            hidden_states = output.last_hidden_state
+        hidden_states = getattr(output, "last_hidden_state", None)  # Llama 4's text model is its own "backbone"
+        if scored is not None and hidden_states is not None:
             # from the end, because prompt-learning PEFT prepends virtual tokens
             rows, positions = scored.to(hidden_states.device)
             width = hidden_states.size(1)

@@ -191,9 +191,9 @@ def log_probs_of(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
 def _scored_logits(logits: torch.Tensor, scored: torch.Tensor) -> torch.Tensor:
     """Logits of the scored positions, of shape `(N, vocab)`, where the head was given them alone and where it was not."""
-    rows, from_the_end = scored.to(logits.device)
     if logits.size(0) == 1 and logits.size(1) == scored.size(1):
         return logits.squeeze(0)
+    rows, from_the_end = scored.to(logits.device)
     return logits[rows, logits.size(1) + from_the_end]
 
 
@@ -245,6 +245,11 @@ def score_completions(
     with extended_backbone(causal_lm):
         outputs = model(input_ids=batch["input_ids"], attention_mask=attention_mask, use_cache=False, **model_kwargs)
     if not fused_lm_head:
+        if is_shared(batch) and outputs.logits.size(1) != scored.size(1):
+            raise ValueError(
+                f"The forward pass of {type(causal_lm).__name__} calls another module than its backbone, or hands on no "
+                "keywords, so that the mask of shared-prefix rows does not reach its layers. Use padded rows."
+            )
         logits = _scored_logits(outputs.logits, scored)
         outputs["log_probs"] = log_probs_of(logits, batch["target_ids"]).unsqueeze(0)
     exists, slots = batch["completion_exists"], batch["target_completions"]
@@ -313,3 +318,51 @@ def sharing_excess(
     excess = excess.masked_fill(excess.isnan(), torch.inf)
     # weights of NaN say nothing about the mask
     return excess.masked_fill(~padded.isfinite() | ~completion_exists(few["num_completions"]), 0).max()
+
+
+def head_excess(
+    model: torch.nn.Module,
+    batch: dict[str, torch.Tensor],
+    pad_token_id: int,
+    dtype: torch.dtype,
+    unwrapped_model: torch.nn.Module | None = None,
+) -> torch.Tensor:
+    """
+    Score the first two completions of a batch in padded rows by TRL's fused LM head, and by the logits of the model's own
+    forward pass, without any keyword of ours, to find out a head that is more than its weight.
+
+    Args:
+        model (`torch.nn.Module`):
+            Model to call, in evaluation mode.
+        batch (`dict[str, torch.Tensor]`):
+            Batch in shared-prefix or padded rows.
+        pad_token_id (`int`):
+            Token to pad with.
+        dtype (`torch.dtype`):
+            Type that the model computes in, for the tolerance.
+        unwrapped_model (`torch.nn.Module`, *optional*):
+            The model inside the wrappers of distributed training. Defaults to `model`.
+
+    Returns:
+        `torch.Tensor`: Scalar, the largest difference beyond the tolerance, in nats: not above 0 if they agree.
+    """
+    sample = {name: tensor for name, tensor in batch.items() if name not in TARGETS}
+    if is_shared(sample):
+        sample = {name: tensor[:1] for name, tensor in sample.items()}
+        sample = expand_shared_rows(
+            {**sample, "num_completions": sample["num_completions"].clamp(max=2)}, pad_token_id
+        )
+    else:
+        rows = ("input_ids", "attention_mask", "segment_ids", "completion_mask")
+        sample = {name: tensor[:2] if name in rows else tensor[:1] for name, tensor in sample.items()}
+        sample["num_completions"] = sample["num_completions"].clamp(max=2)
+    sample = with_targets(sample)
+    with torch.no_grad():
+        fused = score_completions(model, sample, unwrapped_model).token_log_probs
+        logits = model(input_ids=sample["input_ids"], attention_mask=sample["attention_mask"], use_cache=False).logits
+    scored = torch.stack([sample["target_rows"], sample["target_positions"] - sample["input_ids"].size(1)])
+    own = log_probs_of(_scored_logits(logits, scored), sample["target_ids"]).to(fused.device)
+    atol, rtol = sharing_tolerance(dtype)
+    excess = (fused - own).abs() - rtol * own.abs() - atol
+    # weights of NaN say nothing about the head
+    return excess.masked_fill(excess.isnan(), torch.inf).masked_fill(~own.isfinite(), 0).max()

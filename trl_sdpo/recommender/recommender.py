@@ -429,9 +429,8 @@ class Recommender:
         records = [self._tokenize(prompt, row) for prompt, row in zip(prompts, candidates, strict=True)]
         pad_token_id = self.processing_class.pad_token_id
         if self._prefix_sharing is None:
-            self._prefix_sharing = why_prefix_sharing_is_unsound(self.model) is None and sharing_agrees(
-                self.model, records, pad_token_id, batch_size
-            )
+            sound = why_prefix_sharing_is_unsound(self.model) is None
+            self._prefix_sharing = sharing_agrees(self.model, records, pad_token_id, batch_size, prefix_sharing=sound)
         scores = score_tokenized(
             self.model, records, pad_token_id, batch_size, prefix_sharing=self._prefix_sharing, desc=desc
         )

@@ -50,6 +50,7 @@ from ..prefix_sharing.masks import BatchMasks, base_model
 from ..prefix_sharing.rows import (
     CompletionScores,
     expand_shared_rows,
+    head_excess,
     is_shared,
     score_completions,
     sharing_excess,
@@ -196,6 +197,7 @@ class SoftmaxDPOTrainer(PolicyPushes, DPOTrainer):
         self._models_are_ready = False
         self._reference_weights = None  # their hash, where log-probabilities are computed ahead of training
         self._start_is_checked = ref_model is not None  # or once there was a step
+        self._head_is_checked = False
         if ref_model is not None and ref_model is model:
             raise ValueError(
                 "`model` and `ref_model` cannot be the same object. In most cases you should omit `ref_model` and "
@@ -470,6 +472,27 @@ class SoftmaxDPOTrainer(PolicyPushes, DPOTrainer):
         sums = outputs.log_probs[:, -(labels.size(1) - 1) :].sum(dim=1)
         return torch.stack(sums.chunk(2), dim=1)
 
+    def _check_head(self, model: torch.nn.Module, inputs: Batch) -> None:
+        """Once: the head that training multiplies with gives what the model itself gives, on all processes."""
+        if self._head_is_checked:
+            return
+        self._head_is_checked = True
+        dtype = torch.bfloat16 if self.args.bf16 or self.args.fp16 else self.model.dtype
+        with (
+            evaluation_mode(model),
+            disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs),
+        ):
+            unwrapped = self.accelerator.unwrap_model(model)
+            excess = head_excess(model, inputs, self._tokenizer.pad_token_id, dtype, unwrapped)
+        excess = self.accelerator.gather(excess.reshape(1)).max().item()
+        if excess > 0:
+            raise ValueError(
+                f"TRL's fused LM head, which training multiplies with, is {excess:.3g} nats a token beyond rounding off the "
+                f"logits of {type(base_model(unwrapped)).__name__} itself: its head is more than a weight and a scale (such "
+                "as an adapter on it, a bias of its own, or a dense layer in front), and another model would be trained. "
+                "Leave the head out of the adapter, or use another model."
+            )
+
     def _check_sharing(self, model: torch.nn.Module, inputs: Batch) -> bool:
         """Whether sharing gives the results of padded rows on the first batch; all processes come to the same answer."""
         dtype = torch.bfloat16 if self.args.bf16 or self.args.fp16 else self.model.dtype
@@ -507,6 +530,7 @@ class SoftmaxDPOTrainer(PolicyPushes, DPOTrainer):
         evaluation = not self.model.training
         inputs = self._lay_out(model, inputs)
         exists = inputs["completion_exists"]  # (B, C)
+        self._check_head(model, inputs)
         self._check_start(inputs, exists)
         model_kwargs = {"output_router_logits": True} if self.aux_loss_enabled else {}
         masks = self._masks(inputs)  # of policy and reference
