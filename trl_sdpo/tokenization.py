@@ -14,6 +14,14 @@ def column_lengths(dataset: Dataset, column: str) -> np.ndarray:
     return np.concatenate([pc.list_value_length(batch[column]).to_numpy() for batch in table.iter(10_000)])
 
 
+def inner_lengths(dataset: Dataset, column: str) -> np.ndarray:
+    """Lengths of the lists in the lists of a column, those of all rows one after the other."""
+    table = dataset.select_columns([column]).with_format("arrow")
+    return np.concatenate(
+        [pc.list_value_length(batch[column].combine_chunks().flatten()).to_numpy() for batch in table.iter(10_000)]
+    )
+
+
 def largest_token(dataset: Dataset) -> int:
     """The largest token id of tokenized multi-preference records."""
     columns = ["prompt_ids", "chosen_ids", "rejected_ids"]

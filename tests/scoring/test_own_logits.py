@@ -172,3 +172,22 @@ def test_masks_reach_the_layers_or_rows_are_padded(token_records):
     assert all(
         math.isfinite(value) for row in score_tokenized(model, records, 0, prefix_sharing=False) for value in row
     )
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_trainable_tokens_are_trained(llama, records, make_trainer, logged, tied):
+    """With tied embeddings the head is one that TRL's fused head does not take, and the model's own multiplies."""
+    config = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["q_proj"], trainable_token_indices=list(range(40)))
+    args = {"max_steps": 12, "learning_rate": 1e-2}
+    trainer = make_trainer(llama(tie_word_embeddings=tied), records(8), peft_config=config, args=args)
+    tokens = {name: param for name, param in trainer.model.named_parameters() if "trainable_tokens_delta" in name}
+    before = {name: param.detach().clone() for name, param in tokens.items()}
+    trainer.train()
+    assert logged(trainer)[0] == pytest.approx(math.log(4), abs=1e-4)
+    assert logged(trainer)[-1] < 0.9 * logged(trainer)[0]
+    assert any((param != before[name]).any() for name, param in tokens.items())
+    pairs = [{**row, "rejected": row["rejected"][0]} for row in records(4)]
+    if tied:
+        trainer = make_trainer(llama(tie_word_embeddings=True), pairs, peft_config=config)
+        with pytest.raises(ValueError, match=r"trainable_token_indices.*Make `rejected` a list"):
+            trainer.train()

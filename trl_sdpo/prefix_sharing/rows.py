@@ -189,6 +189,12 @@ def log_probs_of(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return logits.gather(-1, labels).squeeze(-1) - logits.logsumexp(-1)
 
 
+def has_plain_head(model: torch.nn.Module) -> bool:
+    """Whether TRL's fused LM head can multiply with the head of a model, of which it takes `weight` and `bias`."""
+    head = base_model(model).get_output_embeddings()
+    return hasattr(head, "weight") and hasattr(head, "bias")
+
+
 def _scored_logits(logits: torch.Tensor, scored: torch.Tensor) -> torch.Tensor:
     """Logits of the scored positions, of shape `(N, vocab)`, where the head was given them alone and where it was not."""
     if logits.size(0) == 1 and logits.size(1) == scored.size(1):

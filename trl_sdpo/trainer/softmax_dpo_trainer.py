@@ -50,6 +50,7 @@ from ..prefix_sharing.masks import BatchMasks, base_model
 from ..prefix_sharing.rows import (
     CompletionScores,
     expand_shared_rows,
+    has_plain_head,
     head_excess,
     is_shared,
     score_completions,
@@ -83,7 +84,7 @@ from .reference import (
     share_from_first_process,
 )
 from .reference_files import ReferenceFiles, cache_key
-from .sampler import LengthGroupedSampler
+from .sampler import DrawnLengths, LengthGroupedSampler
 from .saving import check_active_adapter, keep_trained_adapter, remove_saved_adapter, why_not_reloaded
 from .softmax_dpo_config import SoftmaxDPOConfig, to_softmax_dpo_config
 
@@ -324,8 +325,11 @@ class SoftmaxDPOTrainer(PolicyPushes, DPOTrainer):
         # Preference data of TRL have no such column, and follow the parent
         if not grouped or length not in train_dataset.column_names:
             return super()._get_train_sampler(train_dataset)
+        lengths = train_dataset[length]
+        if self.args.num_negatives is not None and isinstance(self.data_collator, DataCollatorForMultiPreference):
+            lengths = DrawnLengths(train_dataset, self.args.num_negatives, self._data_seed)
         return LengthGroupedSampler(
-            train_dataset[length],
+            lengths,
             self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size,
             self._data_seed,
         )
@@ -396,7 +400,9 @@ class SoftmaxDPOTrainer(PolicyPushes, DPOTrainer):
     def _score(
         self, model: torch.nn.Module, inputs: Batch, masks: BatchMasks | None = None, **model_kwargs
     ) -> CompletionScores:
-        return score_completions(model, inputs, self.accelerator.unwrap_model(model), masks, **model_kwargs)
+        unwrapped = self.accelerator.unwrap_model(model)
+        fused = has_plain_head(unwrapped)
+        return score_completions(model, inputs, unwrapped, masks, fused_lm_head=fused, **model_kwargs)
 
     def _masks(self, inputs: Batch) -> BatchMasks | None:
         with self.accelerator.autocast():  # as it wraps the forward of the models
@@ -474,7 +480,7 @@ class SoftmaxDPOTrainer(PolicyPushes, DPOTrainer):
 
     def _check_head(self, model: torch.nn.Module, inputs: Batch) -> None:
         """Once: the head that training multiplies with gives what the model itself gives, on all processes."""
-        if self._head_is_checked:
+        if self._head_is_checked or not has_plain_head(self.accelerator.unwrap_model(model)):
             return
         self._head_is_checked = True
         dtype = torch.bfloat16 if self.args.bf16 or self.args.fp16 else self.model.dtype
@@ -522,6 +528,12 @@ class SoftmaxDPOTrainer(PolicyPushes, DPOTrainer):
         self, model: torch.nn.Module, inputs: Batch, return_outputs: bool
     ) -> torch.Tensor | tuple[torch.Tensor, dict[str, torch.Tensor]]:
         if "segment_ids" not in inputs:
+            if not has_plain_head(self.accelerator.unwrap_model(model)):
+                raise ValueError(
+                    "The LM head is wrapped by an adapter (`trainable_token_indices` with tied embeddings, for one), which "
+                    "TRL's fused LM head does not take. Make `rejected` a list of one completion: such records are trained "
+                    "with the head of the model itself."
+                )
             if self.ld_alpha is None:  # with which TRL weighs the tokens
                 self._check_start(inputs)
             return super()._compute_loss(model, inputs, return_outputs)
