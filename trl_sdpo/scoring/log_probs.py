@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from ..data_utils import plain_records, tokenize_multi_preference
+from ..data_utils import plain_records
 from ..prefix_sharing.collator import DataCollatorForMultiPreference
 from ..prefix_sharing.masks import base_model, why_prefix_sharing_is_unsound
 from ..prefix_sharing.rows import (
@@ -21,7 +21,7 @@ from ..prefix_sharing.rows import (
     score_completions,
     sharing_tolerance,
 )
-from ..tokenization import check_tokens_have_embeddings
+from ..tokenization import check_tokens_have_embeddings, tokenize_dataset
 
 
 logger = logging.get_logger(__name__)
@@ -92,16 +92,9 @@ def completion_log_probs(
         raise ValueError("There are no records to rank: the dataset is empty.")
     if processing_class.pad_token_id is None:
         raise ValueError("The tokenizer has no pad token. Set `tokenizer.pad_token`, for example to its `eos_token`.")
-    tokenized = (
-        plain_records(dataset)
-        .map(
-            tokenize_multi_preference,
-            with_indices=True,
-            fn_kwargs={"processing_class": processing_class, "eos_token": processing_class.eos_token},
-            desc=f"{desc}: tokenizing",
-        )
-        .select_columns(["prompt_ids", "chosen_ids", "rejected_ids", "length"])
-    )
+    tokenized = tokenize_dataset(
+        plain_records(dataset), processing_class, processing_class.eos_token, desc=f"{desc}: tokenizing"
+    ).select_columns(["prompt_ids", "chosen_ids", "rejected_ids", "length"])
     check_tokens_have_embeddings(model, processing_class, {"given": tokenized})
     if prefix_sharing is None:
         prefix_sharing = why_prefix_sharing_is_unsound(model) is None
