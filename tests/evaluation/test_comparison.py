@@ -206,7 +206,7 @@ def test_lists_from_the_catalogue(records, catalogue):
 class TestBreakdowns:
     def test_parts_by_popularity_and_length(self, records, catalogue):
         hits = {"even": np.array(records["item_id"]) % 2 == 0}
-        popularity, length = breakdowns(hits, records, catalogue, seed=0)
+        popularity, length, events = breakdowns(hits, records, catalogue)
         assert sum(part["n"] for part in popularity["bins"]) == NUM_RECORDS
         for part, found in zip(popularity["bins"], popularity["systems"]["even"], strict=True):
             inside = [item for item in records["item_id"] if part["low"] <= item <= part["high"]]
@@ -215,12 +215,39 @@ class TestBreakdowns:
             assert found["ci"][0] <= found["value"] <= found["ci"][1]
         assert [part["label"] for part in length["bins"]] == [str(number) for number in range(4, 14)]
         assert {part["n"] for part in length["bins"]} == {20}
+        # the training events of an item are its number
+        assert [part["label"] for part in events["bins"]] == ["0", "1–5", "6–20", "above 20"]
+        for part, (low, high) in zip(events["bins"], ((0, 0), (1, 5), (6, 20), (21, 99)), strict=True):
+            assert part["n"] == sum(low <= item <= high for item in records["item_id"])
+
+    def test_parts_by_what_training_has_seen(self, records, catalogue):
+        """Against one record after the other."""
+        users = [number % 7 for number in range(NUM_RECORDS)]
+        named = records.add_column("user_id", users)
+        train = named.select(range(0, 150, 7)).add_column("extra", [0] * 22)
+        *_, steps, warm = breakdowns({"all": np.ones(NUM_RECORDS, dtype=bool)}, named, catalogue, train=train)
+        seen = set()
+        for row in train:
+            items = [*row["history_item_ids"], row["item_id"]]
+            seen |= set(itertools.pairwise(items))
+        known = [(row["history_item_ids"][-1], row["item_id"]) in seen for row in named]
+        assert 22 <= sum(known) < NUM_RECORDS
+        assert {part["label"]: part["n"] for part in steps["bins"]} == {
+            "not seen": NUM_RECORDS - sum(known), "seen": sum(known),
+        }  # fmt: skip
+        assert {part["label"]: part["n"] for part in warm["bins"]} == {
+            "cold: none": NUM_RECORDS - users.count(0), "warm": users.count(0),
+        }  # fmt: skip
+        # ids as text and as numbers are the same ids
+        alone = Dataset.from_dict({"user_id": ["a"], "item_id": ["3"], "history_item_ids": [["7"]], "position": [0]})
+        (_, steps, _) = breakdowns({"all": np.ones(1, dtype=bool)}, alone, None, train=alone)
+        assert [part["label"] for part in steps["bins"]] == ["seen"]
 
     def test_few_records_are_not_cut_into_tenths(self, records, catalogue):
         some = records.select(range(45))
-        for one in breakdowns({"all": np.ones(45, dtype=bool)}, some, catalogue, seed=0):
+        for one in breakdowns({"all": np.ones(45, dtype=bool)}, some, catalogue)[:2]:
             assert len(one["bins"]) == 2
-        (alone,) = breakdowns({"all": np.ones(5, dtype=bool)}, some.select(range(5)), None, seed=0)
+        (alone,) = breakdowns({"all": np.ones(5, dtype=bool)}, some.select(range(5)), None)
         assert [part["n"] for part in alone["bins"]] == [5]
 
     def test_equal_values_stay_together(self):
@@ -297,8 +324,8 @@ class TestReport:
         assert "<script" not in text
         assert "alert" in page.text
         assert NASTY in page.text
-        # systems, K, two breakdowns; β is the same for all
-        assert text.count("<svg") == 4
+        # systems, K, three breakdowns; β is the same for all
+        assert text.count("<svg") == 5
         assert [caption for caption in re.findall("<figcaption>(.*?)</figcaption>", text) if "over" in caption] == [
             "hr@1 over negatives K"
         ]

@@ -37,6 +37,7 @@ def evaluate_ranking(
     ks: Sequence[int] = KS,
     catalogue: Catalogue | None = None,
     num_examples: int = 5,
+    train: Dataset | None = None,
 ) -> dict:
     """
     Rank the candidates of records by the scores of systems.
@@ -56,6 +57,8 @@ def evaluate_ranking(
             Titles, and training counts: with these there is a system `"popularity"`, and a breakdown by it.
         num_examples (`int`, *optional*, defaults to `5`):
             Hits of the last system to show, and as many misses.
+        train (`Dataset`, *optional*):
+            The training records, for breakdowns by what training has seen, see [`breakdowns`].
 
     Returns:
         `dict`: `protocol`, `label`, `metric` (of verdicts, breakdowns and examples), `systems` (a row of metrics each,
@@ -87,7 +90,7 @@ def evaluate_ranking(
         if lengths.min() == lengths.max()
         else f"sampled metrics: the target among {lengths.min()} to {lengths.max()} candidates"
     )
-    return _section("ranking", label, systems, placed, 1, ks, records, seed, catalogue, num_examples, shown)
+    return _section("ranking", label, systems, placed, 1, ks, records, seed, catalogue, num_examples, shown, train)
 
 
 def evaluate_answers(
@@ -98,6 +101,7 @@ def evaluate_answers(
     catalogue: Catalogue | None = None,
     num_examples: int = 5,
     rule: str = "whole",
+    train: Dataset | None = None,
 ) -> dict:
     """
     Count which written answers name the target, as the S-DPO paper (https://huggingface.co/papers/2406.09215) does.
@@ -107,7 +111,8 @@ def evaluate_answers(
             For each system an answer to each record, see [`generate_answers`].
         records (`Dataset`):
             The records.
-        seed (`int`), catalogue ([`Catalogue`], *optional*), num_examples (`int`, *optional*, defaults to `5`):
+        seed (`int`), catalogue ([`Catalogue`], *optional*), num_examples (`int`, *optional*, defaults to `5`), train
+            (`Dataset`, *optional*):
             See [`evaluate_ranking`].
         rule (`str`, *optional*, defaults to `"whole"`):
             What naming is, see [`match_title`].
@@ -134,7 +139,9 @@ def evaluate_answers(
     def shown(name: str, row: int) -> list[dict]:
         return [{"title": answers[name][row]}]
 
-    return _section("generation", label, systems, placed, 1, (1,), records, seed, catalogue, num_examples, shown)
+    return _section(
+        "generation", label, systems, placed, 1, (1,), records, seed, catalogue, num_examples, shown, train
+    )
 
 
 def evaluate_catalogue(
@@ -145,6 +152,7 @@ def evaluate_catalogue(
     seed: int,
     ks: Sequence[int] = KS,
     num_examples: int = 5,
+    train: Dataset | None = None,
 ) -> dict:
     """
     Look for the target in lists from the whole catalogue.
@@ -157,7 +165,7 @@ def evaluate_catalogue(
         catalogue ([`Catalogue`]):
             All items.
         seed (`int`), ks (`Sequence[int]`, *optional*, defaults to `(1, 3, 5, 10)`), num_examples (`int`, *optional*,
-            defaults to `5`):
+            defaults to `5`), train (`Dataset`, *optional*):
             See [`evaluate_ranking`].
 
     Returns:
@@ -193,7 +201,9 @@ def evaluate_catalogue(
         return [{"title": titles[item]} for item in recommended[name][row][:_SHOWN]]
 
     label = f"full ranking: lists from all {size:,} items"
-    return _section("catalogue", label, systems, placed, max(ks), ks, records, seed, catalogue, num_examples, shown)
+    return _section(
+        "catalogue", label, systems, placed, max(ks), ks, records, seed, catalogue, num_examples, shown, train
+    )
 
 
 def probe_records(records: Dataset, train: Dataset | None, seed: int) -> dict | None:
@@ -311,6 +321,7 @@ def _section(
     catalogue: Catalogue | None,
     num_examples: int,
     shown: Callable[[str, int], list[dict]],
+    train: Dataset | None,
 ) -> dict:
     hits = {name: values <= k for name, values in placed.items()}
     names = list(placed)
@@ -320,7 +331,7 @@ def _section(
         "metric": f"hr@{k}",
         "systems": systems,
         "comparisons": _comparisons(placed, ks, seed, users_of(records), f"hr@{k}"),
-        "breakdowns": breakdowns(hits, records, catalogue, seed),
+        "breakdowns": breakdowns(hits, records, catalogue, train=train),
         "examples": _examples(names[-1], placed, hits, records, catalogue, seed, num_examples, shown),
     }
 
