@@ -37,7 +37,7 @@ gc.freeze()
 
 
 # What other versions of the libraries can break, in a few minutes: the seams to TRL, the loss, the trainer and its layouts,
-# checkpoints, one way from interactions to records, and the command line. `.ci/run` runs these on each set of versions.
+# checkpoints, one way from interactions to records, and the command line.
 CORE = (
     "commands/test_cli.py",
     "losses/test_multi_negative.py",

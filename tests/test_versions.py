@@ -40,10 +40,10 @@ def pins(name):
 @pytest.mark.parametrize(
     ("name", "version"),
     [
-        *(("trl", version) for version in ("1.15.0", "1.16.0")),
+        *(("trl", version) for version in ("1.16.0", "1.16.3")),
         *(("transformers", version) for version in ("5.23.0", "5.24.0", "5.30.0")),
         *(("torch", version) for version in ("2.13.0", "2.14.0", "2.14.1", "2.15.0", "2.15.0+cu130")),
-        *(("numpy", version) for version in ("2.3.0", "2.4.6")),
+        *(("numpy", version) for version in ("2.4.6", "2.5.5")),
         *(("peft", version) for version in ("0.21.2", "0.22.0")),
     ],
 )
@@ -84,7 +84,7 @@ def test_range_of_trl_is_the_one_that_is_warned_about(requirements):
     }
 
 
-@pytest.mark.parametrize("version", ["1.15.0", "1.16.3", "1.16.0.dev0"])
+@pytest.mark.parametrize("version", ["1.16.0", "1.16.3", "1.16.0.dev0"])
 def test_no_warning_within_the_range(monkeypatch, version):
     monkeypatch.setattr(_versions, "version", lambda name: version)
     with warnings.catch_warnings():
@@ -92,10 +92,10 @@ def test_no_warning_within_the_range(monkeypatch, version):
         _versions.warn_of_untested_trl()
 
 
-@pytest.mark.parametrize("version", ["1.14.2", "1.17.0", "1.17.0.dev0", "2.0", "0.29.1", "main"])
+@pytest.mark.parametrize("version", ["1.15.0", "1.17.0", "1.17.0.dev0", "2.0", "0.29.1", "main"])
 def test_warning_outside_of_the_range(monkeypatch, version):
     monkeypatch.setattr(_versions, "version", lambda name: version)
-    with pytest.warns(UserWarning, match=rf"trl {re.escape(version)} is installed.*pip install 'trl>=1.15,<1.17'"):
+    with pytest.warns(UserWarning, match=rf"trl {re.escape(version)} is installed.*pip install 'trl>=1.16,<1.17'"):
         _versions.warn_of_untested_trl()
 
 

@@ -6,7 +6,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 
 # First and last minor release. setup.cfg asks for the same, and a test compares the two.
-TESTED_TRL = ((1, 15), (1, 16))
+TESTED_TRL = ((1, 16), (1, 16))
 
 
 def warn_of_untested_trl() -> None:
