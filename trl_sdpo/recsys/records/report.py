@@ -112,6 +112,29 @@ def _probe_lines(report: dict) -> list[str]:
         *_table(["", "hr@1", "95% interval"], rows),
         "",
         verdict,
+        "",
+        *_rule_lines(report.get("leak_probes", [])),
+    ]
+
+
+def _rule_lines(probes: list[dict]) -> list[str]:
+    if not probes:
+        return []
+    rows = [
+        [
+            probe["name"],
+            f"{probe['hr_at_1']:.3f}",
+            f"{probe['ci'][0]:.3f} to {probe['ci'][1]:.3f}",
+            f"**leaks**: {probe['remedy']}" if probe["leaks"] else "no more than chance",
+        ]
+        for probe in probes
+    ]
+    first = probes[0]
+    users = f" of {first['users']:,} users, over which the intervals are" if first["users"] else ""
+    return [
+        f"Rules that know nothing of tastes, on {first['n']:,} records{users}; chance {first['chance']:.3f}:",
+        "",
+        *_table(["rule", "hr@1", "95% interval", ""], rows),
     ]
 
 

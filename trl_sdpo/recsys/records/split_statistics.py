@@ -66,6 +66,8 @@ class SplitStatistics:
             "train_events_of_targets": _weighted(self.train_counts, self.target_hits),
             "train_events_of_negatives": _weighted(self.train_counts, self.negative_hits),
         }
+        cold = int(self.target_hits[self.train_counts == 0].sum())
+        result["share_of_targets_without_train_event"] = round(cold / max(1, int(self.target_hits.sum())), 4)
         if self.tokens is not None:
             result["tokens"] = _quantiles(self.tokens)
         return result
