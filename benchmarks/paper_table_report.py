@@ -75,7 +75,7 @@ def table_rows(results: Results) -> dict[str, dict]:
     rows = {}
     baselines = [name for name in (SFT, "SFT, as many more steps", "DPO, 1 negative") if name in results.systems]
     for name, scores in results.systems.items():
-        row = summary(scores) | {"differences": {}}
+        row = summary(scores, results.users) | {"differences": {}}
         if name != SFT:
             run = results.chosen[name]
             row |= {"learning_rate": run.learning_rate, "beta": run.beta}
@@ -138,7 +138,7 @@ def sweep_row(results: Results, name: str, run: Run) -> dict:
     values = {"K": run.num_negatives, "β": run.beta, "learning rate": run.learning_rate, "records": records}
     return {
         "value": values.get(name, run.negatives),
-        **summary([scores]),
+        **summary([scores], results.users[::step]),
         "reward_hr@1": summary([minus(scores, sft)])["hr@1"],
         "difference": paired_difference(hits([scores]), hits([sft]), results.users[::step]),
     }
@@ -169,7 +169,13 @@ def sum_rows(results: Results, sasrec: dict[str, list[np.ndarray]]) -> list[dict
             both = weighted_sum(test, sasrec["test"], weight)
             difference = paired_difference(hits([both]), hits([sasrec["test"]]), results.users)
             rows.append(
-                {"system": name, "weight": weight, "weights": kind, **summary([both]), "difference": difference}
+                {
+                    "system": name,
+                    "weight": weight,
+                    "weights": kind,
+                    **summary([both], results.users),
+                    "difference": difference,
+                }
             )
     return rows
 
@@ -179,7 +185,7 @@ def collect(directory: Path, size: Size) -> dict:
     users = np.array(json.loads((directory / "test_users.json").read_text(encoding="utf-8")))
     content = {"num_users": len(set(users.tolist())), "styles": {}}
     scores = {split: baseline_scores(directory, split) for split in ("validation", "test")}
-    rows = {name: summary([one]) for name, one in scores["test"].items()}
+    rows = {name: summary([one], users) for name, one in scores["test"].items()}
     content["baselines"] = dict(sorted(rows.items(), key=lambda row: row[1]["hr@1"]))
     for style in STYLES:
         results = Results(directory / style, size, users)

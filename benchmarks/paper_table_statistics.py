@@ -1,17 +1,19 @@
-"""Intervals and tests of the table, over users: records of one user are not independent. Imported as a sibling module."""
+"""What the table says of scores: metrics over seeds, differences, and sums of two systems. Imported as a sibling module."""
 
 import numpy as np
 
-from trl_sdpo.recsys import bootstrap_interval, hit_rate, mean_reciprocal_rank, ndcg, ranks
+from trl_sdpo.recsys import (
+    difference_interval,
+    hit_rate,
+    mean_reciprocal_rank,
+    ndcg,
+    ranks,
+    sign_flip_test,
+    wilson_interval,
+)
 
 
-SEED, RESAMPLES = 0, 4000
-
-
-def user_sums(values: np.ndarray, users: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Sum and number of the values of each user."""
-    _, owner = np.unique(users, return_inverse=True)
-    return np.bincount(owner, weights=values), np.bincount(owner)
+SEED = 0
 
 
 def paired_difference(first: np.ndarray, second: np.ndarray, users: np.ndarray) -> dict:
@@ -25,42 +27,37 @@ def paired_difference(first: np.ndarray, second: np.ndarray, users: np.ndarray) 
             The user of each record, shape `(n,)`.
 
     Returns:
-        `dict`: `mean`; `ci`, its 95% percentile bootstrap interval, drawing users with all of their records; and `p`,
-        two-sided, of a permutation test that swaps the systems of a user (10,000 draws are too few to say less than
-        1e-4).
+        `dict`: `mean`; `ci`, its 95% interval over users; and `p`, two-sided, of a permutation test that swaps the
+        systems of a user (10,000 draws are too few to say less than 1e-4).
     """
-    sums, counts = user_sums(np.asarray(first, float) - second, users)
-    generator = np.random.default_rng(SEED)
-    drawn = generator.integers(len(sums), size=(RESAMPLES, len(sums)))
-    means = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
-    signs = generator.choice([-1.0, 1.0], size=(10_000, len(sums)))
-    # the order of additions differs, so equal sums may differ in their last digits
-    as_far = np.abs(signs @ sums) >= abs(sums.sum()) - 1e-9
+    difference = np.asarray(first, float) - second
     return {
-        "mean": float(sums.sum() / counts.sum()),
-        "ci": [float(end) for end in np.quantile(means, [0.025, 0.975])],
-        "p": float((1 + as_far.sum()) / (1 + len(signs))),
+        "mean": float(difference.mean()),
+        "ci": list(difference_interval(difference, users)),
+        "p": sign_flip_test(first, second, users, seed=SEED),
     }
 
 
-def summary(scores: list[list[np.ndarray]]) -> dict:
+def summary(scores: list[list[np.ndarray]], users: np.ndarray | None = None) -> dict:
     """
     Metrics of a system over its seeds.
 
     Args:
         scores (`list[list[np.ndarray]]`):
             For each seed the scores of the records, the target first.
+        users (`np.ndarray`, *optional*):
+            The user of each record, shape `(n,)`. If `None`, intervals are over records.
 
     Returns:
-        `dict`: `hr@1` (the mean over seeds), `hr@1_seeds`, `hr@1_ci` (bootstrap over records of the mean over seeds),
-        `ndcg@10`, `mrr` and `n`.
+        `dict`: `hr@1` (the mean over seeds), `hr@1_seeds`, `hr@1_ci` (over users, of the mean over seeds), `ndcg@10`,
+        `mrr` and `n`.
     """
     positions = [ranks(one) for one in scores]
     hits = np.mean([one == 1 for one in positions], axis=0)
     return {
         "hr@1": float(hits.mean()),
         "hr@1_seeds": [hit_rate(one) for one in positions],
-        "hr@1_ci": list(bootstrap_interval(hits, seed=SEED)),
+        "hr@1_ci": list(wilson_interval(hits, users)),
         "ndcg@10": float(np.mean([ndcg(one) for one in positions])),
         "mrr": float(np.mean([mean_reciprocal_rank(one) for one in positions])),
         "n": len(hits),

@@ -24,9 +24,9 @@ import torch
 from datasets import DatasetDict, load_dataset
 
 from trl_sdpo.recsys import (
-    bootstrap_interval,
     chance_metrics,
     cooccurrence_scorer,
+    difference_interval,
     events_of_records,
     item_knn_scorer,
     popularity_scorer,
@@ -62,7 +62,7 @@ def main() -> None:
             subprocess.run(command, check=True)
         scores["Caser"] = read_scores(args.output / "caser.test.parquet", len(dataset["test"]))
         seconds["Caser"] = json.loads(report.read_text())["seconds"]
-    text = table(scores, seconds, args.seed) + "\n\n" + machine(args.seed) + "\n"
+    text = table(scores, seconds, dataset["test"]["user_id"]) + "\n\n" + machine(args.seed) + "\n"
     (args.output / "baselines.md").write_text(text, encoding="utf-8")
     print(text, end="")
 
@@ -91,8 +91,8 @@ def score_all(dataset: DatasetDict, seed: int, output: Path) -> tuple[dict[str, 
     return scores, seconds
 
 
-def table(scores: dict[str, list[np.ndarray]], seconds: dict[str, float], seed: int) -> str:
-    """A row for each system, in Markdown."""
+def table(scores: dict[str, list[np.ndarray]], seconds: dict[str, float], users: list) -> str:
+    """A row for each system, in Markdown, with intervals over users."""
     ranked = {name: ranks(rows) for name, rows in scores.items()}
     sizes = {len(row) for rows in scores.values() for row in rows}
     lines = [
@@ -103,16 +103,16 @@ def table(scores: dict[str, list[np.ndarray]], seconds: dict[str, float], seed: 
         chance = chance_metrics(sizes.pop())
         lines.append(f"| Chance | {chance['hr@1']:.3f} | | | {chance['ndcg@10']:.3f} | {chance['mrr']:.3f} | |")
     for name, row in ranked.items():
-        metrics = ranking_metrics(row, seed=seed)
+        metrics = ranking_metrics(row, groups=users)
         low, high = metrics["hr@1_ci"]
         difference = (row == 1).astype(float) - (ranked[BEST] == 1)
-        apart = bootstrap_interval(difference, seed=seed)
+        apart = difference_interval(difference, users)
         gap = "" if name == BEST else f"{difference.mean():+.3f} ({apart[0]:+.3f}, {apart[1]:+.3f})"
         lines.append(
             f"| {name} | {metrics['hr@1']:.3f} | {low:.3f}, {high:.3f} | {gap} | {metrics['ndcg@10']:.3f} "
             f"| {metrics['mrr']:.3f} | {seconds[name]:.1f} |"
         )
-    return "\n".join(lines) + f"\n\nn = {metrics['n']}, sampled candidates."
+    return "\n".join(lines) + f"\n\nn = {metrics['n']}, {metrics['users']} users, sampled candidates."
 
 
 def machine(seed: int) -> str:

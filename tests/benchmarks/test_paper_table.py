@@ -140,13 +140,13 @@ class TestStatistics:
     def test_a_sure_difference(self):
         users = np.repeat(np.arange(30), 4)
         difference = paired_difference(np.ones(120), np.tile([1, 0, 1, 0], 30), users)
-        assert difference["mean"] == difference["ci"][0] == difference["ci"][1] == 0.5
+        assert difference["mean"] == 0.5
         assert difference["p"] == pytest.approx(1 / 10_001)
 
     def test_one_user_is_one_piece_of_evidence(self):
         """200 records of 2 users who agree: nothing is shown, although 200 records would show it."""
         difference = paired_difference(np.ones(200), np.zeros(200), np.repeat([0, 1], 100))
-        assert difference["p"] == pytest.approx(0.5, abs=0.03)
+        assert difference["p"] == 0.5
 
     def test_mean_over_seeds(self):
         first, second = [np.array([2.0, 1.0]), np.array([0.0, 1.0])], [np.array([2.0, 1.0]), np.array([2.0, 1.0])]

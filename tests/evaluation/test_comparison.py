@@ -17,8 +17,15 @@ from trl_sdpo.evaluation.comparison import (
     popularity_of_candidates,
     probe_records,
 )
-from trl_sdpo.evaluation.report import collect_results, headline, metric_table, to_markdown, write_report
-from trl_sdpo.recsys import compare_scores, ranking_metrics, ranks
+from trl_sdpo.evaluation.report import (
+    collect_results,
+    comparison_table,
+    headline,
+    metric_table,
+    to_markdown,
+    write_report,
+)
+from trl_sdpo.recsys import compare_scores, holm_correction, ranking_metrics, ranks, wilson_interval
 
 
 NUM_ITEMS, NUM_RECORDS, NUM_CANDIDATES = 30, 200, 6
@@ -77,8 +84,42 @@ class TestRanking:
         pairs = {(one["system"], one["baseline"]): one for one in ranking["comparisons"]}
         assert len(pairs) == 6
         expected = compare_scores(scores["s-dpo"], scores["sft"], (1, 3), seed=0)
-        assert pairs["s-dpo", "sft"] == {"system": "s-dpo", "baseline": "sft", **expected}
+        one = pairs["s-dpo", "sft"]
+        assert {key: one[key] for key in expected} == expected
+        assert set(one) - set(expected) == {"system", "baseline", "verdict"} | {
+            f"{name}_holm" for name in expected if name.endswith("_p")
+        }
         assert ranking["label"] == "sampled metrics: the target among 6 candidates of 30 items, chance hr@1 0.167"
+
+    def test_verdicts_are_those_of_the_corrected_test(self, ranking):
+        comparisons = ranking["comparisons"]
+        for name in ("hr@1", "hr@3", "ndcg@3", "mrr"):
+            corrected = holm_correction([one[f"{name}_p"] for one in comparisons])
+            assert [one[f"{name}_p_holm"] for one in comparisons] == corrected
+        for one in comparisons:
+            measurable = one["hr@1_p_holm"] <= 0.05
+            assert (one["verdict"] == "better") == (measurable and one["hr@1"] > 0)
+        assert {one["verdict"] for one in comparisons} == {"better", "no measurable difference"}
+        header, rows = comparison_table(ranking)
+        assert header[-3:] == ["p", "p corrected", "verdict"]
+        assert [row[-1] for row in rows] == [one["verdict"] for one in comparisons]
+
+    def test_users_are_those_of_the_records(self, scores, records, catalogue):
+        """What 200 records of four users say is not what 200 users say."""
+        users = [f"user {number % 4}" for number in range(NUM_RECORDS)]
+        section = evaluate_ranking(scores, records.add_column("user_id", users), seed=0, ks=(1,), catalogue=catalogue)
+        assert section["systems"]["sft"] == ranking_metrics(ranks(scores["sft"]), (1,), groups=users)
+        assert {one["users"] for one in section["comparisons"]} == {4}
+        # of 2^4 signs
+        assert min(one["hr@1_p"] for one in section["comparisons"]) >= 1 / 8
+        assert {one["verdict"] for one in section["comparisons"]} == {"no measurable difference"}
+        header, rows = metric_table(section, {})
+        assert header == ["system", "hr@1", "mrr", "hr@1_per_user", "users", "n"]
+        assert rows[-1][-2:] == ["4", "200"]
+        part = section["breakdowns"][1]["systems"]["sft"][0]
+        inside = np.array(records["position"]) == 4
+        hits = ranks(scores["sft"]) == 1
+        assert part["ci"] == list(wilson_interval(hits[inside], np.array(users)[inside]))
 
     def test_examples_are_hits_and_misses_of_the_last_system(self, ranking, scores, records):
         examples = ranking["examples"]
@@ -165,7 +206,7 @@ def test_lists_from_the_catalogue(records, catalogue):
 class TestBreakdowns:
     def test_parts_by_popularity_and_length(self, records, catalogue):
         hits = {"even": np.array(records["item_id"]) % 2 == 0}
-        popularity, length = breakdowns(hits, records, catalogue, seed=0)
+        popularity, length, events = breakdowns(hits, records, catalogue)
         assert sum(part["n"] for part in popularity["bins"]) == NUM_RECORDS
         for part, found in zip(popularity["bins"], popularity["systems"]["even"], strict=True):
             inside = [item for item in records["item_id"] if part["low"] <= item <= part["high"]]
@@ -174,12 +215,39 @@ class TestBreakdowns:
             assert found["ci"][0] <= found["value"] <= found["ci"][1]
         assert [part["label"] for part in length["bins"]] == [str(number) for number in range(4, 14)]
         assert {part["n"] for part in length["bins"]} == {20}
+        # the training events of an item are its number
+        assert [part["label"] for part in events["bins"]] == ["0", "1–5", "6–20", "above 20"]
+        for part, (low, high) in zip(events["bins"], ((0, 0), (1, 5), (6, 20), (21, 99)), strict=True):
+            assert part["n"] == sum(low <= item <= high for item in records["item_id"])
+
+    def test_parts_by_what_training_has_seen(self, records, catalogue):
+        """Against one record after the other."""
+        users = [number % 7 for number in range(NUM_RECORDS)]
+        named = records.add_column("user_id", users)
+        train = named.select(range(0, 150, 7)).add_column("extra", [0] * 22)
+        *_, steps, warm = breakdowns({"all": np.ones(NUM_RECORDS, dtype=bool)}, named, catalogue, train=train)
+        seen = set()
+        for row in train:
+            items = [*row["history_item_ids"], row["item_id"]]
+            seen |= set(itertools.pairwise(items))
+        known = [(row["history_item_ids"][-1], row["item_id"]) in seen for row in named]
+        assert 22 <= sum(known) < NUM_RECORDS
+        assert {part["label"]: part["n"] for part in steps["bins"]} == {
+            "not seen": NUM_RECORDS - sum(known), "seen": sum(known),
+        }  # fmt: skip
+        assert {part["label"]: part["n"] for part in warm["bins"]} == {
+            "cold: none": NUM_RECORDS - users.count(0), "warm": users.count(0),
+        }  # fmt: skip
+        # ids as text and as numbers are the same ids
+        alone = Dataset.from_dict({"user_id": ["a"], "item_id": ["3"], "history_item_ids": [["7"]], "position": [0]})
+        (_, steps, _) = breakdowns({"all": np.ones(1, dtype=bool)}, alone, None, train=alone)
+        assert [part["label"] for part in steps["bins"]] == ["seen"]
 
     def test_few_records_are_not_cut_into_tenths(self, records, catalogue):
         some = records.select(range(45))
-        for one in breakdowns({"all": np.ones(45, dtype=bool)}, some, catalogue, seed=0):
+        for one in breakdowns({"all": np.ones(45, dtype=bool)}, some, catalogue)[:2]:
             assert len(one["bins"]) == 2
-        (alone,) = breakdowns({"all": np.ones(5, dtype=bool)}, some.select(range(5)), None, seed=0)
+        (alone,) = breakdowns({"all": np.ones(5, dtype=bool)}, some.select(range(5)), None)
         assert [part["n"] for part in alone["bins"]] == [5]
 
     def test_equal_values_stay_together(self):
@@ -256,8 +324,8 @@ class TestReport:
         assert "<script" not in text
         assert "alert" in page.text
         assert NASTY in page.text
-        # systems, K, two breakdowns; β is the same for all
-        assert text.count("<svg") == 4
+        # systems, K, three breakdowns; β is the same for all
+        assert text.count("<svg") == 5
         assert [caption for caption in re.findall("<figcaption>(.*?)</figcaption>", text) if "over" in caption] == [
             "hr@1 over negatives K"
         ]

@@ -96,14 +96,14 @@ class TestPushWhileTraining:
             text=True,
         )
         assert here.returncode == -signal.SIGKILL, here.stderr
-        assert (tmp_path / "here" / "checkpoint-2" / "ref" / "adapter_model.safetensors").is_file()
+        assert (tmp_path / "here" / "checkpoint-2" / "reference.safetensors").is_file()
         repo = hub.repos[REPO]
         assert [commit.message for commit in repo.commits[1:]] == [
             "Training in progress, step 2",
             "Training in progress, step 2, checkpoint",
         ]
         assert {"last-checkpoint/optimizer.pt", "last-checkpoint/trainer_state.json", "README.md"} < set(repo.files)
-        assert not any("ref/" in name or "checkpoint-2" in name for name in repo.files)
+        assert not any("reference.safetensors" in name or "checkpoint-2" in name for name in repo.files)
         assert same(policy(repo), policy(repo, "last-checkpoint/"))
 
         there = tmp_path / "there"
@@ -195,9 +195,15 @@ class TestLoadingBack:
     def test_all_checkpoints(self, pushed):
         repo, output_dir = pushed
         for step in (2, 4):
-            names = {path.name for path in (output_dir / f"checkpoint-{step}").iterdir()} - {"ref", "README.md"}
+            names = {path.name for path in (output_dir / f"checkpoint-{step}").iterdir()} - {
+                "reference.safetensors",
+                "README.md",
+            }
             assert {f"checkpoint-{step}/{name}" for name in names} <= set(repo.files)
-        assert not any("ref/" in name or ("checkpoint" in name and name.endswith("README.md")) for name in repo.files)
+        assert not any(
+            "reference.safetensors" in name or ("checkpoint" in name and name.endswith("README.md"))
+            for name in repo.files
+        )
 
     def test_nothing_of_a_publisher(self, pushed):
         repo, output_dir = pushed

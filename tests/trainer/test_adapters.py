@@ -11,7 +11,7 @@ from peft import LoraConfig, get_peft_model
 
 from helpers.tiny_models import build_llama
 from trl_sdpo.hub import trainer_pushes as trainer_hub
-from trl_sdpo.trainer.adapters import REFERENCE_FILE
+from trl_sdpo.trainer.reference_files import REFERENCE_FILE, WEIGHTS_FILE
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def from_hub(run, tmp_path):
     trainer = run()
     folder = tmp_path / "from_hub"
     shutil.copytree(tmp_path / "run" / "checkpoint-2", folder)
-    shutil.rmtree(folder / "ref")
+    (folder / WEIGHTS_FILE).unlink()
     return folder, weights(trainer)
 
 
@@ -79,7 +79,7 @@ def test_checkpoint_with_its_reference(run, from_hub, tmp_path):
 def test_without_a_hash(run, from_hub, caplog):
     folder, _ = from_hub
     (folder / REFERENCE_FILE).unlink()
-    with caplog.at_level(logging.WARNING, "trl_sdpo.trainer.adapters"):
+    with caplog.at_level(logging.WARNING, "trl_sdpo.trainer.reference_files"):
         run(str(folder))
     assert "holds neither the reference adapter nor its hash" in caplog.text
 
@@ -121,5 +121,5 @@ def test_what_each_strategy_pushes(policy, records, make_trainer, monkeypatch, t
     trainer = make_trainer(policy(), records(4), args={**args, "save_total_limit": 1, "hub_token": "hf_made_up"})
     trainer.train()
     assert folders == [None, {"checkpoint": "last-checkpoint"}.get(strategy, "checkpoint-1")][:pushes]
-    assert not any("ref" in parts for parts in seen)
+    assert not any("ref" in part for parts in seen for part in parts if part != REFERENCE_FILE)
     assert not list(Path(trainer.args.output_dir).glob("_push-*"))

@@ -146,7 +146,7 @@ class TestKilledRun:
         # what was half-written is written anew
         assert why_checkpoint_is_not_whole(tmp_path / "output" / "checkpoint-4") is None
 
-    @pytest.mark.parametrize("name", ["optimizer.pt", "adapter_model.safetensors", "ref/adapter_model.safetensors"])
+    @pytest.mark.parametrize("name", ["optimizer.pt", "adapter_model.safetensors", "reference.safetensors"])
     def test_file_that_is_cut_short(self, undisturbed, tmp_path, caplog, name):
         """As by a full disk, or a copy that was interrupted: the last file is there and another is not whole."""
         shutil.copytree(undisturbed.args.output_dir, tmp_path / "output")
@@ -209,13 +209,12 @@ def lora_config():
 class TestAdapters:
     def test_checkpoints_keep_the_reference(self, llama, records, make_trainer):
         model = get_peft_model(llama(), lora_config())
+        start = {name: param.detach().clone() for name, param in model.named_parameters() if param.requires_grad}
         trainer = make_trainer(model, records(8), args={"save_strategy": "steps", "save_steps": 4})
         trainer.train()
-        saved = load_file(Path(trainer.args.output_dir) / "checkpoint-4" / "ref" / "adapter_model.safetensors")
-        weights = dict(model.named_parameters())
-        assert saved
-        for name, weight in saved.items():
-            assert torch.equal(weight, weights[name.replace(".weight", ".ref.weight")]), name
+        saved = load_file(Path(trainer.args.output_dir) / "checkpoint-4" / "reference.safetensors")
+        assert saved.keys() == start.keys()
+        assert all(torch.equal(saved[name], start[name]) for name in start)
 
     def test_saved_model_is_the_policy_alone(self, llama, records, make_trainer, tmp_path, tokenizer):
         model = get_peft_model(llama(), lora_config())
@@ -223,13 +222,12 @@ class TestAdapters:
         trainer.train()
         trainer.save_model(str(tmp_path / "saved"))
         assert [path.name for path in (tmp_path / "saved").rglob("adapter_model*")] == ["adapter_model.safetensors"]
-        assert not (tmp_path / "saved" / "ref").exists()
+        assert not list((tmp_path / "saved").glob("ref*"))
         saved = load_file(tmp_path / "saved" / "adapter_model.safetensors")
         assert saved.keys() == {
             name.replace(".default", "") for name in dict(model.named_parameters()) if ".default" in name
         }
         # the trainer itself goes on with both
-        assert list(model.peft_config) == ["default", "ref"]
         trainer.evaluate(trainer.train_dataset)
         loaded = PeftModel.from_pretrained(llama(), tmp_path / "saved").eval()
         inputs = tokenizer("Watched: Red River (1948)", return_tensors="pt").input_ids

@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..recsys.records.recommender_files import check_model
 from ._parser import CommandParser, FlagHelpFormatter
 from .recommend import LoadingArguments, loading_options
 
@@ -76,6 +77,8 @@ def run(args: DemoArguments) -> None:
     if args.space is not None:
         _write_space(args)
         return
+    for model in (args.model, *args.compare):
+        check_model(model)
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when it is imported
     try:
         import uvicorn

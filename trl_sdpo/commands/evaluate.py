@@ -137,7 +137,7 @@ def run(args: EvaluateArguments) -> None:
     task = _load(args)
     found = _ask_models(task, models)
     found["ranking"] = _read_scores(task, files) | found["ranking"]
-    options = {"seed": args.seed, "num_examples": args.num_examples}
+    options = {"seed": args.seed, "num_examples": args.num_examples, "train": task.train}
     sections = []
     if found["ranking"]:
         sections.append(evaluate_ranking(found["ranking"], task.records, catalogue=task.catalogue, **options))

@@ -59,13 +59,13 @@ def make_parser(prog: str) -> CommandParser:
 
 def run(arguments: Any) -> None:
     """Push the directory, and say where it is."""
+    folder = Path(arguments.directory)
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: no such directory. Pass that of a model or of a prepared data set.")
     from huggingface_hub.utils import get_session
 
     from ..hub.pushes import push_dataset, push_model
 
-    folder = Path(arguments.directory)
-    if not folder.is_dir():
-        raise ValueError(f"{folder}: no such directory. Pass that of a model or of a prepared data set.")
     kind = arguments.type
     if kind == "auto":
         kind = "dataset" if any((folder / "data").glob("*.parquet")) else "model"

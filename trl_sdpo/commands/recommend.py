@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..recsys.records.recommender_files import check_model
 from ._parser import CommandParser, FlagHelpFormatter
 
 
@@ -44,7 +45,8 @@ class LoadingArguments:
 
 
 def loading_options(args: LoadingArguments) -> dict[str, Any]:
-    """The arguments of [`Recommender.from_pretrained`]."""
+    """The arguments of [`Recommender.from_pretrained`]; a model that is not there is told before torch is imported."""
+    check_model(args.model)
     return {field.name: getattr(args, field.name) for field in dataclasses.fields(LoadingArguments)}
 
 
@@ -122,13 +124,14 @@ class _Query:
 
 def run(args: RecommendArguments) -> None:
     """Recommend, and print or write it."""
-    from ..recommender.recommender import Recommender
-
     if args.histories and args.histories.endswith(".parquet"):
         _recommend_file(args)
         return
     queries = [_Query("", args.history)] if args.history else _read(Path(args.histories))
-    recommender = Recommender.from_pretrained(**loading_options(args))
+    options = loading_options(args)
+    from ..recommender.recommender import Recommender
+
+    recommender = Recommender.from_pretrained(**options)
     results = _recommend(recommender, queries, args)
     if args.output is not None:
         from ..files import write_text
@@ -148,14 +151,15 @@ def run(args: RecommendArguments) -> None:
 
 def _recommend_file(args: RecommendArguments) -> None:
     """Lists for a Parquet file, shared by the processes of `accelerate launch`."""
+    options = loading_options(args)
     from accelerate import PartialState
 
     from ..recommender.bulk import recommend_file
     from ..recommender.recommender import Recommender
 
     state, path, started = PartialState(cpu=args.device == "cpu"), Path(args.histories), time.monotonic()
-    recommender = Recommender.from_pretrained(**{**loading_options(args), "device": args.device or str(state.device)})
-    depends_on = {**loading_options(args), **_list_options(args), "candidates": args.candidates}
+    recommender = Recommender.from_pretrained(**{**options, "device": args.device or str(state.device)})
+    depends_on = {**options, **_list_options(args), "candidates": args.candidates}
     count = recommend_file(
         path,
         args.output,

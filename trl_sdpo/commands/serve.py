@@ -57,10 +57,11 @@ def make_parser(prog: str) -> CommandParser:
 
 def run(args: ServeArguments) -> None:
     """Serve until Ctrl-C or SIGTERM."""
+    options = loading_options(args)
     try:
         from ..serving.server import serve
     except ImportError as error:
         raise ImportError(f"{error}. `trl-sdpo serve` needs: python -m pip install 'trl-sdpo[serve]'") from error
 
     limits = {name: getattr(args, name) for name in ("max_batch_size", "max_waiting", "timeout", "max_bytes")}
-    serve(loading_options(args), limits, args.host, args.port, args.workers)
+    serve(options, limits, args.host, args.port, args.workers)

@@ -14,7 +14,7 @@ from ..recsys.metrics.catalogue import catalogue_metrics, recommendation_ranks
 from ..recsys.metrics.leaks import leak_probe
 from ..recsys.metrics.matching import match_title
 from ..recsys.metrics.ranking import chance_metrics, ranking_metrics, ranks
-from ..recsys.metrics.statistics import paired_comparison, sampled_label
+from ..recsys.metrics.statistics import holm_correction, paired_comparison, sampled_label, verdict
 from ..recsys.records.recommender_files import Catalogue
 from ..scoring.generation import candidate_titles, generation_metrics
 from .breakdowns import breakdowns
@@ -37,6 +37,7 @@ def evaluate_ranking(
     ks: Sequence[int] = KS,
     catalogue: Catalogue | None = None,
     num_examples: int = 5,
+    train: Dataset | None = None,
 ) -> dict:
     """
     Rank the candidates of records by the scores of systems.
@@ -46,19 +47,23 @@ def evaluate_ranking(
             For each system the scores of the candidates of each record, the target first, as [`completion_log_probs`]
             and [`score_records`] return them.
         records (`Dataset`):
-            The records.
+            The records. Intervals and tests are over users where there is a column `user_id`, since records of one
+            user are not independent; otherwise over records.
         seed (`int`):
-            Seed of intervals, tests and the choice of examples.
+            Seed of tests and of the choice of examples.
         ks (`Sequence[int]`, *optional*, defaults to `(1, 3, 5, 10)`):
             Cut-offs; those that every list is too short for are left out.
         catalogue ([`Catalogue`], *optional*):
             Titles, and training counts: with these there is a system `"popularity"`, and a breakdown by it.
         num_examples (`int`, *optional*, defaults to `5`):
             Hits of the last system to show, and as many misses.
+        train (`Dataset`, *optional*):
+            The training records, for breakdowns by what training has seen, see [`breakdowns`].
 
     Returns:
-        `dict`: `protocol`, `label`, `metric` (of breakdowns and examples), `systems` (a row of metrics each, `chance`
-        first), `comparisons`, `breakdowns` and `examples`.
+        `dict`: `protocol`, `label`, `metric` (of verdicts, breakdowns and examples), `systems` (a row of metrics each,
+        `chance` first), `comparisons` (see [`paired_comparison`]; `{metric}_p_holm` is corrected over the pairs, and
+        `verdict` says what that of `metric` means), `breakdowns` and `examples`.
 
     Raises:
         ValueError: there are no systems, or a system has not one score for each candidate of each record.
@@ -72,7 +77,7 @@ def evaluate_ranking(
     placed = {name: ranks(rows) for name, rows in scores.items()}
     size = None if catalogue is None else max(len(catalogue), int(lengths.max()))
     systems = {CHANCE: _mean_chance(lengths, ks) | {"n": len(records)}}
-    systems |= {name: ranking_metrics(values, ks, seed=seed) for name, values in placed.items()}
+    systems |= {name: ranking_metrics(values, ks, groups=users_of(records)) for name, values in placed.items()}
     titles = _candidate_titles(records)
 
     def shown(name: str, row: int) -> list[dict]:
@@ -85,7 +90,7 @@ def evaluate_ranking(
         if lengths.min() == lengths.max()
         else f"sampled metrics: the target among {lengths.min()} to {lengths.max()} candidates"
     )
-    return _section("ranking", label, systems, placed, 1, ks, records, seed, catalogue, num_examples, shown)
+    return _section("ranking", label, systems, placed, 1, ks, records, seed, catalogue, num_examples, shown, train)
 
 
 def evaluate_answers(
@@ -96,6 +101,7 @@ def evaluate_answers(
     catalogue: Catalogue | None = None,
     num_examples: int = 5,
     rule: str = "whole",
+    train: Dataset | None = None,
 ) -> dict:
     """
     Count which written answers name the target, as the S-DPO paper (https://huggingface.co/papers/2406.09215) does.
@@ -105,7 +111,8 @@ def evaluate_answers(
             For each system an answer to each record, see [`generate_answers`].
         records (`Dataset`):
             The records.
-        seed (`int`), catalogue ([`Catalogue`], *optional*), num_examples (`int`, *optional*, defaults to `5`):
+        seed (`int`), catalogue ([`Catalogue`], *optional*), num_examples (`int`, *optional*, defaults to `5`), train
+            (`Dataset`, *optional*):
             See [`evaluate_ranking`].
         rule (`str`, *optional*, defaults to `"whole"`):
             What naming is, see [`match_title`].
@@ -120,7 +127,7 @@ def evaluate_answers(
     candidates = candidate_titles(records)
     systems, placed = {}, {}
     for name, texts in answers.items():
-        metrics = generation_metrics(texts, records, rule, seed=seed)
+        metrics = generation_metrics(texts, records, rule, groups=users_of(records))
         level = metrics.pop("chance")
         systems[CHANCE] = {"hr@1": level, "hr@1_ci": [level, level], "n": len(records)}
         systems[name] = metrics
@@ -132,7 +139,9 @@ def evaluate_answers(
     def shown(name: str, row: int) -> list[dict]:
         return [{"title": answers[name][row]}]
 
-    return _section("generation", label, systems, placed, 1, (1,), records, seed, catalogue, num_examples, shown)
+    return _section(
+        "generation", label, systems, placed, 1, (1,), records, seed, catalogue, num_examples, shown, train
+    )
 
 
 def evaluate_catalogue(
@@ -143,6 +152,7 @@ def evaluate_catalogue(
     seed: int,
     ks: Sequence[int] = KS,
     num_examples: int = 5,
+    train: Dataset | None = None,
 ) -> dict:
     """
     Look for the target in lists from the whole catalogue.
@@ -155,7 +165,7 @@ def evaluate_catalogue(
         catalogue ([`Catalogue`]):
             All items.
         seed (`int`), ks (`Sequence[int]`, *optional*, defaults to `(1, 3, 5, 10)`), num_examples (`int`, *optional*,
-            defaults to `5`):
+            defaults to `5`), train (`Dataset`, *optional*):
             See [`evaluate_ranking`].
 
     Returns:
@@ -175,7 +185,13 @@ def evaluate_catalogue(
     placed = {}
     for name, lists in recommended.items():
         metrics = catalogue_metrics(
-            lists, targets, catalogue.item_ids, ks, seed=seed, popularity=popularity, consumed=consumed
+            lists,
+            targets,
+            catalogue.item_ids,
+            ks,
+            popularity=popularity,
+            consumed=consumed,
+            groups=users_of(records),
         )
         systems[name] = {key: value for key, value in metrics.items() if not key.startswith("chance@")}
         placed[name] = recommendation_ranks(lists, targets)
@@ -185,7 +201,9 @@ def evaluate_catalogue(
         return [{"title": titles[item]} for item in recommended[name][row][:_SHOWN]]
 
     label = f"full ranking: lists from all {size:,} items"
-    return _section("catalogue", label, systems, placed, max(ks), ks, records, seed, catalogue, num_examples, shown)
+    return _section(
+        "catalogue", label, systems, placed, max(ks), ks, records, seed, catalogue, num_examples, shown, train
+    )
 
 
 def probe_records(records: Dataset, train: Dataset | None, seed: int) -> dict | None:
@@ -238,6 +256,14 @@ def popularity_of_candidates(records: Dataset, catalogue: Catalogue | None) -> l
 
 def _counts(catalogue: Catalogue) -> dict[str, int]:
     return dict(zip(catalogue.item_ids, catalogue.train_counts, strict=True))
+
+
+def users_of(records: Dataset) -> list | None:
+    """The user of every record; `None` where the records don't say, or not of all."""
+    if "user_id" not in records.column_names:
+        return None
+    users = records["user_id"][:]
+    return None if None in users else users
 
 
 def _check_systems(values: Mapping[str, Sequence], records: Dataset) -> None:
@@ -295,6 +321,7 @@ def _section(
     catalogue: Catalogue | None,
     num_examples: int,
     shown: Callable[[str, int], list[dict]],
+    train: Dataset | None,
 ) -> dict:
     hits = {name: values <= k for name, values in placed.items()}
     names = list(placed)
@@ -303,22 +330,32 @@ def _section(
         "label": label,
         "metric": f"hr@{k}",
         "systems": systems,
-        "comparisons": _comparisons(placed, ks, seed),
-        "breakdowns": breakdowns(hits, records, catalogue, seed),
+        "comparisons": _comparisons(placed, ks, seed, users_of(records), f"hr@{k}"),
+        "breakdowns": breakdowns(hits, records, catalogue, train=train),
         "examples": _examples(names[-1], placed, hits, records, catalogue, seed, num_examples, shown),
     }
 
 
-def _comparisons(placed: dict[str, np.ndarray], ks: tuple[int, ...], seed: int) -> list[dict]:
+def _comparisons(
+    placed: dict[str, np.ndarray], ks: tuple[int, ...], seed: int, users: list | None, metric: str
+) -> list[dict]:
     names = list(placed)
     if len(names) <= _MOST_IN_PAIRS:
         pairs = [(names[later], names[first]) for later in range(len(names)) for first in range(later)]
     else:
         pairs = [(name, names[0]) for name in names[1:]]
-    return [
-        {"system": name, "baseline": baseline, **paired_comparison(placed[name], placed[baseline], ks, seed=seed)}
+    compared = [
+        {
+            "system": name,
+            "baseline": baseline,
+            **paired_comparison(placed[name], placed[baseline], ks, seed=seed, groups=users),
+        }
         for name, baseline in pairs
     ]
+    for key in [key for key in (compared[0] if compared else ()) if key.endswith("_p")]:
+        for one, corrected in zip(compared, holm_correction([one[key] for one in compared]), strict=True):
+            one[f"{key}_holm"] = corrected
+    return [one | {"verdict": verdict(one[metric], one[f"{metric}_p_holm"])} for one in compared]
 
 
 def _examples(

@@ -81,9 +81,7 @@ def draw_section(section: dict, facts: dict[str, dict], axes: dict[str, str]) ->
     for number, one in enumerate(section["breakdowns"]):
         if len(one["bins"]) > 1:
             svg = _draw(f"{prefix}-parts-{number}", _parts, one, metric)
-            drawings.append(
-                Drawing(svg, f"{metric} by {one['name']}, with as many records in each part as ties allow")
-            )
+            drawings.append(Drawing(svg, f"{metric} by {one['name']}"))
     return drawings
 
 

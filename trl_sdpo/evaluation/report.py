@@ -106,15 +106,17 @@ def metric_table(section: dict, facts: Mapping[str, Mapping[str, Any]]) -> tuple
         `tuple[list[str], list[list[str]]]`: The header, and a row for each system.
     """
     known = [name for name in FACTS if any(name in facts.get(system, {}) for system in section["systems"])]
-    # ndcg@1 is hr@1
-    left_out = ("rule", "ndcg@1")
+    # ndcg@1 is hr@1; what each user counts the same in is shown of one metric, and is all in the JSON
+    left_out = ("rule", "ndcg@1", "n", "users")
+    of_users = f"{section['metric']}_per_user"
     metrics = dict.fromkeys(
         name
         for row in section["systems"].values()
         for name in row
-        if not name.endswith("_ci") and name not in left_out
+        if not name.endswith("_ci") and name not in left_out and (name == of_users or not name.endswith("_per_user"))
     )
-    metrics = [*(name for name in metrics if name != "n"), "n"]
+    counts = [name for name in ("users", "n") if any(name in row for row in section["systems"].values())]
+    metrics = [*metrics, *counts]
     header = ["system", *(FACTS[name] for name in known), *metrics]
     rows = []
     for system, row in section["systems"].items():
@@ -131,7 +133,7 @@ def _metric(row: dict, name: str) -> str:
     if name not in row:
         return ""
     value = row[name]
-    if name == "n":
+    if name in ("n", "users"):
         return f"{value:,}"
     if "popularity" in name:
         return f"{value:,.1f}"
@@ -143,23 +145,26 @@ def _metric(row: dict, name: str) -> str:
 def comparison_table(section: dict) -> tuple[list[str], list[list[str]]]:
     """The paired tests of a section as text: a header, and a row for each pair."""
     metric = section["metric"]
-    header = ["system", "against", f"difference of {metric}", "95% interval", "p", ""]
+    header = ["system", "against", f"difference of {metric}", "95% interval", "p", "p corrected", "verdict"]
     rows = []
     for one in section["comparisons"]:
         low, high = one[f"{metric}_ci"]
-        says = "better" if low > 0 else "worse" if high < 0 else "no measurable difference"
-        p = one[f"{metric}_p"]
         rows.append(
             [
                 one["system"],
                 one["baseline"],
                 f"{one[metric]:+.3f}",
                 f"{low:+.3f} to {high:+.3f}",
-                "< 0.001" if p < 0.001 else f"{p:.3f}",
-                says,
+                _p_value(one[f"{metric}_p"]),
+                _p_value(one[f"{metric}_p_holm"]),
+                one["verdict"],
             ]
         )
     return header, rows
+
+
+def _p_value(value: float) -> str:
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def probe_sentence(probe: dict) -> str:
@@ -186,9 +191,12 @@ def headline(results: dict) -> str:
 
 
 NOTES = (
-    "Intervals are 95% bootstrap intervals over records; that several records may be of one user they do not know. Tests "
-    "are paired, record by record: for hit rates the exact McNemar test. P-values are not corrected for the number of "
-    "comparisons. Ties count against a system."
+    "Intervals are 95% intervals, and tests are paired, record by record. Both are over users where the records name "
+    "them, since records of one user are not independent: a user's records are left out, or exchanged between two "
+    "systems, all at once. Where there is one record for each user, or users are not named, the test of hit rates is the "
+    "exact McNemar test. P-values are corrected over the pairs of a table (Holm), and a verdict is what the corrected one "
+    "says at 5%; the interval of a difference is of that pair alone. 'per_user' is the mean over users, in which each "
+    "counts the same. Ties count against a system."
 )
 
 

@@ -32,8 +32,8 @@ logger = logging.getLogger(__name__)
 
 CARD_FILE, CATALOGUE_FILE, RECOMMENDER_FILE = "README.md", "catalogue.json", "recommender.json"
 LAST_CHECKPOINT = "last-checkpoint"
-# As `Trainer` has it ("_*" and checkpoints); hidden files; the reference adapter; a checkpoint that came from the Hub
-NOT_PUSHED = ("_*", f"{PREFIX_CHECKPOINT_DIR}-*", ".*", "ref/*", f"{LAST_CHECKPOINT}/*")
+# As `Trainer` has it ("_*" and checkpoints); hidden files; the reference; a checkpoint that came from the Hub
+NOT_PUSHED = ("_*", f"{PREFIX_CHECKPOINT_DIR}-*", ".*", "ref/*", "reference.safetensors", f"{LAST_CHECKPOINT}/*")
 _STAGE = "_push-"
 _WEIGHTS = ("adapter_model.*", "model*.safetensors", "pytorch_model*.bin", "*.gguf")
 
@@ -55,7 +55,7 @@ def push_model(
     """
     Push a directory with a trained model.
 
-    The policy goes alone: checkpoints, the reference adapter "ref" and hidden files stay. So does `catalogue.json` where
+    The policy goes alone: checkpoints, the reference and hidden files stay. So does `catalogue.json` where
     the licence of its source forbids redistribution, with a warning. A directory without a card gets one in the
     repository.
 

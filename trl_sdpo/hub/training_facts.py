@@ -133,10 +133,7 @@ def _recipe(trainer: Trainer, config: PeftConfig | None) -> dict[str, object]:
 
 
 def _reference(trainer: Trainer) -> str:
-    model = trainer.accelerator.unwrap_model(trainer.model)
-    if trainer.ref_model is None and is_peft_model(model):
-        return "the adapter as it was before training" if "ref" in model.peft_config else "the base model"
-    return "the reference model of the run" + (", synchronised with the policy" if trainer.args.sync_ref_model else "")
+    return trainer.reference_in_words + (", synchronised with the policy" if trainer.args.sync_ref_model else "")
 
 
 def _evaluations(trainer: Trainer) -> list[Evaluation]:

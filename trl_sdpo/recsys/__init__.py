@@ -27,19 +27,28 @@ from .interactions.sources.movielens import load_movielens
 from .interactions.sources.recbole import load_recbole
 from .interactions.sources.table import load_table
 from .metrics.catalogue import catalogue_metrics, coverage, exposure, gini, mean_popularity, recommendation_ranks
+from .metrics.intervals import bootstrap_interval, difference_interval, mean_interval, wilson_interval
 from .metrics.leaks import LeakProbe, leak_probe
 from .metrics.matching import match_title, normalize_title
 from .metrics.ranking import (
-    bootstrap_interval,
     chance_level,
     chance_metrics,
     hit_rate,
+    mean_per_group,
     mean_reciprocal_rank,
     ndcg,
     ranking_metrics,
     ranks,
 )
-from .metrics.statistics import compare_scores, exact_mcnemar_test, paired_comparison, sampled_label, sign_flip_test
+from .metrics.statistics import (
+    compare_scores,
+    exact_mcnemar_test,
+    holm_correction,
+    paired_comparison,
+    sampled_label,
+    sign_flip_test,
+    verdict,
+)
 from .negatives.candidates import sample_negatives
 from .prompts.templates import CANDIDATE_TEMPLATES, HISTORY_TEMPLATES, TEMPLATES, PromptTemplate, get_template
 from .prompts.token_budget import check_token_boundary
@@ -86,6 +95,7 @@ __all__ = [
     "completion_log_probs",
     "cooccurrence_scorer",
     "coverage",
+    "difference_interval",
     "drop_untitled",
     "events_of_records",
     "exact_mcnemar_test",
@@ -95,6 +105,7 @@ __all__ = [
     "get_template",
     "gini",
     "hit_rate",
+    "holm_correction",
     "implicit_rewards",
     "item_knn_scorer",
     "leak_probe",
@@ -108,6 +119,8 @@ __all__ = [
     "load_source",
     "load_table",
     "match_title",
+    "mean_interval",
+    "mean_per_group",
     "mean_popularity",
     "mean_reciprocal_rank",
     "ndcg",
@@ -130,6 +143,8 @@ __all__ = [
     "split_leaks",
     "temporal_split",
     "user_split",
+    "verdict",
+    "wilson_interval",
     "write_scores",
 ]
 

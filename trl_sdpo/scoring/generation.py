@@ -1,6 +1,6 @@
 """Answers that a language model writes, and how often they name the target: the protocol of the S-DPO paper."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -18,8 +18,9 @@ from trl.data_utils import is_conversational
 
 from ..data_utils import tokenize_multi_preference
 from ..prefix_sharing.masks import base_model
+from ..recsys.metrics.intervals import wilson_interval
 from ..recsys.metrics.matching import match_title
-from ..recsys.metrics.ranking import bootstrap_interval
+from ..recsys.metrics.ranking import mean_per_group
 
 
 END_OF_TITLE = ("\n",)
@@ -207,7 +208,8 @@ def generation_metrics(
     dataset: Dataset,
     rule: str = "whole",
     *,
-    seed: int,
+    seed: int | None = None,
+    groups: Sequence[Hashable] | None = None,
     processing_class: PreTrainedTokenizerBase | None = None,
     stop_strings: Sequence[str] | None = END_OF_TITLE,
 ) -> dict:
@@ -216,7 +218,8 @@ def generation_metrics(
 
     $\\text{HR@}1 = \\frac{1}{n} \\sum_i [\\text{answer}_i \\text{ names the target}]$ and
     $\\text{ValidRatio} = \\frac{1}{n} \\sum_i [\\text{answer}_i \\text{ names exactly one candidate}]$, both over all
-    n records: an answer that names none is a miss. What naming is, is decided by the rule.
+    n records: an answer that names none is a miss. What naming is, is decided by the rule. Other papers divide the
+    hits by the valid answers alone (LLaRA, https://huggingface.co/papers/2312.02445), which is `hr@1_of_valid`.
 
     Args:
         answers (`Sequence[str]`):
@@ -225,16 +228,20 @@ def generation_metrics(
             The records that were answered.
         rule (`str`, *optional*, defaults to `"whole"`):
             `"whole"` or `"substring"`, see [`match_title`].
-        seed (`int`):
-            Seed of the bootstrap.
+        seed (`int`, *optional*):
+            Not used: the intervals draw nothing.
+        groups (`Sequence`, *optional*):
+            The user of each record. Intervals are over users then, whose records are not independent.
         processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
             Tokenizer, to read tokenized records with.
         stop_strings (`Sequence[str]`, *optional*, defaults to `("\\n",)`):
             As in [`generate_answers`].
 
     Returns:
-        `dict`: `hr@1` and `valid_ratio`, each with its 95% bootstrap interval, `hr@1_ci` and `valid_ratio_ci` (lists
-        of two); `chance`, the mean of 1 / (1 + K); `rule`, and `n`.
+        `dict`: `hr@1`, `valid_ratio` and `hr@1_of_valid`, each with its 95% interval under `hr@1_ci` and so on (lists
+        of two, see [`wilson_interval`]); `hr@1_of_valid` is missing where no answer is valid; `chance`, the mean of
+        1 / (1 + K); `rule`, and `n`. With groups also `hr@1_per_user`, in which every user counts the same, and
+        `users`.
 
     Raises:
         `ValueError`: If there are no answers or not one for each record, or the rule is unknown.
@@ -246,10 +253,12 @@ def generation_metrics(
         >>> rows = Dataset.from_dict(
         ...     {"prompt": ["Next:"] * 2, "chosen": [" Rocky II"] * 2, "rejected": [[" Rocky", " Jaws", " Heat"]] * 2}
         ... )
-        >>> metrics = generation_metrics(["Rocky II", "a film"], rows, seed=0)
+        >>> metrics = generation_metrics(["Rocky II", "a film"], rows)
         >>> metrics["hr@1"], metrics["valid_ratio"], metrics["chance"], metrics["n"]
         (0.5, 0.5, 0.25, 2)
-        >>> generation_metrics(["Rocky II", "a film"], rows, rule="substring", seed=0)["valid_ratio"]
+        >>> metrics["hr@1_of_valid"]
+        1.0
+        >>> generation_metrics(["Rocky II", "a film"], rows, rule="substring")["valid_ratio"]
         0.0
 
         ```
@@ -260,9 +269,15 @@ def generation_metrics(
         )
     candidates = candidate_titles(dataset, processing_class, stop_strings)
     named = [match_title(answer, titles, rule) for answer, titles in zip(answers, candidates, strict=True)]
+    hits, valid = np.array([one == 0 for one in named]), np.array([one is not None for one in named])
+    users = None if groups is None else np.array(list(map(str, groups)))
     metrics = {}
-    for name, values in (("hr@1", [one == 0 for one in named]), ("valid_ratio", [one is not None for one in named])):
-        metrics[name] = float(np.mean(values))
-        metrics[f"{name}_ci"] = list(bootstrap_interval(values, seed=seed))
+    for name, values in (("hr@1", hits), ("valid_ratio", valid)):
+        metrics |= {name: float(np.mean(values)), f"{name}_ci": list(wilson_interval(values, users))}
+    if valid.any():
+        interval = wilson_interval(hits[valid], None if users is None else users[valid])
+        metrics |= {"hr@1_of_valid": float(np.mean(hits[valid])), "hr@1_of_valid_ci": list(interval)}
+    if users is not None:
+        metrics |= {"hr@1_per_user": mean_per_group(hits, users), "users": len(set(users.tolist()))}
     chance = float(np.mean([1 / len(titles) for titles in candidates]))
     return metrics | {"chance": chance, "rule": rule, "n": len(answers)}

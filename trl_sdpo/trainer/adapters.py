@@ -1,22 +1,10 @@
 """Adapters and quantised bases: what TRL, PEFT and bitsandbytes leave open for a policy beside its reference."""
 
-import hashlib
-import json
-import logging
 import os
 from pathlib import Path
 
 import torch
-from peft import PeftModel, get_peft_model_state_dict
-from safetensors.torch import load_file
-from transformers.utils import ADAPTER_SAFE_WEIGHTS_NAME
-
-from ..files import write_text
-
-
-logger = logging.getLogger(__name__)
-
-REFERENCE_FILE = "reference_adapter.json"
+from peft import PeftModel
 
 
 def remove_saved_adapter(folder: str | os.PathLike, adapter_name: str) -> None:
@@ -44,70 +32,6 @@ def complete_reference_adapter(model: PeftModel) -> None:
     for name, param in model.named_parameters():
         if name.endswith(".default"):
             model.get_parameter(name.removesuffix("default") + "ref").data.copy_(param.data)
-
-
-def _digest(tensors: dict[str, torch.Tensor]) -> str:
-    """SHA-256 of names, types, shapes and values, whatever the order and the device."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()
-
-
-def record_reference_adapter(checkpoint: str | os.PathLike) -> None:
-    """
-    Write down in a checkpoint which reference its adapter "ref" is, for copies of it that go without that adapter.
-
-    Args:
-        checkpoint (`str` or `os.PathLike`):
-            A folder with the adapter in its subfolder "ref". Nothing is done where there is none.
-    """
-    weights = Path(checkpoint) / "ref" / ADAPTER_SAFE_WEIGHTS_NAME
-    if weights.is_file():
-        content = {"sha256": _digest(load_file(weights))}
-        write_text(Path(checkpoint) / REFERENCE_FILE, json.dumps(content, indent=2) + "\n")
-
-
-def check_reference_adapter(model: torch.nn.Module, checkpoint: str | os.PathLike) -> None:
-    """
-    Check that training goes on against the reference that it began with.
-
-    A checkpoint from the Hub holds the policy alone. The reference is then the adapter that the script begins with, and
-    must be the one whose hash the checkpoint holds.
-
-    Args:
-        model (`torch.nn.Module`):
-            Policy, before the checkpoint is loaded. Nothing is done where it has no adapter "ref".
-        checkpoint (`str` or `os.PathLike`):
-            The folder to resume from. Nothing is done where it holds the adapter "ref" itself, which is loaded.
-
-    Raises:
-        `ValueError`: If the adapter at hand is another one.
-    """
-    folder = Path(checkpoint)
-    if "ref" not in getattr(model, "peft_config", {}) or any((folder / "ref").glob("adapter_model.*")):
-        return
-    try:
-        expected = json.loads((folder / REFERENCE_FILE).read_text(encoding="utf-8"))["sha256"]
-    except FileNotFoundError:
-        logger.warning(
-            "The checkpoint %s holds neither the reference adapter nor its hash (%s). The adapter that training begins "
-            "with here is taken as the reference: make sure that it is the one that the run began with.",
-            *(folder, REFERENCE_FILE),
-        )
-        return
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{folder / REFERENCE_FILE} is damaged. Copy the checkpoint again.") from error
-    found = _digest(get_peft_model_state_dict(model, adapter_name="ref"))
-    if found != expected:
-        raise ValueError(
-            f"Can't resume from {folder}: it goes without the reference adapter, and the adapter that the model begins with "
-            f"here (sha256 {found[:12]}…) is not the one that the run began with ({expected[:12]}…), so the loss would be "
-            "against another reference. Load the model with the adapter that the run began with, such as that of "
-            "supervised fine-tuning, and not with one trained here; or resume from a checkpoint on the machine of the run, "
-            'which holds the adapter "ref".'
-        )
 
 
 def keep_4bit_layers_differentiable(model: torch.nn.Module) -> None:
@@ -145,12 +69,45 @@ def raise_adapter_to_float32(model: PeftModel) -> None:
 
     Args:
         model ([`~peft.PeftModel`]):
-            Policy, before the optimizer is made. Where it has an adapter "ref", a copy of "default" from before the
-            rounding, the values are taken from there.
+            Policy, before the optimizer is made.
     """
-    for name, param in model.named_parameters():
-        if not param.requires_grad or param.dtype != torch.bfloat16:
-            continue
-        param.data = param.data.float()
-        if "ref" in model.peft_config and ".default." in name:
-            param.data.copy_(model.get_parameter(name.replace(".default.", ".ref.")).data)
+    for param in model.parameters():
+        if param.requires_grad and param.dtype == torch.bfloat16:
+            param.data = param.data.float()
+
+
+class AdapterPrecision:
+    """
+    Keeps what an adapter on a quantised base is worth in the precision that it is passed in, which TRL rounds to
+    bfloat16: the policy is the one that was passed, and small steps reach its weights, see
+    [`raise_adapter_to_float32`].
+
+    Args:
+        model (`str` or `torch.nn.Module`):
+            Policy, before it is handed to [`~trl.DPOTrainer`].
+    """
+
+    def __init__(self, model: "str | torch.nn.Module") -> None:
+        self.passed = []
+        if not isinstance(model, str) and _is_quantized(model):
+            self.passed = [(param, param.data) for param in model.parameters() if param.requires_grad]
+
+    def restore(self, model: torch.nn.Module) -> None:
+        """
+        Undo the rounding.
+
+        Args:
+            model (`torch.nn.Module`):
+                Policy, on its device, before the optimizer is made.
+        """
+        if not _is_quantized(model):
+            return
+        for param, values in self.passed:
+            param.data = values.to(param.device)
+        if not self.passed:  # of the trainer's making, and float32 before the rounding
+            raise_adapter_to_float32(model)
+        self.passed = []
+
+
+def _is_quantized(model: torch.nn.Module) -> bool:
+    return getattr(model, "is_loaded_in_4bit", False) or getattr(model, "is_loaded_in_8bit", False)

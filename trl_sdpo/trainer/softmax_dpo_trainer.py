@@ -54,16 +54,27 @@ from ..prefix_sharing.rows import (
     sharing_excess,
 )
 from .adapters import (
-    check_reference_adapter,
+    AdapterPrecision,
     complete_reference_adapter,
     keep_4bit_layers_differentiable,
-    record_reference_adapter,
     remove_saved_adapter,
 )
 from .checkpoints import invalidate_checkpoint, place_in_stream, resolve_checkpoint
 from .checks import check_multi_preference_options, check_preference_options, check_supported
 from .dataset_preparation import can_share_prefix, largest_pool, prepare_multi_preference, sharing_holds
 from .metrics import MetricSums, logged_columns
+from .reference import (
+    LEFT_TO_US,
+    InitialPolicy,
+    adds_nothing,
+    check_own_weights,
+    check_start,
+    choose_reference,
+    evaluation_mode,
+    reference_in_words,
+    share_from_first_process,
+)
+from .reference_files import ReferenceFiles
 from .sampler import LengthGroupedSampler
 from .softmax_dpo_config import SoftmaxDPOConfig, to_softmax_dpo_config
 
@@ -100,10 +111,10 @@ class SoftmaxDPOTrainer(PolicyPushes, DPOTrainer):
 
     Args:
         model (`str` or [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
-            Model to be trained, see [`~trl.DPOTrainer`]. A PEFT model continues its adapter, a frozen copy of which
-            is the reference.
-        ref_model ([`~transformers.PreTrainedModel`], *optional*):
-            Reference model used to compute the reference log probabilities. If `None`, the initial policy.
+            Model to be trained, see [`~trl.DPOTrainer`]. A PEFT model continues its active adapter.
+        ref_model (`str` or [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`], *optional*):
+            Reference model used to compute the reference log probabilities. If `None`, the policy exactly as it is
+            passed, whatever its history, see [`choose_reference`].
         args ([`SoftmaxDPOConfig`] or [`~trl.DPOConfig`], *optional*):
             Configuration for this trainer. If `None`, a default configuration is used. A [`~trl.DPOConfig`] keeps its
             values, see [`to_softmax_dpo_config`].
@@ -140,7 +151,7 @@ class SoftmaxDPOTrainer(PolicyPushes, DPOTrainer):
     def __init__(
         self,
         model: "str | PreTrainedModel | PeftModel",
-        ref_model: PreTrainedModel | None = None,
+        ref_model: "str | PreTrainedModel | PeftModel | None" = None,
         args: DPOConfig | None = None,
         data_collator: DataCollator | None = None,
         train_dataset: Dataset | IterableDataset | None = None,
@@ -168,6 +179,20 @@ class SoftmaxDPOTrainer(PolicyPushes, DPOTrainer):
         self._share_prefix = None  # decided on first use
         self._eval_sizes = {}
         self._models_are_ready = False
+        self._start_is_checked = ref_model is not None  # or once there was a step
+        if ref_model is not None and ref_model is model:
+            raise ValueError(
+                "`model` and `ref_model` cannot be the same object. In most cases you should omit `ref_model` and "
+                "we'll initialize it to a copy of `model` for you."
+            )
+        passed = ref_model
+        self._adapter_adds_nothing = peft_config is not None and adds_nothing(peft_config)
+        ref_model, what = choose_reference(model, ref_model, args, peft_config, quantization_config)
+        given, is_adapter = passed is not None, peft_config is not None or isinstance(model, PeftModel)
+        self.reference_in_words = reference_in_words(given, is_adapter, self._adapter_adds_nothing)
+        self._reference_is_copy = passed is None and isinstance(ref_model, torch.nn.Module)
+        logger.info(f"The reference is {what}.")
+        self._adapter_precision = AdapterPrecision(model)
 
         # On one rejected completion, softmax is the sigmoid loss: the parent checks and keeps it under its own name
         self._loss_types = loss_types = args.loss_type
@@ -203,15 +228,36 @@ class SoftmaxDPOTrainer(PolicyPushes, DPOTrainer):
     def _data_seed(self) -> int:
         return self.args.seed if self.args.data_seed is None else self.args.data_seed
 
+    @property
+    def ref_model(self) -> torch.nn.Module | None:
+        """The reference, [`InitialPolicy`] where it is made of the policy itself; `None` if it is not a model apart."""
+        return self._ref_model
+
+    @ref_model.setter
+    def ref_model(self, model: torch.nn.Module | None) -> None:
+        # The parent must not make an adapter "ref": it has none yet
+        self._ref_model = None if model is LEFT_TO_US else model
+
     def _prepare_models(self) -> None:
         if self._models_are_ready:
             return
-        for model in (self.model, self.ref_model):
-            if model is not None:
-                keep_4bit_layers_differentiable(model)
-        if is_peft_model(self.model) and self.ref_model is None:
-            complete_reference_adapter(self.model)
         self._models_are_ready = True
+        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        keep_4bit_layers_differentiable(self.model)
+        if not sharded:
+            self._adapter_precision.restore(self.model)
+        if self.ref_model is not None:
+            keep_4bit_layers_differentiable(self.ref_model)
+            check_own_weights(self.model, self.ref_model)
+            self.ref_model.eval()
+        elif is_peft_model(self.model) and sharded:
+            complete_reference_adapter(self.model)
+        elif is_peft_model(self.model):
+            self.ref_model = InitialPolicy(self.model, self._adapter_adds_nothing)
+        copied = isinstance(self.ref_model, InitialPolicy) or self._reference_is_copy
+        if copied and not sharded and self.accelerator.num_processes > 1:
+            share_from_first_process(self.ref_model)
+        self._reference_files = ReferenceFiles(self.model, self.ref_model, self.args.sync_ref_model, sharded)
 
     def _set_collator(self) -> None:
         """Put our collator in the place of the parent's, which takes one rejected completion."""
@@ -222,7 +268,8 @@ class SoftmaxDPOTrainer(PolicyPushes, DPOTrainer):
         if not isinstance(self.data_collator, DataCollatorForMultiPreference):
             return
         # a collator of the user's own decides on its draw, but not on what the model can take
-        models = [self.accelerator.unwrap_model(m) for m in (self.model, self.ref_model) if m is not None]
+        own = [] if self.ref_model is None or isinstance(self.ref_model, InitialPolicy) else [self.ref_model]
+        models = [self.accelerator.unwrap_model(model) for model in (self.model, *own)]
         if self.data_collator.prefix_sharing and not can_share_prefix(models, self.args.prefix_sharing):
             self.data_collator.prefix_sharing = False
         self.data_collator = dataclasses.replace(self.data_collator, evaluation=True)
@@ -298,21 +345,27 @@ class SoftmaxDPOTrainer(PolicyPushes, DPOTrainer):
         return score_completions(model, inputs, self.accelerator.unwrap_model(model), **model_kwargs)
 
     @contextmanager
-    def _reference(self) -> Iterator[None]:
-        """The reference model, or the policy with its reference adapter."""
+    def _reference(self) -> Iterator[torch.nn.Module]:
+        """The reference model, or the policy as it was, in an evaluation pass."""
         # When gradient checkpointing is enabled with use_reentrant=True (non default), calling the model inside a
         # torch.no_grad() block triggers a harmless PyTorch warning ("None of the inputs have requires_grad=True").
         # Temporarily disable checkpointing to avoid this warning during inference.
         with torch.no_grad(), disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs):
-            if is_peft_model(self.model) and self.ref_model is None:
-                # When training a PEFT adapter, how we obtain the reference depends on the setup:
+            if isinstance(self.ref_model, InitialPolicy):
+                with self.ref_model.active():
+                    yield self.model
+            elif is_peft_model(self.model) and self.ref_model is None:
+                # When training a PEFT adapter that is sharded, how we obtain the reference depends on the setup:
                 # - New adapter: disabling adapters yields the base model.
                 # - Re-training an existing adapter: an initial copy is loaded under the name "ref".
                 model = self.accelerator.unwrap_model(self.model)
-                with use_adapter(model, adapter_name="ref" if "ref" in model.peft_config else None):
-                    yield
+                with (
+                    evaluation_mode(self.model),
+                    use_adapter(model, adapter_name="ref" if "ref" in model.peft_config else None),
+                ):
+                    yield self.model
             else:
-                yield
+                yield self.ref_model or self.model
 
     def compute_ref_log_probs(self, model: torch.nn.Module, inputs: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """
@@ -320,15 +373,46 @@ class SoftmaxDPOTrainer(PolicyPushes, DPOTrainer):
         completions, K the largest of the datasets, with NaN where a record has fewer.
         """
         if "segment_ids" not in inputs:
-            return super().compute_ref_log_probs(model, inputs)
+            model = self.ref_model if isinstance(self.ref_model, InitialPolicy) else model
+            with evaluation_mode(model):
+                return super().compute_ref_log_probs(model, inputs)
+        model = self.model if isinstance(self.ref_model, InitialPolicy) else model
         with self.accelerator.autocast():
             inputs = self._lay_out(model, inputs)
-            with self._reference():
+            with self._reference(), evaluation_mode(model):
                 ref_logps = self._score(model, inputs).log_probs
         ref_logps = ref_logps.masked_fill(~completion_exists(inputs["num_completions"]), torch.nan)
         missing = 1 + self._largest_pool - ref_logps.size(1)
         ref_logps = torch.nn.functional.pad(ref_logps, (0, max(missing, 0)), value=torch.nan)
         return ref_logps[:, 0], ref_logps[:, 1:]
+
+    def _check_start(self, inputs: Batch, exists: torch.Tensor | None = None) -> None:
+        """Once, before the first step: the policy, without dropout, is its reference."""
+        if self._start_is_checked or not self.model.training:
+            return
+        self._start_is_checked = True
+        with torch.no_grad(), evaluation_mode(self.model):
+            policy = self._log_probs_of(self.model, inputs)
+        if not self.precompute_ref_logps:
+            with self._reference() as reference:
+                reference = self._log_probs_of(reference, inputs)
+        else:
+            columns = inputs["ref_chosen_logps"], inputs["ref_rejected_logps"]
+            reference = torch.cat([column.reshape(len(column), -1) for column in columns], dim=1)
+        exists = torch.ones_like(policy, dtype=torch.bool) if exists is None else exists
+        dtype = torch.bfloat16 if self.args.bf16 or self.args.fp16 else self.model.dtype
+        check_start(policy, reference, exists, dtype, self.accelerator.gather, self.precompute_ref_logps)
+
+    def _log_probs_of(self, model: torch.nn.Module, inputs: Batch) -> torch.Tensor:
+        """Log-probabilities `(B, C)` of a batch; of preference data of TRL, the chosen and the rejected one."""
+        if "segment_ids" in inputs:
+            return self._score(model, inputs).log_probs
+        labels = inputs["input_ids"].masked_fill(inputs["completion_mask"] == 0, -100)
+        known = {"completion_mask", "ref_chosen_logps", "ref_rejected_logps"}
+        model_kwargs = {name: value for name, value in inputs.items() if name not in known}
+        outputs = model(**model_kwargs, labels=labels, use_cache=False, fused_lm_head=True)
+        sums = outputs.log_probs[:, -(labels.size(1) - 1) :].sum(dim=1)
+        return torch.stack(sums.chunk(2), dim=1)
 
     def _check_sharing(self, model: torch.nn.Module, inputs: Batch) -> bool:
         """Whether sharing gives the results of padded rows on the first batch; all processes come to the same answer."""
@@ -358,6 +442,8 @@ class SoftmaxDPOTrainer(PolicyPushes, DPOTrainer):
         self, model: torch.nn.Module, inputs: Batch, return_outputs: bool
     ) -> torch.Tensor | tuple[torch.Tensor, dict[str, torch.Tensor]]:
         if "segment_ids" not in inputs:
+            if self.ld_alpha is None:  # with which TRL weighs the tokens
+                self._check_start(inputs)
             return super()._compute_loss(model, inputs, return_outputs)
         if return_outputs:
             raise ValueError(
@@ -368,6 +454,7 @@ class SoftmaxDPOTrainer(PolicyPushes, DPOTrainer):
         evaluation = not self.model.training
         inputs = self._lay_out(model, inputs)
         exists = completion_exists(inputs["num_completions"])  # (B, C)
+        self._check_start(inputs, exists)
         model_kwargs = {"output_router_logits": True} if self.aux_loss_enabled else {}
         scores = self._score(model, inputs, **model_kwargs)
 
@@ -375,8 +462,8 @@ class SoftmaxDPOTrainer(PolicyPushes, DPOTrainer):
             ref_logps = torch.cat([inputs["ref_chosen_logps"].unsqueeze(1), inputs["ref_rejected_logps"]], dim=1)
             ref_scores = CompletionScores(ref_logps.masked_fill(~exists, 0.0), scores.num_tokens, token_sums={})
         else:
-            with self._reference():
-                ref_scores = self._score(self.ref_model or self.model, inputs)
+            with self._reference() as reference:
+                ref_scores = self._score(reference, inputs)
 
         logratios = scores.log_probs - ref_scores.log_probs  # (B, C), column 0 the chosen
         losses = multi_preference_losses(self.args, self.loss_weights, scores, ref_scores, exists)  # (B,)
@@ -415,8 +502,9 @@ class SoftmaxDPOTrainer(PolicyPushes, DPOTrainer):
         resume_from_checkpoint = resolve_checkpoint(
             resume_from_checkpoint, self.args.output_dir, self.args.save_only_model
         )
-        if resume_from_checkpoint and self.ref_model is None:
-            check_reference_adapter(self.model, resume_from_checkpoint)
+        if resume_from_checkpoint:
+            self._reference_files.resume(resume_from_checkpoint)
+        self._start_is_checked |= bool(resume_from_checkpoint)
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def _init_training_state(
@@ -460,7 +548,7 @@ class SoftmaxDPOTrainer(PolicyPushes, DPOTrainer):
         if not self.args.should_save:
             return
         output_dir = output_dir or self.args.output_dir
-        if has_ref_adapter and self._saving_checkpoint:
-            record_reference_adapter(output_dir)
+        if self._saving_checkpoint:
+            self._reference_files.save(output_dir)
         elif has_ref_adapter:
             remove_saved_adapter(output_dir, "ref")

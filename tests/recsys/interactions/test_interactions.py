@@ -58,10 +58,16 @@ def test_canonical_title_takes_the_year_of_a_column_only_where_the_title_has_non
     assert canonical_title("Heat (1995)", 1996) == "Heat (1995)"
 
 
-@pytest.mark.parametrize("title", ["", "  \t", "(V)"])
+@pytest.mark.parametrize("title", ["", "  \t"])
 def test_canonical_title_refuses_an_empty_title(title):
     with pytest.raises(ValueError, match="is empty"):
         canonical_title(title)
+
+
+@pytest.mark.parametrize("title", ["(V)", "(TV)", " (VG)  (V) "])
+def test_a_title_of_a_format_alone_stays(title):
+    assert canonical_title(title) == " ".join(title.split())
+    assert canonical_title(canonical_title(title)) == canonical_title(title)
 
 
 def test_interactions_hold_what_they_were_given():

@@ -12,6 +12,7 @@ from trl_sdpo.recsys import (
     ndcg,
     ranking_metrics,
     ranks,
+    wilson_interval,
 )
 
 
@@ -97,7 +98,7 @@ def test_the_bootstrap_refuses_bad_input():
         bootstrap_interval([1.0, math.nan], seed=0)
     with pytest.raises(ValueError, match=r"confidence=1.0 must be in \(0, 1\)"):
         bootstrap_interval([1.0], seed=0, confidence=1.0)
-    with pytest.raises(ValueError, match="num_resamples=0 at least 1"):
+    with pytest.raises(ValueError, match="num_resamples=0 must be at least 1"):
         bootstrap_interval([1.0], seed=0, num_resamples=0)
 
 
@@ -107,9 +108,20 @@ def test_ranking_metrics_is_a_row_of_the_table():
     assert (metrics["hr@1"], metrics["hr@10"], metrics["n"]) == (0.25, 0.75, 4)
     assert metrics["ndcg@10"] == ndcg(RANKS, 10)
     assert metrics["mrr"] == mean_reciprocal_rank(RANKS)
-    assert metrics["hr@1_ci"] == list(bootstrap_interval(RANKS <= 1, seed=0))
+    assert metrics["hr@1_ci"] == list(wilson_interval(RANKS <= 1))
     assert metrics == ranking_metrics(RANKS, seed=0)
     assert "hr@5" in ranking_metrics(RANKS, ks=(5,), seed=0)
+
+
+def test_users_count_the_same_beside_records():
+    users = ["ann", "ann", "ann", "bob"]
+    metrics = ranking_metrics(np.array([1, 1, 4, 2]), ks=(1,), groups=users)
+    assert list(metrics) == ["hr@1", "hr@1_ci", "hr@1_per_user", "ndcg@1", "mrr", "mrr_per_user", "users", "n"]
+    assert metrics["hr@1"] == 0.5
+    assert metrics["hr@1_per_user"] == pytest.approx((2 / 3 + 0) / 2)
+    assert metrics["mrr_per_user"] == pytest.approx(((1 + 1 + 1 / 4) / 3 + 1 / 2) / 2)
+    assert (metrics["users"], metrics["n"]) == (2, 4)
+    assert metrics["hr@1_ci"] == list(wilson_interval([1, 1, 0, 0], users))
 
 
 def test_chance_by_hand_and_by_simulation():

@@ -12,6 +12,7 @@ from trl_sdpo import (
     save_recommender_files,
 )
 from trl_sdpo.recsys import PromptTemplate, get_template
+from trl_sdpo.recsys.records.recommender_files import check_model
 
 
 CONFIG = RecommenderConfig(
@@ -146,3 +147,25 @@ def test_attributes_of_items_travel(tmp_path):
     assert load_recommender_files(tmp_path).catalogue.attributes == {"genres": (["Crime"], None), "year": (1995, 1985)}
     with pytest.raises(ValueError, match="2 item_ids and 1 year"):
         Catalogue(["1", "2"], ["a", "b"], attributes={"year": [1]})
+
+
+class TestAModelThatIsNotThere:
+    def test_a_name_with_a_typo_names_the_nearest_folder(self, tmp_path, monkeypatch):
+        (tmp_path / "outputs" / "mine").mkdir(parents=True)
+        monkeypatch.chdir(tmp_path)
+        with pytest.raises(OSError, match="Did you mean 'outputs/mine'"):
+            check_model("outptus/mine")
+        with pytest.raises(ValueError, match="neither a directory nor the id of a repository"):
+            check_model("outputs/mine/s-dpo")
+
+    def test_a_folder_says_what_it_is(self, tmp_path):
+        with pytest.raises(ValueError, match="is no model"):
+            check_model(tmp_path)
+        (tmp_path / "report.json").write_text("{}")
+        with pytest.raises(ValueError, match="is a prepared data set"):
+            check_model(tmp_path)
+
+    @pytest.mark.parametrize("name", ["config.json", "adapter_config.json"])
+    def test_a_model_passes(self, tmp_path, name):
+        (tmp_path / name).write_text("{}")
+        check_model(tmp_path)

@@ -53,9 +53,11 @@ class TestAgainstDPOTrainer:
     @pytest.mark.parametrize("loss_type", [None, ["ipo"], ["sigmoid", "sft"]], ids=["default", "ipo", "mixture"])
     def test_preference_data_of_trl(self, llama, pairs, make_trainer, loss_type, with_lora):
         args = {"beta": 0.3, "max_steps": 5} | ({"loss_type": loss_type} if loss_type else {})
-        kwargs = {"peft_config": lora_config()} if with_lora else {"ref_model": llama(seed=1)}
+        # An adapter that does not begin at 0 has itself as the reference here, and the base model in TRL
+        lora = {"task_type": "CAUSAL_LM", "target_modules": "all-linear", "r": 4}
+        kwargs = {"peft_config": LoraConfig(**lora)} if with_lora else {"ref_model": llama(seed=1)}
         ours = make_trainer(llama(), pairs, args=args, **kwargs)
-        kwargs = {"peft_config": lora_config()} if with_lora else {"ref_model": llama(seed=1)}
+        kwargs = {"peft_config": LoraConfig(**lora)} if with_lora else {"ref_model": llama(seed=1)}
         theirs = make_trainer(llama(), pairs, DPOTrainer, DPOConfig, args, **kwargs)
         ours.train()
         theirs.train()

@@ -12,6 +12,7 @@ logger = logging.getLogger(__name__)
 USER_ID = "user_id"
 ITEM_ID = "item_id"
 TIMESTAMP = "timestamp"
+NANOSECOND = "nanosecond"
 RATING = "rating"
 TITLE = "title"
 YEAR = "year"
@@ -43,8 +44,9 @@ class Interactions:
     Args:
         events (`polars.DataFrame`):
             One row per interaction: `user_id` and `item_id` (both `Int64` or `String`, kept as the source has them),
-            `timestamp` (`Int64`, seconds; all null where the source has no time) and, where the source has it,
-            `rating` (`Float64`). Rows of a source without time stand in the order of the source.
+            `timestamp` (`Int64`, seconds; all null where the source has no time) and, where the source has them,
+            `rating` (`Float64`) and `nanosecond` (`Int64`, from 0 to 999,999,999: what comes behind the seconds, see
+            [`time_columns`]). Rows of a source without time stand in the order of the source.
         items (`polars.DataFrame`):
             One row per item: `item_id` and `title` (`String`), neither of them twice.
         name (`str`):
@@ -56,9 +58,9 @@ class Interactions:
 
     Raises:
         TypeError: a column has the wrong type.
-        ValueError: a column is missing, or a row holds a null, an unknown item, an item or title that was there
-            before, an empty title, a time after the year 5138 (so in milliseconds) or a rating that is not a finite
-            number. The message names table, row and column.
+        ValueError: a column is missing, or a row holds a null, a blank id, an unknown item, an item or title that was
+            there before, an empty title, a time after the year 5138 (so in milliseconds) or a rating that is not a
+            finite number. The message names table, row and column.
 
     Example:
         ```python
@@ -90,6 +92,7 @@ class Interactions:
             raise ValueError(f"{where}: no rows. Give the item table of the source.")
         for column in (ITEM_ID, TITLE):
             _raise_at(self.items, pl.col(column).is_null(), where, column, "is null", "Fill or remove the row.")
+        self._check_blank_ids(self.items, where, ITEM_ID)
         blank = pl.col(TITLE).str.strip_chars() == ""
         _raise_at(self.items, blank, where, TITLE, "is empty", "Give every item a title.")
         remedies = {
@@ -99,6 +102,13 @@ class Interactions:
         for column, remedy in remedies.items():
             again = ~pl.col(column).is_first_distinct()
             _raise_at(self.items, again, where, column, "occurs in an earlier row already", remedy)
+
+    @staticmethod
+    def _check_blank_ids(frame: pl.DataFrame, where: str, *columns: str) -> None:
+        for column in columns:
+            if frame[column].dtype == pl.String:
+                blank = pl.col(column).str.strip_chars() == ""
+                _raise_at(frame, blank, where, column, "is blank", "Fill or remove the row.")
 
     def _check_events(self) -> None:
         where = f"{self.name} events"
@@ -112,12 +122,19 @@ class Interactions:
         required = [USER_ID, ITEM_ID, *([TIMESTAMP] if self.has_time else [])]
         for column in required:
             _raise_at(self.events, pl.col(column).is_null(), where, column, "is null", "Fill or remove the row.")
+        self._check_blank_ids(self.events, where, USER_ID, ITEM_ID)
         if not self.has_time:
             timed, remedy = pl.col(TIMESTAMP).is_not_null(), "Pass has_time=True, or null for all."
             _raise_at(self.events, timed, where, TIMESTAMP, "is a time, but has_time=False", remedy)
         else:
             late, remedy = pl.col(TIMESTAMP) > LATEST, "Times are in seconds: divide milliseconds by 1000."
             _raise_at(self.events, late, where, TIMESTAMP, "is after the year 5138", remedy)
+        if NANOSECOND in self.events.columns:
+            _check_columns(self.events, where, {NANOSECOND: (pl.Int64,)})
+            bad = ~pl.col(NANOSECOND).is_between(0, 999_999_999).fill_null(not self.has_time)
+            _raise_at(
+                self.events, bad, where, NANOSECOND, "is not from 0 to 999999999", "Correct it, or drop the column."
+            )
         unknown = ~pl.col(ITEM_ID).is_in(self.items[ITEM_ID].implode())
         remedy = "Add the item with its title, or remove its events."
         _raise_at(self.events, unknown, where, ITEM_ID, "is not among the items", remedy)
@@ -144,6 +161,29 @@ def _raise_at(frame: pl.DataFrame, bad: pl.Expr, where: str, column: str, proble
             f"{where}: row {row} (counted from 0), column '{column}': {frame[column][row]!r} {problem} "
             f"({len(rows)} such rows). {remedy}"
         )
+
+
+def time_columns(events: pl.DataFrame) -> list[str]:
+    """
+    The columns that order events in time: `timestamp`, and `nanosecond` where the source is finer than a second.
+
+    Example:
+        ```python
+        >>> time_columns(pl.DataFrame({"user_id": [1], "timestamp": [10], "nanosecond": [500_000_000]}))
+        ['timestamp', 'nanosecond']
+
+        ```
+    """
+    return [name for name in (TIMESTAMP, NANOSECOND) if name in events.columns]
+
+
+def with_nanoseconds(events: pl.DataFrame, nanoseconds: pl.Series) -> pl.DataFrame:
+    """The events with a column `nanosecond`, if that tells events of one second apart: most sources need none."""
+    if not (nanoseconds > 0).any():
+        return events
+    finer = events.with_columns(nanoseconds.alias(NANOSECOND))
+    distinct = finer.select(pl.struct(TIMESTAMP, NANOSECOND).n_unique()).item()
+    return finer if distinct > events[TIMESTAMP].n_unique() else events
 
 
 def canonical_title(title: str, year: int | None = None) -> str:
@@ -177,7 +217,9 @@ def canonical_title(title: str, year: int | None = None) -> str:
 
         ```
     """
-    text = " ".join(_FORMAT_MARKER.sub("", " ".join(title.split())).split())
+    text = " ".join(title.split())
+    # There is a film that is called (V).
+    text = " ".join(_FORMAT_MARKER.sub("", text).split()) or text
     if not text:
         raise ValueError(f"title {title!r} is empty. Give the item a title.")
     dated = _YEAR_BEHIND.fullmatch(text)
@@ -306,7 +348,7 @@ def _merge_items(events: pl.DataFrame, groups: pl.DataFrame) -> tuple[pl.DataFra
     shared = events.with_row_index("row").filter(pl.col(ITEM_ID).is_in(groups[ITEM_ID].implode()))
     shared = shared.join(groups, on=ITEM_ID, how="left", maintain_order="left")
     both = pl.col(ITEM_ID).n_unique().over(USER_ID, "lowest") > 1
-    order = pl.struct(TIMESTAMP, ITEM_ID, "row").rank("ordinal").over(USER_ID, "lowest")
+    order = pl.struct(*time_columns(events), ITEM_ID, "row").rank("ordinal").over(USER_ID, "lowest")
     dropped = both & (order > 1)
     remapped = shared.select((~dropped & (pl.col("lowest") != pl.col(ITEM_ID))).sum()).item()
     moved = groups.filter(pl.col("lowest") != pl.col(ITEM_ID))

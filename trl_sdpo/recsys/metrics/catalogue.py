@@ -4,7 +4,8 @@ from collections.abc import Hashable, Sequence
 
 import numpy as np
 
-from .ranking import bootstrap_interval, hit_rate, mean_reciprocal_rank, ndcg
+from .intervals import wilson_interval
+from .ranking import hit_rate, mean_per_group, mean_reciprocal_rank, ndcg
 
 
 def recommendation_ranks(
@@ -198,9 +199,10 @@ def catalogue_metrics(
     catalogue: Sequence[Hashable],
     ks: tuple[int, ...] = (1, 3, 5, 10),
     *,
-    seed: int,
+    seed: int | None = None,
     popularity: dict[Hashable, float] | None = None,
     consumed: Sequence[Sequence[Hashable]] | None = None,
+    groups: Sequence[Hashable] | None = None,
 ) -> dict:
     """
     All metrics of lists that are recommended from a whole catalogue, as one row of a table of results.
@@ -217,17 +219,20 @@ def catalogue_metrics(
             All items that could be recommended.
         ks (`tuple[int, ...]`, *optional*, defaults to `(1, 3, 5, 10)`):
             The cut-offs.
-        seed (`int`):
-            Seed of the bootstrap.
+        seed (`int`, *optional*):
+            Not used: the intervals draw nothing.
         popularity (`dict`, *optional*):
             For each item its training interactions, for the popularity of what is recommended.
         consumed (`Sequence[Sequence]`, *optional*):
             For each record what the user had, to compare that popularity with.
+        groups (`Sequence`, *optional*):
+            The user of each record. Intervals are over users then, whose records are not independent.
 
     Returns:
-        `dict`: `hr@k`, `hr@k_ci` (a list of two: the 95% bootstrap interval), `ndcg@k` and `chance@k` (HR@k of lists
-        drawn from the catalogue) for every k; with K the largest k, `mrr@K`, `coverage@K`, `gini@K`, and where given
-        `popularity@K` and `consumed_popularity`; `n`.
+        `dict`: `hr@k`, `hr@k_ci` (a list of two: the 95% interval, see [`wilson_interval`]), `ndcg@k` and `chance@k`
+        (HR@k of lists drawn from the catalogue) for every k; with K the largest k, `mrr@K`, `coverage@K`, `gini@K`,
+        and where given `popularity@K` and `consumed_popularity`; `n`. With groups also `hr@k_per_user`, in which every
+        user counts the same, and `users`.
 
     Raises:
         ValueError: as the functions of this module.
@@ -235,7 +240,7 @@ def catalogue_metrics(
     Example:
         ```python
         >>> catalogue = ["a", "b", "c", "d"]
-        >>> metrics = catalogue_metrics([["a", "b"], ["a", "c"]], ["b", "d"], catalogue, ks=(1, 2), seed=0)
+        >>> metrics = catalogue_metrics([["a", "b"], ["a", "c"]], ["b", "d"], catalogue, ks=(1, 2))
         >>> metrics["hr@1"], metrics["hr@2"], metrics["chance@2"], metrics["mrr@2"], metrics["coverage@2"], metrics["n"]
         (0.0, 0.5, 0.5, 0.25, 0.75, 2)
 
@@ -245,7 +250,9 @@ def catalogue_metrics(
     metrics = {}
     for k in ks:
         metrics[f"hr@{k}"] = hit_rate(ranks, k)
-        metrics[f"hr@{k}_ci"] = list(bootstrap_interval(ranks <= k, seed=seed))
+        metrics[f"hr@{k}_ci"] = list(wilson_interval(ranks <= k, groups))
+        if groups is not None:
+            metrics[f"hr@{k}_per_user"] = mean_per_group(ranks <= k, groups)
         metrics[f"ndcg@{k}"] = ndcg(ranks, k)
         metrics[f"chance@{k}"] = min(k, len(catalogue)) / len(catalogue)
     longest = max(ks)
@@ -256,4 +263,6 @@ def catalogue_metrics(
         metrics[f"popularity@{longest}"] = mean_popularity(recommended, popularity, longest)
         if consumed is not None:
             metrics["consumed_popularity"] = mean_popularity(consumed, popularity)
+    if groups is not None:
+        metrics["users"] = len(set(map(str, groups)))
     return metrics | {"n": len(ranks)}

@@ -1,11 +1,11 @@
 """Ranking metrics over the candidates of a record, with their uncertainty and what chance gives."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 import numpy as np
 
-
-_RESAMPLED_PER_CHUNK = 1 << 21
+from .intervals import bootstrap_interval as bootstrap_interval
+from .intervals import group_sums, wilson_interval
 
 
 def ranks(scores: np.ndarray | Sequence[Sequence[float]]) -> np.ndarray:
@@ -139,87 +139,81 @@ def _hits(ranks: np.ndarray, k: int) -> np.ndarray:
     return ranks <= k
 
 
-def bootstrap_interval(
-    values: np.ndarray, *, seed: int, confidence: float = 0.95, num_resamples: int = 2000
-) -> tuple[float, float]:
-    """
-    The percentile bootstrap interval of a mean over records (Efron, 1979).
-
-    Args:
-        values (`numpy.ndarray`):
-            One value per record, such as hit or miss.
-        seed (`int`):
-            The seed.
-        confidence (`float`, *optional*, defaults to `0.95`):
-            The share of resampled means inside.
-        num_resamples (`int`, *optional*, defaults to `2000`):
-            How often to draw n records with replacement.
-
-    Returns:
-        `tuple[float, float]`: Lower and upper end.
-
-    Raises:
-        ValueError: there is no value, a value is NaN, or a number is out of range.
-
-    Example:
-        ```python
-        >>> low, high = bootstrap_interval([0, 1] * 50, seed=0)
-        >>> 0.35 < low < 0.45 < 0.55 < high < 0.65
-        True
-
-        ```
-    """
-    values = np.asarray(values, dtype=np.float64)
-    if values.ndim != 1 or not len(values):
-        raise ValueError(f"values has shape {values.shape}. Pass one value per record, and at least one record.")
-    if np.isnan(values).any():
-        raise ValueError(f"values: record {int(np.isnan(values).argmax())}: NaN. Remove or correct it.")
-    if not 0 < confidence < 1 or num_resamples < 1:
-        raise ValueError(f"confidence={confidence} must be in (0, 1), num_resamples={num_resamples} at least 1.")
-    generator = np.random.default_rng(seed)
-    step = max(1, _RESAMPLED_PER_CHUNK // len(values))
-    means = [
-        values[generator.integers(len(values), size=(min(step, num_resamples - begin), len(values)))].mean(axis=1)
-        for begin in range(0, num_resamples, step)
-    ]
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(np.concatenate(means), [tail, 1 - tail])
-    return float(low), float(high)
-
-
-def ranking_metrics(ranks: np.ndarray, ks: tuple[int, ...] = (1, 10), *, seed: int) -> dict:
+def ranking_metrics(
+    ranks: np.ndarray,
+    ks: tuple[int, ...] = (1, 10),
+    *,
+    groups: Sequence[Hashable] | None = None,
+    seed: int | None = None,
+) -> dict:
     """
     All metrics of a set of records, as one row of a table of results.
 
     Over sampled candidates these are *sampled* metrics, which need not order models as a ranking of all items does
-    (Krichene and Rendle, KDD 2020): print [`chance_metrics`] beside them. The interval is over records: that several
-    records are of one user, so not independent, it does not know.
+    (Krichene and Rendle, KDD 2020): print [`chance_metrics`] beside them.
 
     Args:
         ranks (`numpy.ndarray`):
             What [`ranks`] returns.
         ks (`tuple[int, ...]`, *optional*, defaults to `(1, 10)`):
             The cut-offs.
-        seed (`int`):
-            The seed of the bootstrap.
+        groups (`Sequence`, *optional*):
+            The user of each record. Intervals are over users then, whose records are not independent.
+        seed (`int`, *optional*):
+            Not used: the intervals draw nothing.
 
     Returns:
-        `dict`: `hr@k`, `hr@k_ci` (a list of two: the 95% interval) and `ndcg@k` for every k, `mrr` and `n`.
+        `dict`: `hr@k`, `hr@k_ci` (a list of two: the 95% interval, see [`wilson_interval`]) and `ndcg@k` for every k,
+        `mrr` and `n`. With groups also `hr@k_per_user` and `mrr_per_user`, in which every user counts the same, and
+        `users`, their number.
 
     Example:
         ```python
-        >>> metrics = ranking_metrics([1, 2, 1, 4], seed=0)
+        >>> metrics = ranking_metrics([1, 2, 1, 4])
         >>> metrics["hr@1"], metrics["hr@10"], metrics["mrr"], metrics["n"]
         (0.5, 1.0, 0.6875, 4)
+        >>> metrics = ranking_metrics([1, 2, 1, 4], groups=["ann", "bob", "ann", "ann"])
+        >>> metrics["hr@1"], round(metrics["hr@1_per_user"], 3), metrics["users"]
+        (0.5, 0.333, 2)
 
         ```
     """
     metrics = {}
     for k in ks:
-        metrics[f"hr@{k}"] = hit_rate(ranks, k)
-        metrics[f"hr@{k}_ci"] = list(bootstrap_interval(_hits(ranks, k), seed=seed))
+        hits = _hits(ranks, k)
+        metrics |= {f"hr@{k}": hit_rate(ranks, k), f"hr@{k}_ci": list(wilson_interval(hits, groups))}
+        if groups is not None:
+            metrics[f"hr@{k}_per_user"] = mean_per_group(hits, groups)
         metrics[f"ndcg@{k}"] = ndcg(ranks, k)
-    return metrics | {"mrr": mean_reciprocal_rank(ranks), "n": len(ranks)}
+    metrics["mrr"] = mean_reciprocal_rank(ranks)
+    if groups is not None:
+        metrics["mrr_per_user"] = mean_per_group(1 / np.asarray(ranks), groups)
+        metrics["users"] = len(set(map(str, groups)))
+    return metrics | {"n": len(ranks)}
+
+
+def mean_per_group(values: Sequence[float], groups: Sequence[Hashable]) -> float:
+    """
+    The mean over groups of the mean over their records: every user counts the same, however many records there are.
+
+    Args:
+        values (`Sequence[float]`):
+            A value per record.
+        groups (`Sequence`):
+            The group of each record, such as its user.
+
+    Returns:
+        `float`: The mean.
+
+    Example:
+        ```python
+        >>> mean_per_group([1, 1, 1, 0], ["ann", "ann", "ann", "bob"])
+        0.5
+
+        ```
+    """
+    sums, counts = group_sums(values, groups)
+    return float(np.mean(sums / counts))
 
 
 def chance_level(num_candidates: int, k: int = 1) -> float:

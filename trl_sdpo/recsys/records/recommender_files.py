@@ -5,6 +5,7 @@ trained on it, so that what was trained is what is served.
 """
 
 import dataclasses
+import difflib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from ..prompts.templates import PromptTemplate
 RECOMMENDER_FILE, CATALOGUE_FILE = "recommender.json", "catalogue.json"
 FORMAT_VERSION = 1
 
+_MODEL_FILES = ("config.json", "adapter_config.json")
 _HOW_TO_MAKE = (
     "Make it with `trl_sdpo.save_recommender_files(directory, RecommenderConfig(templates=...), Catalogue(...))`, or "
     "copy it from the prepared data set with `trl_sdpo.copy_recommender_files(dataset_directory, model_directory)`"
@@ -321,12 +323,50 @@ def find_file(model: str | Path, name: str, **hub_kwargs) -> Path | None:
             return None  # with a connection the file would have come with the others
         raise OSError(
             f"{model}: no such directory here, and {name} could neither be fetched from the Hub nor found in the cache "
-            f"({error}). Correct the directory, or try again with a connection."
+            f"({error}).{_nearest(Path(model))} Correct the directory, or try again with a connection."
         ) from error
     except EntryNotFoundError:
         return None
     except HFValidationError as error:
-        raise ValueError(f"{model}: neither a directory nor the id of a repository ({error}). Correct it.") from error
+        raise ValueError(
+            f"{model}: neither a directory nor the id of a repository ({error}).{_nearest(Path(model))} Correct it."
+        ) from error
+
+
+def check_model(model: str | Path, **hub_kwargs) -> None:
+    """
+    Say at once, before anything heavy is imported, that a name is no model: a directory without one, a path that is not
+    there, or a repository that the Hub does not have.
+
+    Args:
+        model (`str` or `Path`):
+            A directory, or the id of a repository on the Hub.
+        **hub_kwargs:
+            See [`load_recommender_files`].
+
+    Raises:
+        ValueError: it is a directory without a model. The message says what it is.
+        OSError: it is neither here nor on the Hub. The message names the nearest directory.
+    """
+    path = Path(model)
+    if path.is_dir():
+        if not any((path / name).is_file() for name in _MODEL_FILES):
+            kind = "a prepared data set" if (path / "report.json").is_file() else "no model"
+            raise ValueError(
+                f"{model}: is {kind}: there is no {' and no '.join(_MODEL_FILES)} in it. Pass the directory that a training "
+                "wrote."
+            )
+        return
+    if not any(find_file(model, name, **hub_kwargs) for name in _MODEL_FILES):
+        raise OSError(f"{model}: this repository of the Hub holds no {' and no '.join(_MODEL_FILES)}. Pass a model.")
+
+
+def _nearest(path: Path) -> str:
+    """A question that names the directory which may have been meant."""
+    parent = next((one for one in path.parents if one.is_dir()), Path())
+    wrong = path.relative_to(parent).parts[0] if path.parts else ""
+    near = difflib.get_close_matches(wrong, [one.name for one in parent.iterdir() if one.is_dir()], n=1)
+    return f" Did you mean {str(parent / near[0] / Path(*path.relative_to(parent).parts[1:]))!r}?" if near else ""
 
 
 def _is_cached(model: str | Path, hub_kwargs: dict) -> bool:

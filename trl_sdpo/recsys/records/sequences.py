@@ -6,7 +6,7 @@ import math
 import numpy as np
 import polars as pl
 
-from ..interactions.interactions import ITEM_ID, RATING, TIMESTAMP, USER_ID, Interactions
+from ..interactions.interactions import ITEM_ID, RATING, USER_ID, Interactions, time_columns
 
 
 logger = logging.getLogger(__name__)
@@ -29,7 +29,7 @@ def build_sequences(
     """
     Order every user's events in time.
 
-    Events of a user within one second (half of ml-100k) are ordered by item id, so that the order is the same from
+    Events of a user at one time (half of ml-100k, within one second) are ordered by item id, so that the order is the same from
     whichever file the events come. A source without time keeps the order of its rows.
 
     Args:
@@ -103,7 +103,7 @@ def build_sequences_with_report(
         events = events.drop(RATING, strict=False)
     # Stable, so that a source without time (all null) keeps the order of its rows.
     in_time = interactions.has_time and order == "time"
-    ordered = _sort(events, [USER_ID, TIMESTAMP, ITEM_ID] if in_time else [USER_ID])
+    ordered = _sort(events, [USER_ID, *time_columns(events), ITEM_ID] if in_time else [USER_ID])
     if merge_repeats:
         ordered = _merge_repeats(ordered)
     report["events_repeated"] = events.height - ordered.height

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import polars as pl
 
-from ..interactions.interactions import ITEM_ID, TIMESTAMP, USER_ID
+from ..interactions.interactions import ITEM_ID, TIMESTAMP, USER_ID, time_columns
 from ..interactions.random_streams import USER_SPLIT_STREAM, hash_keys, random_numbers, stream_keys
 
 
@@ -23,7 +23,7 @@ def temporal_split(sequences: pl.DataFrame, ratios: tuple[float, float, float] =
     """
     Split by time over all interactions of all users, as S-DPO does (https://huggingface.co/papers/2406.09215).
 
-    All events of one second go to the same side, the later one, so training ends strictly before validation begins,
+    All events of one time (a second, or what the source has) go to the same side, the later one, so training ends strictly before validation begins,
     and validation before the test.
 
     What it leaks: filters before it (`min_interactions`, the merging of repeats and titles) have seen the whole data,
@@ -62,14 +62,15 @@ def temporal_split(sequences: pl.DataFrame, ratios: tuple[float, float, float] =
             "cannot be split by time. Use a source with times, or split by 'user', or 'leave-one-out' with "
             "file_order=True."
         )
-    times = sequences[TIMESTAMP].sort()
+    key = _time_key(sequences)
+    times = key.sort()
     cuts = []
     for share in (ratios[0], ratios[0] + ratios[1]):
         index = round(share * len(times))
         # Behind the last event: everything stays on this side.
         cuts.append(times[index] if index < len(times) else times[-1] + 1)
-    name = pl.when(pl.col(TIMESTAMP) < cuts[0]).then(_split("train"))
-    name = name.when(pl.col(TIMESTAMP) < cuts[1]).then(_split("validation")).otherwise(_split("test"))
+    name = pl.when(key < cuts[0]).then(_split("train"))
+    name = name.when(key < cuts[1]).then(_split("validation")).otherwise(_split("test"))
     split = sequences.with_columns(name.alias(SPLIT))
     counts = _count(split)
     for key, ratio in zip(SPLITS, ratios, strict=True):
@@ -174,7 +175,8 @@ def user_split(
     _check_ratios(ratios)
     if seed is None and sequences[TIMESTAMP].null_count():
         raise ValueError(f"column '{TIMESTAMP}' holds nulls: the source has no time. Pass a seed to draw the users.")
-    users = sequences.group_by(USER_ID).agg(pl.col(TIMESTAMP).min()).sort(USER_ID)
+    timed = sequences.select(USER_ID, _time_key(sequences))
+    users = timed.group_by(USER_ID).agg(pl.col(TIMESTAMP).min()).sort(USER_ID)
     if seed is None:
         users = users.sort(TIMESTAMP, maintain_order=True)
     else:
@@ -221,7 +223,8 @@ def split_leaks(events: pl.DataFrame) -> dict[str, int | None]:
     later = events.filter(pl.col(SPLIT) != "train")
     after = None
     if not events[TIMESTAMP].null_count():
-        first = later[TIMESTAMP].min()
+        timed = events.with_columns(_time_key(events))
+        train, first = timed.filter(pl.col(SPLIT) == "train"), timed.filter(pl.col(SPLIT) != "train")[TIMESTAMP].min()
         after = 0 if first is None else train.select((pl.col(TIMESTAMP) >= first).sum()).item()
     shared = later.select(pl.col(USER_ID).unique()).join(train.select(pl.col(USER_ID).unique()), on=USER_ID).height
     unseen = later.select(pl.col(ITEM_ID).unique()).join(train, on=ITEM_ID, how="anti").height
@@ -230,6 +233,14 @@ def split_leaks(events: pl.DataFrame) -> dict[str, int | None]:
         "users_in_train_and_evaluation": shared,
         "evaluation_items_without_train_event": unseen,
     }
+
+
+def _time_key(events: pl.DataFrame) -> pl.Series:
+    """Times as numbers in their order: the seconds, or the ranks of times that are finer."""
+    if time_columns(events) == [TIMESTAMP]:
+        return events[TIMESTAMP]
+    rank = pl.struct(time_columns(events)).rank("dense").cast(pl.Int64)
+    return events.select(rank.alias(TIMESTAMP)).to_series()
 
 
 def _split(name: str) -> pl.Expr:

@@ -156,7 +156,7 @@ BAD = [
     ("tiny.item", "", "tiny.item: line 1: the file is empty"),
     ("tiny.item", ITEM.replace("movie_title", "label"), "tiny.item: line 1: needs 'item_id' and one of movie_title"),
     ("tiny.item", ITEM + "5\tHalf\n", "tiny.item: line 6: 2 fields instead of 4"),
-    ("tiny.item", ITEM.replace("\n3\t", "\n\t"), "tiny.item: line 4, column 'item_id': '' is empty"),
+    ("tiny.item", ITEM.replace("\n3\t", "\n\t"), "tiny.item: line 4, column 'item_id': '' is missing"),
     ("tiny.item", ITEM.replace("\n4\t", "\n1\t"), "tiny.item: line 5, column 'item_id': '1' is in an earlier line"),
 ]
 

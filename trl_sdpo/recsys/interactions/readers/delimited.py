@@ -2,64 +2,68 @@
 
 import csv
 import io
-import logging
 import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import polars as pl
+import pyarrow as pa
+from pyarrow import csv as arrow_csv
 
-from ..interactions import ITEM_ID, LATEST, USER_ID
+from ..interactions import LATEST
+from .quoting import Quoting
+from .text_files import TextFile, check_not_empty, decode, decode_line
 
 
-logger = logging.getLogger(__name__)
-
+_BLOCK = 1 << 24
 _NEVER_IN_TEXT = "\x01"
 _REMEDY = "Correct the line, or fetch the file again if it was cut off."
 
 
-def decode(data: bytes, label: str, encodings: tuple[str, ...] = ("utf-8",)) -> str:
-    """Decode a file by the first of the encodings that fits. GroupLens's older files are latin-1."""
-    for encoding in encodings:
-        try:
-            return data.decode(encoding)
-        except UnicodeDecodeError as error:
-            last = error
-    line = data.count(b"\n", 0, last.start) + 1
-    value = data[last.start : last.start + 4]
-    raise ValueError(
-        f"{label}: line {line}: byte {value!r} is not {last.encoding}. Save the file as {last.encoding}."
-    ) from last
+def read_records(file: TextFile, quoting: Quoting, columns: list[str]) -> pl.DataFrame:
+    """
+    Columns of a delimited file with a header, as text.
 
+    The width of every record is checked against the header, whichever columns are wanted.
 
-def decode_line(data: bytes, label: str, number: int) -> str:
-    """Decode one line of a file."""
+    Args:
+        file ([`TextFile`]):
+            The file.
+        quoting ([`Quoting`]):
+            How it is written, checked by [`find_quoting`].
+        columns (`list[str]`):
+            Their names in the header.
+
+    Returns:
+        `polars.DataFrame`: The columns. Blank lines are left out; empty fields are `""`.
+
+    Raises:
+        ValueError: a record has too few or too many fields, or is not UTF-8. The message names the line.
+    """
+    parse = arrow_csv.ParseOptions(
+        delimiter=quoting.separator,
+        quote_char=quoting.quote or False,
+        double_quote=quoting.escape is None,
+        escape_char=quoting.escape or False,
+        newlines_in_values=quoting.multiline,
+    )
+    convert = arrow_csv.ConvertOptions(
+        include_columns=columns,
+        column_types=dict.fromkeys(columns, pa.string()),
+        null_values=[],
+        strings_can_be_null=False,
+    )
     try:
-        return data.decode()
-    except UnicodeDecodeError as error:
-        value = data[error.start : error.start + 4]
-        raise ValueError(f"{label}: line {number}: byte {value!r} is not utf-8. Save the file as utf-8.") from error
-
-
-def split_lines(text: str) -> list[str]:
-    """Lines at line feeds only: a latin-1 file may hold U+0085, at which `splitlines` would cut."""
-    return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
-
-
-def check_not_empty(source: Path | bytes, label: str) -> None:
-    """Raise if there is nothing in the file; warn if it ends inside a line."""
-    if isinstance(source, bytes):
-        size, end = len(source), source[-1:]
-    else:
-        size = source.stat().st_size
-        with source.open("rb") as file:
-            file.seek(max(0, size - 1))
-            end = file.read()
-    if size == 0:
-        raise ValueError(f"{label}: line 1: the file is empty. Fetch it again.")
-    if end != b"\n":
-        logger.warning("%s: no line break at the end. If the file was cut off, its last value is wrong.", label)
+        read = arrow_csv.ReadOptions(block_size=_BLOCK)
+        table = arrow_csv.read_csv(file.path, read_options=read, parse_options=parse, convert_options=convert)
+    except pa.ArrowInvalid as error:
+        width = None
+        for line, fields in quoting.records(file):
+            width = width or len(fields)
+            check_width(fields, width, file.label, line)
+        raise ValueError(f"{file.label}: {error}. {_REMEDY}") from error
+    return pl.from_arrow(table)
 
 
 def check_header(source: Path | bytes, label: str, separator: str, *headers: list[str]) -> list[str]:
@@ -231,15 +235,3 @@ def _problem(value: str, dtype: pl.DataType, limits: tuple[float, float] | None)
         unit = " seconds since 1970 (milliseconds are 1000 times as many)" if limits[1] == LATEST else ""
         return f"is not from {limits[0]} to {limits[1]}{unit}"
     return None
-
-
-def whole_numbers(events: pl.DataFrame, items: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Ids that are text, but whole numbers throughout, as `Int64`: of users, and of items where both tables agree."""
-    # A leading zero must stay, or "01" and "1" would become one.
-    number = r"^(0|[1-9]\d{0,17})$"
-    if events[USER_ID].dtype == pl.String and events[USER_ID].str.contains(number).all():
-        events = events.with_columns(pl.col(USER_ID).cast(pl.Int64))
-    if events[ITEM_ID].dtype == pl.String and all(t[ITEM_ID].str.contains(number).all() for t in (events, items)):
-        events = events.with_columns(pl.col(ITEM_ID).cast(pl.Int64))
-        items = items.with_columns(pl.col(ITEM_ID).cast(pl.Int64))
-    return events, items

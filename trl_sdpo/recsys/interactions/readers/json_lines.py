@@ -1,17 +1,126 @@
-"""What is wrong in a file of JSON lines, zipped or not."""
+"""JSON lines: fast when they are right, precise when they are not."""
 
 import gzip
 import json
+import re
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
-from .delimited import decode_line
+import polars as pl
+
+from .text_files import TextFile, decode_line
+
+
+_EXACT = 2**53
+
+
+def read_json_lines(file: TextFile, columns: list[str]) -> pl.DataFrame:
+    """
+    Keys of JSON lines as text: numbers as they are written, so that none is rounded; `null` and a missing key as null.
+
+    Args:
+        file ([`TextFile`]):
+            The file.
+        columns (`list[str]`):
+            The keys.
+
+    Returns:
+        `polars.DataFrame`: A row for each line that is not blank.
+
+    Raises:
+        ValueError: a line is no JSON object, holds a key twice, half of a surrogate pair, a float where digits are
+            lost, or something else than a number or a text under one of the keys; or no line has one of the keys.
+    """
+    try:
+        frame = pl.scan_ndjson(file.path, schema=dict.fromkeys(columns, pl.String)).collect(engine="streaming")
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise_first_bad_record(file.path, {}, error, file.label)
+    for column in columns:
+        if frame[column].null_count() == frame.height:
+            _check_key(file, column)
+    _check_doubtful(file, frame, columns)
+    return frame
+
+
+def strict_record(line: str, where: str) -> Any:
+    """What a line of JSON holds; raises for what Python takes and JSON has not, and for keys that are there twice."""
+
+    def refuse(name: str) -> NoReturn:
+        raise ValueError(f"{where}: {name} is no JSON. Write null for a value that is missing.")
+
+    def once(pairs: list[tuple[str, Any]]) -> dict:
+        record = dict(pairs)
+        if len(record) < len(pairs):
+            twice = next(key for place, (key, _) in enumerate(pairs) if key in dict(pairs[:place]))
+            raise ValueError(f"{where}: the key '{twice}' is there twice. Keep one.")
+        return record
+
+    try:
+        return json.loads(line, parse_constant=refuse, object_pairs_hook=once)
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f"{where}: not a JSON object ({error}): {line[:200]!r}. Correct the line, or fetch the file again if it "
+            "was cut off."
+        ) from error
+    except RecursionError as error:
+        raise ValueError(f"{where}: nested too deeply: {line[:200]!r}. Correct the line.") from error
+
+
+def _check_key(file: TextFile, column: str) -> None:
+    """Raise if no line has a key. The texts around it are too short a test for a key with an escape in it."""
+    written = json.dumps(column, ensure_ascii=False)
+    if not file.contains(written.encode()) and not file.contains(json.dumps(column).encode()):
+        first = next((line for _, line in file.lines() if line.strip()), "{}")
+        raise ValueError(
+            f"{file.label}: no column '{column}', only {list(json.loads(first))}. Name another, or rename it."
+        )
+
+
+def _check_doubtful(file: TextFile, frame: pl.DataFrame, columns: list[str]) -> None:
+    """Read again, exactly, the lines of which the fast reader may have made something else."""
+    line, text = pl.col("line"), pl.all()
+    # lists, objects and booleans are text here; a long number may have been a float
+    odd = pl.any_horizontal(text.str.contains(r"^[\[{]") | text.is_in(["true", "false"]))
+    rows = frame.select(odd.fill_null(False).arg_true()).to_series()
+    doubts = [pl.col("row").is_in(rows.implode())] if len(rows) else []
+    doubts += [line.str.count_matches(json.dumps(column), literal=True) > 1 for column in columns]
+    if file.contains(b"\\u"):
+        doubts.append(line.str.contains(r"\\u[dD][89abAB]|\\u[dD][c-fC-F]"))
+    if frame.select(pl.any_horizontal(text.str.contains(r"^-?[0-9]{16}")).any()).item():
+        number = r"\s*:\s*-?[0-9]+(?:[eE]|\.[0-9])"
+        doubts += [line.str.contains(re.escape(json.dumps(column)) + number) for column in columns]
+    lines = pl.scan_lines(file.path, name="line").with_row_index("number", 1).filter(line.str.strip_chars() != "")
+    found = lines.with_row_index("row").filter(pl.any_horizontal(doubts)).select("number", "line")
+    for number, text in found.collect(engine="streaming").iter_rows():
+        where = f"{file.label}: line {number}"
+        record = strict_record(text, where)
+        for column in columns:
+            problem = _problem(record.get(column))
+            if problem:
+                raise ValueError(f"{where}, column '{column}': {record[column]!r} {problem}")
+
+
+def _problem(value: Any) -> str | None:
+    if value is None or type(value) is int:
+        return None
+    if isinstance(value, float):
+        return "is a float, whose last digits are lost. Write it whole, or as text." if abs(value) >= _EXACT else None
+    if not isinstance(value, str):
+        return "is neither a number nor a text. Write one."
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return "holds half of a surrogate pair. Correct the text."
+    return None
 
 
 def raise_first_bad_record(
-    path: Path, checks: dict[str, Callable[[Any], str | None]], error: Exception | None = None
+    path: Path,
+    checks: dict[str, Callable[[Any], str | None]],
+    error: Exception | None = None,
+    label: str | None = None,
 ) -> NoReturn:
     """
     Name the first line of a file that is no JSON object or fails a check. Only on the way to an error.
@@ -23,33 +132,34 @@ def raise_first_bad_record(
             For each key what is wrong with its value, or `None`.
         error (`Exception`, *optional*):
             What the fast reader said, for the case that no line is found.
+        label (`str`, *optional*):
+            What messages call the file. By default the path.
     """
-    number = 0
-    for number, line in _lines(path):
+    label, number = label or str(path), 0
+    for number, line in _lines(path, label):
         if not line.strip():
             continue
-        try:
-            record = json.loads(decode_line(line, str(path), number))
-        except json.JSONDecodeError as problem:
-            raise ValueError(
-                f"{path}: line {number}: not a JSON object ({problem}): {line[:200]!r}. Correct the line, or fetch "
-                "the file again if it was cut off."
-            ) from error
+        where = f"{label}: line {number}"
+        record = strict_record(decode_line(line, label, number), where)
         if not isinstance(record, dict):
-            raise ValueError(f"{path}: line {number}: {str(record)[:200]!r} is not a JSON object. Correct the line.")
+            raise ValueError(f"{where}: {str(record)[:200]!r} is not a JSON object. Correct the line.")
         for key, check in checks.items():
             problem = "is missing" if key not in record else check(record[key])
             if problem:
-                value = record.get(key)
-                raise ValueError(
-                    f"{path}: line {number}, key '{key}': {value!r} {problem}. Correct or remove the line."
-                )
+                raise ValueError(f"{where}, key '{key}': {record.get(key)!r} {problem}. Correct or remove the line.")
+        _check_numbers(record.values(), where)
     if error is None:
-        raise ValueError(f"{path}: line {number + 1}: no records. Fetch the file again.")
-    raise ValueError(f"{path}: {error}. Fetch the file again.") from error
+        raise ValueError(f"{label}: line {number + 1}: no records. Fetch the file again.")
+    raise ValueError(f"{label}: {error}. Fetch the file again.") from error
 
 
-def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+def _check_numbers(values: Iterable[Any], where: str) -> None:
+    for value in values:
+        if isinstance(value, float) and value in (float("inf"), float("-inf")):
+            raise ValueError(f"{where}: a number is too large for a float. Correct it.")
+
+
+def _lines(path: Path, label: str) -> Iterator[tuple[int, bytes]]:
     number = 0
     with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
         try:
@@ -58,5 +168,5 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
                 yield number, line
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
             raise ValueError(
-                f"{path}: damaged after line {number} ({error}). Fetch the file again: it was cut off, or changed."
+                f"{label}: damaged after line {number} ({error}). Fetch the file again: it was cut off, or changed."
             ) from error

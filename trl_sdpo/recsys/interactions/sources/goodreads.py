@@ -22,8 +22,9 @@ from ..interactions import (
     plain_titles,
     resolve_duplicate_titles,
 )
-from ..readers.delimited import check_header, check_not_empty, raise_first_bad_line, read_table
+from ..readers.delimited import check_header, raise_first_bad_line, read_table
 from ..readers.json_lines import raise_first_bad_record
+from ..readers.text_files import check_not_empty
 
 
 logger = logging.getLogger(__name__)

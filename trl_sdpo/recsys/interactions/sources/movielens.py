@@ -17,8 +17,9 @@ from ..interactions import (
     number_duplicate_titles,
     resolve_duplicate_titles,
 )
-from ..readers.delimited import check_header, check_not_empty, check_width, csv_rows, decode, read_table, split_lines
+from ..readers.delimited import check_header, check_width, csv_rows, read_table
 from ..readers.release_files import open_release
+from ..readers.text_files import check_not_empty, decode, split_lines
 
 
 logger = logging.getLogger(__name__)

@@ -1,13 +1,17 @@
 """RecBole's atomic files: https://recbole.io/docs/user_guide/data/atomic_files.html."""
 
 import logging
+import re
+from itertools import islice
 from pathlib import Path
+from typing import NoReturn
 
 import polars as pl
 
 from ..interactions import (
     ITEM_ID,
     LATEST,
+    NANOSECOND,
     RATING,
     TIMESTAMP,
     TITLE,
@@ -17,8 +21,12 @@ from ..interactions import (
     drop_untitled,
     number_duplicate_titles,
     resolve_duplicate_titles,
+    with_nanoseconds,
 )
-from ..readers.delimited import check_not_empty, decode, read_table, split_lines, whole_numbers
+from ..readers.delimited import read_table
+from ..readers.ids import Fail, blank_to_null, read_ids, same_type
+from ..readers.text_files import TextFile
+from ..readers.times import read_times
 
 
 logger = logging.getLogger(__name__)
@@ -35,8 +43,8 @@ def load_recbole(path: str | Path, title: str | None = None, merge_titles: bool 
     Read RecBole's `NAME.inter` and the `NAME.item` beside it: tab-separated, with a header of `name:type`.
 
     `user_id` and `item_id` must be there; `rating` and `timestamp` may be missing. Tokens that are whole numbers
-    throughout a column are read as `Int64`, so that a copy of MovieLens sorts as the original does. Times are cut to
-    whole seconds. The title is the column `movie_title`, `title` or `name`, the year `release_year` or `year`; a year
+    throughout a column are read as `Int64`, so that a copy of MovieLens sorts as the original does. Parts of seconds
+    order events. The title is the column `movie_title`, `title` or `name`, the year `release_year` or `year`; a year
     that is no number is ignored and counted. Without a `.item` file the ids stand in for titles, with a warning. Items
     without a title, and events of items that are not in the `.item` file, are dropped and counted.
 
@@ -68,29 +76,56 @@ def load_recbole(path: str | Path, title: str | None = None, merge_titles: bool 
         ```
     """
     inter = _find_inter(Path(path))
-    header = _read_header(inter)
+    file = TextFile(inter)
+    header = _read_header(file)
     for column in (USER_ID, ITEM_ID):
         if column not in header:
             raise ValueError(f"{inter}: line 1: no column '{column}' in {list(header)}. Name it so in the header.")
-    wanted = {USER_ID: pl.String, ITEM_ID: pl.String, RATING: pl.Float64, TIMESTAMP: pl.Float64}
     has_time = TIMESTAMP in header
-    columns = {name: wanted.get(name, pl.Null) for name in header}
-    limits = {TIMESTAMP: (-LATEST, LATEST)} if has_time else {}
-    events = read_table(inter, str(inter), "\t", columns, header_lines=1, limits=limits)
-    time = pl.col(TIMESTAMP).floor() if has_time else pl.lit(None)
-    events = events.with_columns(time.cast(pl.Int64).alias(TIMESTAMP))
-
-    items, ignored = _read_items(inter.with_suffix(".item"), events, (title,) if title else _TITLE_COLUMNS)
-    events, items = whole_numbers(events, items)
+    events = _read_events(file, header)
+    item_file = inter.with_suffix(".item")
+    items, ignored = _read_items(item_file, events, (title,) if title else _TITLE_COLUMNS)
+    ids, known = same_type(events[ITEM_ID], items[ITEM_ID], _fail_at(file, ITEM_ID, events[ITEM_ID]))
+    events, items = events.with_columns(ids), items.with_columns(known)
     report = {"events_read": events.height, "items_read": items.height, **ignored}
     events, items, dropped = drop_untitled(events, items)
     if merge_titles:
         events, items, merges = resolve_duplicate_titles(events, items)
     else:
         items, merges = number_duplicate_titles(items)
-    columns = [name for name in (USER_ID, ITEM_ID, RATING, TIMESTAMP) if name in events.columns]
+    columns = [name for name in (USER_ID, ITEM_ID, RATING, TIMESTAMP, NANOSECOND) if name in events.columns]
     logger.info("%s: %d events and %d items read", inter.stem, report["events_read"], report["items_read"])
     return Interactions(events.select(columns), items, inter.stem, has_time=has_time, report=report | dropped | merges)
+
+
+def _read_events(file: TextFile, header: dict[str, str]) -> pl.DataFrame:
+    wanted = {USER_ID: pl.String, ITEM_ID: pl.String, RATING: pl.Float64, TIMESTAMP: pl.Float64}
+    columns = {name: wanted.get(name, pl.Null) for name in header}
+    limits = {TIMESTAMP: (-LATEST, LATEST)} if TIMESTAMP in header else {}
+    events = read_table(file.path, file.label, "\t", columns, header_lines=1, limits=limits)
+    cell = f"{USER_ID}:{header[USER_ID]}"
+    again = (events[USER_ID] == cell).arg_true()
+    if len(again):
+        _fail_at(file, USER_ID, events[USER_ID])(again[0], "is the header again. Remove the line.")
+    events = events.with_columns(blank_to_null(name, pl.String()) for name in (USER_ID, ITEM_ID))
+    for name in (USER_ID, ITEM_ID):
+        where = f"{file.label}: column '{name}'"
+        events = events.with_columns(read_ids(events[name], where, _fail_at(file, name, events[name])).alias(name))
+    if TIMESTAMP not in header:
+        return events.with_columns(pl.lit(None, dtype=pl.Int64).alias(TIMESTAMP))
+    times = events[TIMESTAMP]
+    seconds, rest = read_times(times, "s", None, _fail_at(file, TIMESTAMP, times))
+    return with_nanoseconds(events.with_columns(seconds.alias(TIMESTAMP)), rest)
+
+
+def _fail_at(file: TextFile, column: str, values: pl.Series) -> Fail:
+    def fail(row: int, problem: str) -> NoReturn:
+        lines = (number for number, line in file.lines() if line)
+        raise ValueError(
+            f"{file.label}: line {next(islice(lines, row + 1, None))}, column '{column}': {values[row]!r} {problem}"
+        )
+
+    return fail
 
 
 def _find_inter(path: Path) -> Path:
@@ -108,10 +143,8 @@ def _find_inter(path: Path) -> Path:
     return path
 
 
-def _read_header(path: Path) -> dict[str, str]:
-    check_not_empty(path, str(path))
-    with path.open("rb") as file:
-        line = decode(file.readline(), str(path)).rstrip("\r\n")
+def _read_header(file: TextFile) -> dict[str, str]:
+    path, line = file.label, next(line for _, line in file.lines())
     header = {}
     for cell in line.split("\t"):
         name, _, kind = cell.partition(":")
@@ -127,34 +160,46 @@ def _read_header(path: Path) -> dict[str, str]:
 
 def _read_items(path: Path, events: pl.DataFrame, names: tuple[str, ...]) -> tuple[pl.DataFrame, dict[str, int]]:
     if not path.is_file():
-        items = events.select(pl.col(ITEM_ID).unique(maintain_order=True)).with_columns(pl.col(ITEM_ID).alias(TITLE))
+        items = events.select(pl.col(ITEM_ID).unique(maintain_order=True))
+        items = items.with_columns(pl.col(ITEM_ID).cast(pl.String).alias(TITLE))
         logger.warning("%s: no such file, so %d items go by their ids instead of titles.", path, items.height)
         return items, {"items_titled_by_id": items.height}
-    columns = list(_read_header(path))
+    file = TextFile(path)
+    columns = list(_read_header(file))
     title_column = next((name for name in names if name in columns), None)
     if ITEM_ID not in columns or title_column is None:
         raise ValueError(
             f"{path}: line 1: needs '{ITEM_ID}' and one of {', '.join(names)}, has {columns}. Rename a column."
         )
     year_column = next((name for name in _YEAR_COLUMNS if name in columns), None)
-    titles, unreadable, corrected = {}, 0, 0
-    for number, line in enumerate(split_lines(decode(path.read_bytes(), str(path))), start=1):
+    ids, titles, unreadable, corrected = [], [], 0, 0
+    for number, line in file.lines():
         if number == 1 or not line:
             continue
         row = _item_row(line, columns, f"{path}: line {number}")
-        _check_item(row[ITEM_ID], titles, f"{path}: line {number}")
+        ids.append(row[ITEM_ID])
         if not row[title_column].strip():
-            titles[row[ITEM_ID]] = None
+            titles.append(None)
             continue
-        year = row.get(year_column, "")
-        readable = len(year) == 4 and year.isascii() and year.isdigit()
-        unreadable += bool(year) and not readable
+        year = _year(row.get(year_column, ""))
+        unreadable += year is None and bool(row.get(year_column))
         corrected += row[title_column] in _MISSPELT_TITLES
         title = _MISSPELT_TITLES.get(row[title_column], row[title_column])
-        titles[row[ITEM_ID]] = canonical_title(title, int(year) if readable else None)
-    schema = {ITEM_ID: pl.String, TITLE: pl.String}
-    items = pl.DataFrame({ITEM_ID: list(titles), TITLE: list(titles.values())}, schema=schema)
+        titles.append(canonical_title(title, year))
+    items = pl.DataFrame({ITEM_ID: ids, TITLE: titles}, schema={ITEM_ID: pl.String, TITLE: pl.String})
+    fail = _fail_at(file, ITEM_ID, items[ITEM_ID])
+    known = items.select(blank_to_null(ITEM_ID, pl.String())).to_series()
+    items = items.with_columns(read_ids(known, f"{path}: column '{ITEM_ID}'", fail).alias(ITEM_ID))
+    again = (~items[ITEM_ID].is_first_distinct()).arg_true()
+    if len(again):
+        fail(again[0], "is in an earlier line already. Remove one of the lines.")
     return items, {"years_unreadable": unreadable, "titles_corrected": corrected}
+
+
+def _year(text: str) -> int | None:
+    """A year, also as the float that pandas makes of it beside a missing one."""
+    match = re.fullmatch(r"\s*([0-9]{4})(?:\.0*)?\s*", text)
+    return int(match[1]) if match else None
 
 
 def _item_row(line: str, columns: list[str], where: str) -> dict[str, str]:
@@ -165,12 +210,3 @@ def _item_row(line: str, columns: list[str], where: str) -> dict[str, str]:
             "the line, or fetch the file again if it was cut off."
         )
     return dict(zip(columns, fields, strict=True))
-
-
-def _check_item(item: str, seen: dict[str, str | None], where: str) -> None:
-    if not item.strip():
-        raise ValueError(f"{where}, column '{ITEM_ID}': {item!r} is empty. Fill it or remove the line.")
-    if item in seen:
-        raise ValueError(
-            f"{where}, column '{ITEM_ID}': {item!r} is in an earlier line already. Remove one of the lines."
-        )

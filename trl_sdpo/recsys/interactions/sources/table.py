@@ -8,7 +8,7 @@ import polars as pl
 
 from ..interactions import (
     ITEM_ID,
-    LATEST,
+    NANOSECOND,
     RATING,
     TIMESTAMP,
     TITLE,
@@ -19,9 +19,12 @@ from ..interactions import (
     drop_untitled,
     plain_titles,
     resolve_duplicate_titles,
+    with_nanoseconds,
 )
 from ..readers.any_table import AnyTable
-from ..readers.delimited import whole_numbers
+from ..readers.ids import read_ids, same_type
+from ..readers.quoting import AUTO
+from ..readers.times import TIME_UNITS, read_times
 
 
 if TYPE_CHECKING:
@@ -31,8 +34,6 @@ if TYPE_CHECKING:
     Table: TypeAlias = str | Path | pl.DataFrame | pd.DataFrame | Dataset
 
 logger = logging.getLogger(__name__)
-
-TIME_UNITS = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 
 
 def load_table(
@@ -49,17 +50,21 @@ def load_table(
     year: str | None = None,
     movie_titles: bool = False,
     separator: str | None = None,
+    quote: str = AUTO,
+    escape: str | None = None,
+    encoding: str | None = None,
     split: str = "train",
     name: str | None = None,
 ) -> Interactions:
     """
     Read any table with one row per interaction by naming its columns.
 
-    Ids that are whole numbers throughout a column are read as `Int64`, others as `String`. Without `timestamp` the
-    rows keep their order, and there is no time. Titles are in `items`, or else in `data` (of several for one item the
-    first is taken); without `title` the ids stand in for them, with a warning. Rows without a time are dropped and
-    counted, as are items without a title and events of items that are not in `items`; equal titles are merged
-    ([`resolve_duplicate_titles`]). Whatever else is missing or not of its type is an error.
+    Ids that are whole numbers throughout a column are read as `Int64`, others as `String`, and none is ever rounded.
+    Without `timestamp` the rows keep their order, and there is no time. Titles are in `items`, or else in `data` (of
+    several for one item the first is taken); without `title` the ids stand in for them, with a warning. Null, NaN, an
+    empty text and white space are all missing. Rows without a time are dropped and counted, as are items without a
+    title and events of items that are not in `items`; equal titles are merged ([`resolve_duplicate_titles`]). Whatever
+    else is missing or not of its type is an error. docs/data.md says what is guaranteed of files, ids and times.
 
     Args:
         data (`str`, `Path`, `polars.DataFrame`, `pandas.DataFrame` or `datasets.Dataset`):
@@ -76,7 +81,8 @@ def load_table(
         time_unit (`str`, *optional*, defaults to `"s"`):
             `"s"`, `"ms"`, `"us"` or `"ns"`.
         time_format (`str`, *optional*):
-            How a time is written, such as `"%Y-%m-%d %H:%M:%S"`. UTC, unless it has `%z`.
+            How a time is written, such as `"%Y-%m-%d %H:%M:%S.%f"`. UTC, unless it has `%z` (an offset, or Z). Names of
+            time zones (`%Z`) are refused.
         rating (`str`, *optional*):
             The column of ratings.
         title (`str`, *optional*):
@@ -87,6 +93,11 @@ def load_table(
             Bring titles to the form that the loaders of MovieLens give them ([`canonical_title`]).
         separator (`str`, *optional*):
             One character between the fields of a text file. By default a comma, or a tab in `.tsv`.
+        quote (`str`, *optional*, defaults to `"auto"`), escape (`str`, *optional*):
+            The characters of a text file around fields with separators in them, and before those that are meant as
+            they are; `quote=""` for none. By default what fits every line of the file, see [`find_quoting`].
+        encoding (`str`, *optional*):
+            Of a text file. By default what its byte order mark says, else UTF-8.
         split (`str`, *optional*, defaults to `"train"`):
             The split of a data set on the Hub.
         name (`str`, *optional*):
@@ -116,13 +127,12 @@ def load_table(
     """
     if time_unit not in TIME_UNITS:
         raise ValueError(f"time_unit={time_unit!r} is not one of {', '.join(TIME_UNITS)}. Pass one of them.")
-    if time_unit not in TIME_UNITS:
-        raise ValueError(f"time_unit={time_unit!r} is not one of {', '.join(TIME_UNITS)}. Pass one of them.")
     if items is not None and title is None:
         raise ValueError("items are given, but title is not. Name the column of titles.")
     path = Path(data) if isinstance(data, (str, Path)) else None
     name = name or (path.name.split(".")[0] if path else "table")
-    log = AnyTable(data, str(path or name), separator, split)
+    options = {"separator": separator, "split": split, "quote": quote, "escape": escape, "encoding": encoding}
+    log = AnyTable(data, str(path or name), **options)
     columns = {USER_ID: user, ITEM_ID: item, TIMESTAMP: timestamp, RATING: rating}
     beside = {ITEM_ID: item, TITLE: title, YEAR: year}
     table = log.read(
@@ -130,22 +140,30 @@ def load_table(
     )
     report = {"events_read": table.height}
     events = _events(table, log, columns, time_unit, time_format)
-    report["events_without_time"] = report["events_read"] - events.height
     if items is None:
+        if title:
+            events = events.with_columns(_titles(events[TITLE], log, title))
         catalogue = _items_of_events(events)
     else:
         path = items if isinstance(items, (str, Path)) else f"{name} items"
-        book = AnyTable(items, str(path), separator, split)
+        book = AnyTable(items, str(path), **options)
         catalogue = book.read({key: column for key, column in beside.items() if column})
-        catalogue = catalogue.with_columns(_ids(catalogue, book, ITEM_ID, item))
+        catalogue = catalogue.with_columns(
+            _ids(catalogue, book, ITEM_ID, item), _titles(catalogue[TITLE], book, title)
+        )
+    ids, known = same_type(events[ITEM_ID], catalogue[ITEM_ID], log.fail_at(item, events[ITEM_ID]))
+    events, catalogue = events.with_columns(ids), catalogue.with_columns(known)
+    # Only now: a title may stand in a row without a time.
+    if timestamp:
+        events = events.drop_nulls(TIMESTAMP)
+        if items is None:
+            catalogue = catalogue.filter(pl.col(ITEM_ID).is_in(events[ITEM_ID].implode()))
+    report["events_without_time"] = report["events_read"] - events.height
     report["items_read"] = catalogue.height
     catalogue = _clean_titles(catalogue, movie_titles)
-    if events[ITEM_ID].dtype != catalogue[ITEM_ID].dtype:
-        events, catalogue = (frame.with_columns(pl.col(ITEM_ID).cast(pl.String)) for frame in (events, catalogue))
-    events, catalogue = whole_numbers(events, catalogue)
     events, catalogue, dropped = drop_untitled(events, catalogue)
     events, catalogue, merges = resolve_duplicate_titles(events, catalogue)
-    columns = [column for column in (USER_ID, ITEM_ID, RATING, TIMESTAMP) if column in events.columns]
+    columns = [name for name in (USER_ID, ITEM_ID, RATING, TIMESTAMP, NANOSECOND) if name in events.columns]
     logger.info("%s: %d events and %d items read", log.label, report["events_read"], report["items_read"])
     report |= dropped | merges
     return Interactions(events.select(columns), catalogue, name, has_time=timestamp is not None, report=report)
@@ -154,57 +172,41 @@ def load_table(
 def _events(
     table: pl.DataFrame, log: AnyTable, columns: dict, time_unit: str, time_format: str | None
 ) -> pl.DataFrame:
+    """Users, items, ratings and times checked and of their types. Rows without a time are there yet."""
     events = table.with_columns(_ids(table, log, key, columns[key]) for key in (USER_ID, ITEM_ID))
     if columns[RATING]:
-        rating = table[RATING].cast(pl.Float64, strict=False)
-        _check(
-            ~(rating.is_finite().fill_null(False)),
-            table[RATING],
-            log,
-            columns[RATING],
-            "is not a finite number. Correct the row.",
-        )
-        events = events.with_columns(rating)
+        events = events.with_columns(_ratings(table[RATING], log, columns[RATING]))
     if not columns[TIMESTAMP]:
         return events.with_columns(pl.lit(None, dtype=pl.Int64).alias(TIMESTAMP))
-    time = _seconds(table[TIMESTAMP], TIME_UNITS[time_unit], time_format)
-    form = f"a time in the form {time_format!r}" if time_format else "a number (pass time_format for other times)"
-    unreadable = time.is_null() & table[TIMESTAMP].is_not_null()
-    _check(unreadable, table[TIMESTAMP], log, columns[TIMESTAMP], f"is not {form}. Correct the row.")
-    remedy = f"is after the year 5138 in {time_unit}. Pass time_unit as 'ms', 'us' or 'ns'."
-    _check((time > LATEST).fill_null(False), table[TIMESTAMP], log, columns[TIMESTAMP], remedy)
-    return events.with_columns(time).drop_nulls(TIMESTAMP)
+    times = table[TIMESTAMP]
+    seconds, rest = read_times(times, time_unit, time_format, log.fail_at(columns[TIMESTAMP], times))
+    return with_nanoseconds(events.with_columns(seconds.alias(TIMESTAMP)), rest)
 
 
 def _ids(table: pl.DataFrame, source: AnyTable, key: str, column: str) -> pl.Series:
     ids = table[key]
-    _check(ids.is_null(), ids, source, column, "is missing. Fill it or remove the row.")
-    if ids.dtype.is_integer():
-        return ids.cast(pl.Int64)
-    if ids.dtype.is_float() and (ids == ids.floor()).all():
-        return ids.cast(pl.Int64)
-    if ids.dtype in (pl.String, pl.Categorical, pl.Enum):
-        return ids.cast(pl.String)
-    raise TypeError(f"{source.label}: column '{column}' is {ids.dtype}. Ids are whole numbers or text: cast it.")
+    return read_ids(ids, f"{source.label}: column '{column}'", source.fail_at(column, ids)).alias(key)
 
 
-def _seconds(time: pl.Series, unit: int, time_format: str | None) -> pl.Series:
-    if time.dtype.is_temporal():
-        return time.dt.epoch("s")
-    if time_format is not None:
-        return time.cast(pl.String).str.to_datetime(time_format, strict=False).dt.epoch("s")
-    # Nanoseconds have more digits than a float.
-    whole = time.cast(pl.Int64, strict=False) // unit
-    if time.dtype.is_integer():
-        return whole
-    floored = (time.cast(pl.Float64, strict=False) / unit).floor().cast(pl.Int64, strict=False)
-    return floored if time.dtype.is_float() else whole.fill_null(floored)
-
-
-def _check(bad: pl.Series, values: pl.Series, source: AnyTable, column: str, problem: str) -> None:
-    rows = bad.arg_true()
+def _ratings(ratings: pl.Series, source: AnyTable, column: str) -> pl.Series:
+    text = ratings.str.strip_chars() if ratings.dtype == pl.String else ratings
+    numbers = (
+        text.cast(pl.Float64, strict=False) if ratings.dtype != pl.Boolean else text.cast(pl.Float64) * float("nan")
+    )
+    rows = (~numbers.is_finite().fill_null(False)).arg_true()
     if len(rows):
-        source.raise_at(rows[0], column, values[rows[0]], problem)
+        source.raise_at(rows[0], column, ratings[rows[0]], "is not a finite number. Correct the row.")
+    return numbers.alias(RATING)
+
+
+def _titles(titles: pl.Series, source: AnyTable, column: str) -> pl.Series:
+    """Titles as text. Whole numbers that became floats beside a missing one are written as whole numbers again."""
+    dtype = titles.dtype
+    if dtype.is_nested() or dtype in (pl.Binary, pl.Object, pl.Boolean):
+        raise TypeError(f"{source.label}: column '{column}' is {dtype}. Titles are text: make one of it.")
+    if dtype.is_float() and (titles.drop_nulls() == titles.drop_nulls().floor()).all():
+        titles = titles.cast(pl.Int64, strict=False).cast(pl.String).fill_null(titles.cast(pl.String))
+    return titles.cast(pl.String).alias(TITLE)
 
 
 def _items_of_events(events: pl.DataFrame) -> pl.DataFrame:
@@ -217,7 +219,7 @@ def _items_of_events(events: pl.DataFrame) -> pl.DataFrame:
 
 
 def _clean_titles(items: pl.DataFrame, movie_titles: bool) -> pl.DataFrame:
-    items = items.with_columns(pl.col(TITLE).cast(pl.String)).with_columns(plain_titles(TITLE).alias(TITLE))
+    items = items.with_columns(plain_titles(TITLE).alias(TITLE))
     if movie_titles:
         titles = [canonical_title(title) if title else None for title in items[TITLE]]
         items = items.with_columns(pl.Series(TITLE, titles, dtype=pl.String))

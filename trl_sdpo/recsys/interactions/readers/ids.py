@@ -1,0 +1,117 @@
+"""What is missing, and what is an id: one answer for all kinds of input."""
+
+from collections.abc import Callable
+from typing import NoReturn
+
+import polars as pl
+
+
+# Behind these not every whole number is a float: what is read as one may have been another.
+_EXACT = {pl.Float16: 2**11, pl.Float32: 2**24, pl.Float64: 2**53}
+# A leading zero must stay, or "01" and "1" would become one.
+_NUMBER = r"^\s*(-?(?:0|[1-9][0-9]*))(?:\.0*)?\s*$"
+_WHOLE_FLOAT = r"^-?(?:0|[1-9][0-9]*)\.0+$"
+# As Python, pandas and C print a float that is large.
+_LARGE_FLOAT = r"^-?[0-9](?:\.[0-9]+)?[eE]\+[0-9]{2,3}$"
+# What programs write for a value that is none.
+_NO_VALUE = ("nan", "NaN", "-nan", "inf", "-inf", "Inf", "-Inf", "Infinity", "-Infinity", "\\N")
+_FILL = "Fill it or remove the row."
+
+Fail = Callable[[int, str], NoReturn]
+
+
+def blank_to_null(column: str, dtype: pl.DataType) -> pl.Expr:
+    """A column in which null, NaN, an empty text and white space are one: null."""
+    value = pl.col(column)
+    if isinstance(dtype, (pl.Categorical, pl.Enum)):
+        value, dtype = value.cast(pl.String), pl.String()
+    if dtype == pl.String:
+        # The first test is fast, and enough for nearly every value.
+        return pl.when(value.str.strip_chars() != "").then(value).alias(column)
+    return value.fill_nan(None).alias(column) if dtype.is_float() else value
+
+
+def read_ids(ids: pl.Series, where: str, fail: Fail) -> pl.Series:
+    """
+    Ids as `Int64` where all are whole numbers that fit, else as `String`. None is ever rounded.
+
+    Args:
+        ids (`polars.Series`):
+            Ids, missing ones null (see [`blank_to_null`]).
+        where (`str`):
+            Table and column, for messages.
+        fail (`Callable`):
+            Called with a row and what is wrong there. It raises.
+
+    Returns:
+        `polars.Series`: The ids. Text that is a whole number throughout, also as "42.0", is one; other text stays as
+        it is.
+
+    Raises:
+        TypeError: they are neither whole numbers nor text.
+    """
+    _check(ids.is_null(), fail, f"is missing. {_FILL}")
+    dtype = ids.dtype
+    if dtype.is_float():
+        if (ids == ids.floor()).all() and ids.is_finite().all():
+            limit = _EXACT.get(dtype, 2**53)
+            lost = (
+                f"is a float of {limit} or more, whose last digits are lost. Read the column as text or whole numbers."
+            )
+            _check(ids.abs() >= limit, fail, lost)
+            return ids.cast(pl.Int64)
+    elif dtype.is_integer():
+        # What has more than 63 bits is text, as it is in a text file.
+        whole = ids.cast(pl.Int64, strict=False)
+        return ids.cast(pl.String) if whole.null_count() else whole
+    elif dtype.is_decimal():
+        text = ids.cast(pl.String).str.replace(r"\.0*$", "")
+        if not text.str.contains(".", literal=True).any():
+            return _from_text(text, fail)
+    elif dtype == pl.String:
+        return _from_text(ids, fail)
+    raise TypeError(f"{where} is {dtype}. Ids are whole numbers or text: cast it.")
+
+
+def _from_text(ids: pl.Series, fail: Fail) -> pl.Series:
+    numbers = ids.cast(pl.Int64, strict=False)
+    odd = ids.str.contains(r"^(?:[+]|-?0.)")
+    if not numbers.null_count() and not odd.any():
+        return numbers
+    texts = ids.str.extract(_NUMBER, 1)
+    problem = "is a value that is missing, written as text. "
+    _check(ids.is_in(_NO_VALUE), fail, problem + _FILL)
+    _check(ids.str.contains(_LARGE_FLOAT), fail, "is a float: its last digits are lost. Write whole ids.")
+    if texts.null_count():
+        check_spellings(ids, ids, fail)
+        return ids
+    pointed = ids.str.contains(".", literal=True)
+    if pointed.any():
+        large = texts.cast(pl.Float64).abs() >= _EXACT[pl.Float64]
+        _check(pointed & large, fail, "is a float: its last digits may be lost. Write whole ids.")
+    numbers = texts.cast(pl.Int64, strict=False)
+    return texts if numbers.null_count() else numbers
+
+
+def check_spellings(ids: pl.Series, others: pl.Series, fail: Fail) -> None:
+    """Raise where text has an id as "42.0" that the others have as "42": nobody can tell whether they are one."""
+    if ids.dtype != pl.String or others.dtype != pl.String:
+        return
+    floats = ids.str.contains(_WHOLE_FLOAT)
+    if floats.any():
+        twice = floats & ids.str.replace(r"\.0+$", "").is_in(others.unique().implode())
+        _check(twice, fail, "is there without its '.0' too. Write one id in one way.")
+
+
+def same_type(left: pl.Series, right: pl.Series, fail: Fail) -> tuple[pl.Series, pl.Series]:
+    """Two columns of the same ids as one type: text where one of them is."""
+    if left.dtype != right.dtype:
+        left, right = left.cast(pl.String), right.cast(pl.String)
+    check_spellings(left, right, fail)
+    return left, right
+
+
+def _check(bad: pl.Series, fail: Fail, problem: str) -> None:
+    rows = bad.arg_true()
+    if len(rows):
+        fail(rows[0], problem)

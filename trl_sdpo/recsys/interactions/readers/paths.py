@@ -1,0 +1,26 @@
+"""What is a path, and what the name of a data set on the Hub."""
+
+import re
+from pathlib import Path
+
+
+_HUB_NAME = r"[\w.-]+/[\w.-]+"
+_FILE_ENDINGS = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".gz", ".zip", ".inter", ".txt", ".dat", ".yaml")
+
+
+def is_hub_name(name: str | Path) -> bool:
+    """
+    Whether what is no path here may be `owner/name` on the Hub, so that a mistyped path is told without asking it.
+
+    A name that ends as a file does is a path, and so is one whose first part is a directory here.
+
+    Example:
+        ```python
+        >>> is_hub_name("owner/log"), is_hub_name("owner/log.csv"), is_hub_name("./log"), is_hub_name(Path("owner/log"))
+        (True, False, False, False)
+
+        ```
+    """
+    if not isinstance(name, str) or not re.fullmatch(_HUB_NAME, name) or name.startswith("."):
+        return False
+    return not name.lower().endswith(_FILE_ENDINGS) and not Path(name).parent.is_dir()

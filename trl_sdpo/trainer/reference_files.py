@@ -1,0 +1,168 @@
+"""Resuming against the reference that a run began with: what a checkpoint holds of it."""
+
+import hashlib
+import json
+import logging
+import os
+from pathlib import Path
+
+import torch
+from peft import PeftModel, get_peft_model_state_dict
+from safetensors.torch import load_file, load_model, save_file, save_model
+from torch import nn
+
+from ..files import write_text, writing
+from .reference import InitialPolicy
+
+
+logger = logging.getLogger(__name__)
+
+REFERENCE_FILE = "reference_adapter.json"  # its SHA-256
+WEIGHTS_FILE = "reference.safetensors"  # its values, where they are small, or move
+SAMPLE = 4096  # values of each tensor of a whole model that are looked at
+
+
+class ReferenceFiles:
+    """
+    Writes the reference down in checkpoints, and sees to it that a run that goes on has the same.
+
+    A frozen copy of an adapter, and a reference that `sync_ref_model` moves, are in each checkpoint, in
+    `reference.safetensors`. Of a base model or a whole model, the checkpoint has the hash of evenly spaced values of each
+    of its tensors alone: the script that goes on must begin with it again. Pushes to the Hub leave
+    `reference.safetensors` behind, and the hash stays. Of sharded models, the adapter "ref" is saved by PEFT.
+
+    Args:
+        policy (`nn.Module`):
+            Policy, before the first step.
+        ref_model (`nn.Module`, *optional*):
+            Reference, see `SoftmaxDPOTrainer.ref_model`.
+        moves (`bool`):
+            Whether it is synchronised with the policy.
+        sharded (`bool`):
+            Whether FSDP or DeepSpeed shard the models.
+    """
+
+    def __init__(self, policy: nn.Module, ref_model: nn.Module | None, moves: bool, sharded: bool) -> None:
+        self.policy, self.ref_model, self.moves, self.sharded = policy, ref_model, moves, sharded
+        self.sha256 = None if sharded else self._digest()
+
+    def _digest(self) -> str:
+        if isinstance(self.ref_model, InitialPolicy) and not self.ref_model.adapters_add_nothing:
+            return _sha256(self.ref_model.values())
+        if isinstance(self.ref_model, InitialPolicy):  # quantised weights are not the same on every device
+            params = {name: param for name, param in self.policy.named_parameters() if not param.requires_grad}
+        else:  # precomputed, the policy itself, as it is now
+            params = dict((self.policy if self.ref_model is None else self.ref_model).named_parameters())
+        return _sha256({name: _sample(param) for name, param in params.items() if param.is_floating_point()})
+
+    def save(self, checkpoint: str | os.PathLike) -> None:
+        """
+        Write into a checkpoint which reference its run has.
+
+        Args:
+            checkpoint (`str` or `os.PathLike`):
+                The folder.
+        """
+        folder = Path(checkpoint)
+        if self.sharded:
+            adapter = next((folder / "ref").glob("adapter_model.safetensors"), None)
+            if adapter is not None:
+                _write_sha256(folder, _sha256(load_file(adapter)))
+            return
+        if self.moves:
+            self.sha256 = self._digest()
+            with writing(folder / WEIGHTS_FILE) as path:
+                save_model(self.ref_model, str(path))
+        elif isinstance(self.ref_model, InitialPolicy) and not self.ref_model.adapters_add_nothing:
+            values = {name: value.contiguous() for name, value in self.ref_model.values().items()}
+            with writing(folder / WEIGHTS_FILE) as path:
+                save_file(values, str(path))
+        _write_sha256(folder, self.sha256)
+
+    def resume(self, checkpoint: str | os.PathLike) -> None:
+        """
+        Take up the reference of a checkpoint, or check that the one at hand is the same.
+
+        Args:
+            checkpoint (`str` or `os.PathLike`):
+                The folder.
+
+        Raises:
+            `ValueError`: If the run would go on against another one.
+        """
+        folder = Path(checkpoint)
+        if self.sharded and self.moves:
+            raise ValueError(
+                f"Can't resume from {folder} with `sync_ref_model=True`: the reference has moved with the policy, and of "
+                "sharded models it is not in the checkpoint. Start from the beginning."
+            )
+        has_ref_adapter = isinstance(self.policy, PeftModel) and "ref" in self.policy.peft_config
+        if self.sharded and (not has_ref_adapter or next((folder / "ref").glob("adapter_model.*"), None)):
+            return  # of the base, or loaded with the other adapter
+        if not self.sharded and (folder / WEIGHTS_FILE).is_file():
+            self._load(folder / WEIGHTS_FILE)
+            return
+        expected = self._read_sha256(folder)
+        adapter = get_peft_model_state_dict(self.policy, adapter_name="ref") if self.sharded else None
+        found = _sha256(adapter) if self.sharded else self.sha256
+        if expected is not None and found != expected:
+            raise ValueError(self._other_reference(folder, found, expected))
+
+    def _load(self, path: Path) -> None:
+        if self.moves:
+            load_model(self.ref_model, str(path))
+            return
+        values = load_file(path)
+        if not isinstance(self.ref_model, InitialPolicy) or values.keys() != set(self.ref_model.names):
+            raise ValueError(
+                f"Can't resume from {path.parent}: {path.name} holds the reference of a run in which other parameters were "
+                "trained. Pass the model, the adapter and `ref_model` that the run began with."
+            )
+        for name, param in zip(self.ref_model.names, self.ref_model.frozen, strict=True):
+            param.data.copy_(values[name])
+
+    def _read_sha256(self, folder: Path) -> str | None:
+        try:
+            return json.loads((folder / REFERENCE_FILE).read_text(encoding="utf-8"))["sha256"]
+        except FileNotFoundError:
+            logger.warning(
+                "The checkpoint %s holds neither the reference adapter nor its hash (%s). What training begins with here is "
+                "taken as the reference: make sure that it is the one that the run began with.",
+                *(folder, REFERENCE_FILE),
+            )
+            return None
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{folder / REFERENCE_FILE} is damaged. Copy the checkpoint again.") from error
+
+    def _other_reference(self, folder: Path, found: str, expected: str) -> str:
+        hashes = f"here (sha256 {found[:12]}…) is not the one that the run began with ({expected[:12]}…)"
+        if self.sharded or (isinstance(self.ref_model, InitialPolicy) and not self.ref_model.adapters_add_nothing):
+            return (
+                f"Can't resume from {folder}: it goes without the reference adapter, and the adapter that the model begins with "
+                f"{hashes}, so the loss would be against another reference. Load the model with the adapter that the run "
+                "began with, such as that of supervised fine-tuning, and not with one trained here; or resume from a "
+                f"checkpoint on the machine of the run, which holds it in {WEIGHTS_FILE}."
+            )
+        return (
+            f"Can't resume from {folder}: the reference {hashes}, so the loss would be against another one. It is the model "
+            "as it was passed, or `ref_model`. Save a model that a script makes or trains, and start from the folder; "
+            "pass the same `ref_model` and the same `dtype`."
+        )
+
+
+def _write_sha256(folder: Path, sha256: str | None) -> None:
+    write_text(folder / REFERENCE_FILE, json.dumps({"sha256": sha256}, indent=2) + "\n")
+
+
+def _sample(tensor: torch.Tensor) -> torch.Tensor:
+    values = tensor.detach().flatten()
+    return values[:: max(len(values) // SAMPLE, 1)]
+
+
+def _sha256(tensors: dict[str, torch.Tensor]) -> str:
+    """SHA-256 of names, types, shapes and values, whatever the order and the device."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
