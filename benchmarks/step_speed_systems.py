@@ -42,8 +42,9 @@ def load_groups(args: argparse.Namespace, negatives: int) -> list[list[dict]]:
 
 def load_model(args: argparse.Namespace, attn_implementation: str = "sdpa"):
     import torch
-    from language_models import resolve_model
     from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from trl_sdpo.pipeline import resolve_model
 
     path = resolve_model(args.model)
     model = AutoModelForCausalLM.from_pretrained(

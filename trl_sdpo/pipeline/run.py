@@ -1,5 +1,6 @@
 """A run in one process: records, supervised fine-tuning, alignment, evaluation."""
 
+import copy
 import json
 import logging
 import os
@@ -190,11 +191,14 @@ class Run:
         peft_config: PeftConfig | None,
     ) -> TrainedStage:
         state = self._state(self.directory / name, model, args, digest_of_records(records, columns), peft_config)
+        args = copy.copy(args)
         args.output_dir = str(state.directory)
 
         def make() -> Trainer:
             loaded = load_model(model, self.dtype, trainable=True)
-            return make_trainer(loaded, args, records, load_tokenizer(model), peft_config=peft_config)
+            # a copy: PEFT writes the names of the layers into it
+            config = copy.deepcopy(peft_config)
+            return make_trainer(loaded, args, records, load_tokenizer(model), peft_config=config)
 
         append_eos = not completions_are_lines(records)
         dataset = self.data if self.data.is_dir() else None
@@ -273,7 +277,7 @@ class Run:
                 "records": len(records),
                 "source": None if files.config is None else files.config.source,
             },
-            settings={"seed": seed, **(settings or {}), **_environment()},
+            settings={"seed": seed, **(settings or {}), **environment()},
             leak_probe=probe_records(records, splits.get("train") if split != "train" else None, seed),
             facts={name: _facts(model) for name, model in models.items()},
         )
@@ -289,7 +293,7 @@ def _facts(model: str | os.PathLike) -> dict[str, Any]:
     return {name: metrics[name] for name in ("num_negatives", "beta") if name in metrics} | {"steps": model.steps}
 
 
-def _environment() -> dict[str, str]:
+def environment() -> dict[str, str]:
     """The machine and the versions that a result was measured with."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
     libraries = ("trl", "transformers", "peft", "torch", "datasets")
