@@ -42,7 +42,7 @@ def build_row() -> tuple[list[str], torch.Tensor, torch.Tensor]:
 
 def draw_mask(axis: Axes, words: list[str], segments: torch.Tensor, positions: torch.Tensor) -> None:
     """One square for each query (row) and key (column): coloured by the segment of the key where it is seen."""
-    mask = shared_prefix_mask(segments[None], positions[None], "sdpa", torch.float32)[0, 0]
+    mask = shared_prefix_mask(segments[None], positions[None], "sdpa", torch.bool)[0, 0]
     length = len(words)
     for query in range(length):
         for key in range(length):

@@ -20,12 +20,20 @@ def assert_batch(batch, expected):
     assert list(batch) == list(expected)
     for name, values in expected.items():
         assert batch[name].tolist() == values, name
-        assert batch[name].dtype == torch.long, name
+        assert batch[name].dtype == (torch.bool if name == "completion_exists" else torch.long), name
+
+
+# The tokens 4, 5 | 6 | 7, 8 of the first record and 11 | 12, 13 of the second, in two times three completions
+TARGETS = {
+    "completion_exists": [[True, True, True], [True, True, False]],
+    "target_ids": [4, 5, 6, 7, 8, 11, 12, 13],
+    "target_completions": [0, 0, 1, 2, 2, 3, 4, 4],
+}
 
 
 class TestLayout:
     def test_shared_rows(self):
-        batch = DataCollatorForMultiPreference(pad_token_id=0)(RECORDS)
+        batch = DataCollatorForMultiPreference(pad_token_id=0, pad_to_multiple_of=1)(RECORDS)
         assert_batch(
             batch,
             {
@@ -35,6 +43,11 @@ class TestLayout:
                 "segment_ids": [[0, 0, 1, 1, 1, 2, 2, 3, 3, 3], [0, 1, 1, 2, 2, 2, -1, -1, -1, -1]],
                 "completion_mask": [[0, 0, 0, 1, 1, 0, 1, 0, 1, 1], [0, 0, 1, 0, 1, 1, 0, 0, 0, 0]],
                 "attention_mask": [[1] * 10, [1] * 6 + [0] * 4],
+                "completion_exists": TARGETS["completion_exists"],
+                "target_rows": [0, 0, 0, 0, 0, 1, 1, 1],
+                "target_positions": [2, 3, 5, 7, 8, 1, 3, 4],
+                "target_ids": TARGETS["target_ids"],
+                "target_completions": TARGETS["target_completions"],
             },
         )
 
@@ -66,6 +79,11 @@ class TestLayout:
                     [0, 0, 1, 1, 0],
                 ],
                 "attention_mask": [[1] * 5, [1, 1, 1, 1, 0], [1] * 5, [1, 1, 1, 0, 0], [1, 1, 1, 1, 0]],
+                "completion_exists": TARGETS["completion_exists"],
+                "target_rows": [0, 0, 1, 2, 2, 3, 4, 4],
+                "target_positions": [2, 3, 2, 2, 3, 1, 1, 2],
+                "target_ids": TARGETS["target_ids"],
+                "target_completions": TARGETS["target_completions"],
             },
         )
 
@@ -83,9 +101,16 @@ class TestLayout:
         for name in ("input_ids", "segment_ids", "completion_mask", "attention_mask"):
             assert batch[name].size(1) == math.ceil(length / multiple) * multiple, name
 
+    def test_shared_rows_are_padded_to_a_multiple_of_16(self):
+        """Those of padded rows are TRL's, unless told otherwise."""
+        for prefix_sharing, length in ((True, 16), (False, 5)):
+            batch = DataCollatorForMultiPreference(0, prefix_sharing=prefix_sharing)(RECORDS)
+            assert batch["input_ids"].size(1) == length
+            assert batch["attention_mask"].sum() == (16 if prefix_sharing else 21)
+
     def test_prompt_of_one_token(self):
         record = {"prompt_ids": [7], "chosen_ids": [1], "rejected_ids": [[2, 3]]}
-        batch = DataCollatorForMultiPreference(pad_token_id=0)([record])
+        batch = DataCollatorForMultiPreference(pad_token_id=0, pad_to_multiple_of=1)([record])
         assert batch["input_ids"].tolist() == [[7, 1, 7, 2, 3]]
         assert batch["position_ids"].tolist() == [[0, 1, 0, 1, 2]]
         assert batch["segment_ids"].tolist() == [[1, 1, 2, 2, 2]]
@@ -94,7 +119,7 @@ class TestLayout:
     def test_empty_prompt(self, prefix_sharing):
         """The first token of a completion has nothing before it to be predicted from."""
         record = {"prompt_ids": [], "chosen_ids": [1, 4], "rejected_ids": [[2, 3]]}
-        batch = DataCollatorForMultiPreference(0, prefix_sharing=prefix_sharing)([record])
+        batch = DataCollatorForMultiPreference(0, pad_to_multiple_of=1, prefix_sharing=prefix_sharing)([record])
         assert batch["input_ids"].tolist() == ([[1, 4, 2, 3]] if prefix_sharing else [[1, 4], [2, 3]])
         assert batch["completion_mask"].tolist() == ([[0, 1, 0, 1]] if prefix_sharing else [[0, 1], [0, 1]])
 

@@ -36,15 +36,16 @@ EXPECTED_IN_A_WINDOW_OF_3 = torch.tensor(
 
 @pytest.mark.parametrize(("window", "expected"), [(None, EXPECTED), (3, EXPECTED_IN_A_WINDOW_OF_3), (4, EXPECTED)])
 class TestByHand:
-    def test_sdpa_is_boolean(self, window, expected):
-        mask = shared_prefix_mask(SEGMENTS, POSITIONS, "sdpa", torch.float32, window)
+    def test_boolean(self, window, expected):
+        mask = shared_prefix_mask(SEGMENTS, POSITIONS, "sdpa", torch.bool, window)
         assert mask.dtype == torch.bool
         assert mask.shape == (1, 1, 7, 7)
         assert torch.equal(mask[0, 0], expected)
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-    def test_eager_is_additive(self, window, expected, dtype):
-        mask = shared_prefix_mask(SEGMENTS, POSITIONS, "eager", dtype, window)
+    @pytest.mark.parametrize("attn_implementation", ["sdpa", "eager"])
+    def test_additive(self, window, expected, attn_implementation, dtype):
+        mask = shared_prefix_mask(SEGMENTS, POSITIONS, attn_implementation, dtype, window)
         assert mask.dtype == dtype
         assert (mask[0, 0][expected] == 0).all()
         assert (mask[0, 0][~expected] == torch.finfo(dtype).min).all()
@@ -60,7 +61,7 @@ class TestByHand:
 def test_no_row_is_empty(window):
     """A query without a key gives NaN in softmax, in padding too."""
     padding = torch.full((2, 5), -1)
-    assert shared_prefix_mask(padding, torch.zeros_like(padding), "sdpa", torch.float32, window).any(dim=-1).all()
+    assert shared_prefix_mask(padding, torch.zeros_like(padding), "sdpa", torch.bool, window).any(dim=-1).all()
 
 
 class TestWindows:
@@ -89,7 +90,7 @@ class TestWindows:
         batch = {"segment_ids": SEGMENTS, "position_ids": POSITIONS}
         config = Gemma3TextConfig(num_hidden_layers=6, sliding_window=3)
         config._attn_implementation = "sdpa"
-        masks = shared_prefix_masks(config, batch, torch.float32)
+        masks = shared_prefix_masks(config, batch, torch.bool)
         assert torch.equal(masks["full_attention"][0, 0], EXPECTED)
         assert torch.equal(masks["sliding_attention"][0, 0], EXPECTED_IN_A_WINDOW_OF_3)
 
@@ -97,4 +98,4 @@ class TestWindows:
         batch = {"segment_ids": SEGMENTS, "position_ids": POSITIONS}
         config = MistralConfig(sliding_window=3)
         config._attn_implementation = "sdpa"
-        assert torch.equal(shared_prefix_masks(config, batch, torch.float32)[0, 0], EXPECTED_IN_A_WINDOW_OF_3)
+        assert torch.equal(shared_prefix_masks(config, batch, torch.bool)[0, 0], EXPECTED_IN_A_WINDOW_OF_3)

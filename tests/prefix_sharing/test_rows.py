@@ -9,6 +9,7 @@ from trl.trainer.utils import add_fused_lm_head
 
 from trl_sdpo import DataCollatorForMultiPreference, softmax_dpo_loss
 from trl_sdpo.data_utils import tokenize_multi_preference
+from trl_sdpo.prefix_sharing.backbone import extend_backbone
 from trl_sdpo.prefix_sharing.masks import base_model
 from trl_sdpo.prefix_sharing.rows import (
     completion_exists,
@@ -269,14 +270,14 @@ def test_an_empty_prompt_is_scored_alike(token_records):
     assert torch.equal(shared.num_tokens, padded.num_tokens)
 
 
-def test_scoring_leaves_no_hook_behind(token_records):
+def test_scoring_leaves_nothing_behind(token_records):
     model = random_llama()
     add_fused_lm_head(model)
     batch = DataCollatorForMultiPreference(pad_token_id=0)(token_records())
     score_completions(model, batch)
     with pytest.raises(RuntimeError):
         score_completions(model, {**batch, "position_ids": batch["position_ids"][:, :-1]})
-    assert not model.base_model._forward_hooks
+    assert not {"forward", "_plain_forward"} & set(vars(model.base_model))
 
 
 class PositionIgnoringLlama(LlamaForCausalLM):
@@ -325,3 +326,20 @@ class TestSharingExcess:
             return scores._replace(log_probs=scores.log_probs * torch.nan) if is_shared(sample) else scores
 
         assert sharing_excess(score, batch, 0, torch.float32).item() == torch.inf
+
+
+def test_a_copy_of_an_extended_model_is_a_model_of_its_own(token_records):
+    """Also one that goes without the forward of the instance, as the frozen copies of references do."""
+    batch = DataCollatorForMultiPreference(pad_token_id=0)(token_records())
+    model = random_llama()
+    add_fused_lm_head(model)
+    extend_backbone(model)
+    expected = score_completions(model, batch).log_probs
+    copied, plain = copy.deepcopy(model), copy.deepcopy(model)
+    for module in plain.modules():
+        module.__dict__.pop("forward", None)
+    add_fused_lm_head(plain)
+    for parameter in model.parameters():
+        parameter.data.zero_()
+    for other in (copied, plain):
+        assert torch.equal(score_completions(other, batch).log_probs, expected)

@@ -20,6 +20,7 @@ from trl.trainer.dpo_trainer import DataCollatorForPreference
 from trl.trainer.utils import FusedCausalLMOutput, add_fused_lm_head, pad, use_adapter
 
 from trl_sdpo import SoftmaxDPOTrainer
+from trl_sdpo.prefix_sharing.backbone import extend_backbone
 
 
 TRAINER = "trl_sdpo/trainer/softmax_dpo_trainer.py"
@@ -193,19 +194,15 @@ def test_fused_head_scores_shifted_labels_of_another_length(llama):
     """score_completions hands the head only the positions that it wants scored, and their labels already shifted."""
     model = llama()
     add_fused_lm_head(model, outputs=("log_probs", "entropy", "mean_logits", "is_top1"))
-
-    def keep_two(module, args, output):
-        output.last_hidden_state = output.last_hidden_state[:, [1, 3]]
-        return output
-
+    extend_backbone(model)
     input_ids, labels = torch.tensor([[5, 6, 7, 8, 9]]), torch.tensor([[10, 11]])
-    handle = model.base_model.register_forward_hook(keep_two)
-    outputs = model(input_ids=input_ids, shift_labels=labels, fused_lm_head=True)
-    handle.remove()
+    scored = torch.tensor([[0, 0], [-4, -2]])
+    outputs = model(input_ids=input_ids, shift_labels=labels, scored=scored, fused_lm_head=True)
     expected = model(input_ids=input_ids).logits[0].log_softmax(-1)[[1, 3], [10, 11]]
     message = (
         "The fused LM head does not score `shift_labels` against the hidden states of the backbone position by "
-        "position any more. trl_sdpo/prefix_sharing/rows.py: _keep_positions and score_completions depend on it."
+        "position, or does not hand keywords to the backbone any more. trl_sdpo/prefix_sharing/backbone.py and "
+        "trl_sdpo/prefix_sharing/rows.py: score_completions depend on it."
     )
     assert outputs.log_probs.shape == (1, 2), message
     torch.testing.assert_close(outputs.log_probs[0], expected, msg=message)

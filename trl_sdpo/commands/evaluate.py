@@ -296,12 +296,9 @@ def _lists(task: _Task, recommender: "Recommender") -> list[list[str]]:
             f"{task.args.dataset}: no columns 'history_item_ids' and 'item_id', which --protocol catalogue needs. Make "
             "the records with `trl-sdpo prepare`."
         )
-    lookup = recommender.lookup
-    histories = [
-        [lookup.title_of(item, f"{task.args.dataset}, record {row}, history_item_ids") for item in items]
-        for row, items in enumerate(task.records["history_item_ids"])
-    ]
-    found = recommender.recommend(histories, top_k=task.args.top_k, batch_size=max(1, task.args.batch_size // 2))
+    options = {"top_k": task.args.top_k, "batch_size": max(1, task.args.batch_size // 2)}
+    # by their ids: the title of one item may be the id of another
+    found = recommender.recommend_ids(list(task.records["history_item_ids"]), **options)
     return [[item.item_id for item in row] for row in found]
 
 

@@ -10,7 +10,11 @@ from transformers.trainer_utils import has_length
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 from trl.trainer.utils import pad
 
-from .rows import PADDING_SEGMENT, expand_shared_rows, shared_prefix_row
+from .masks import PADDING_SEGMENT
+from .rows import expand_shared_rows, shared_prefix_row, with_targets
+
+
+ROW_MULTIPLE = 16
 
 
 def draw_negatives(pool_size: int, num_negatives: int | None, seed: int, epoch: int, record_id: int) -> list[int]:
@@ -57,6 +61,7 @@ class DataCollatorForMultiPreference(DataCollatorMixin):
     - `"segment_ids"`: Tensor of segment IDs: 0 for the prompt, 1 for the chosen, 2 to 1 + K for the rejected
         completions, -1 for padding.
     - `"completion_mask"`: Tensor indicating the positions of the completion tokens.
+    - `"completion_exists"` and `"target_…"`: see [`with_targets`].
 
     With `prefix_sharing=False` there is one padded row per completion instead, `[chosen; rejected_1; …]` of the first
     record, then of the next, and no `"position_ids"`.
@@ -75,7 +80,8 @@ class DataCollatorForMultiPreference(DataCollatorMixin):
         truncation_mode (`str`, *optional*, defaults to `"keep_start"`):
             Truncation mode of preference data of TRL.
         pad_to_multiple_of (`int`, *optional*):
-            If set, the sequences will be padded to a multiple of this value.
+            If set, the sequences will be padded to a multiple of this value. If not, shared-prefix rows are padded to a
+            multiple of 16, which the kernels of attention on a GPU want of a mask, and other rows are not.
         prefix_sharing (`bool`, *optional*, defaults to `True`):
             Whether to lay the completions of a record out in one row.
         num_negatives (`int`, *optional*):
@@ -92,7 +98,7 @@ class DataCollatorForMultiPreference(DataCollatorMixin):
     ```python
     >>> from trl_sdpo import DataCollatorForMultiPreference
 
-    >>> collator = DataCollatorForMultiPreference(pad_token_id=0)
+    >>> collator = DataCollatorForMultiPreference(pad_token_id=0, pad_to_multiple_of=1)
     >>> batch = collator([{"prompt_ids": [1, 2, 3], "chosen_ids": [4, 5], "rejected_ids": [[6], [7, 8]]}])
     >>> batch["input_ids"]
     tensor([[1, 2, 3, 4, 5, 3, 6, 3, 7, 8]])
@@ -139,7 +145,7 @@ class DataCollatorForMultiPreference(DataCollatorMixin):
                 [torch.tensor(row[name], dtype=torch.long) for row in rows],
                 padding_value=padding.get(name, 0),
                 padding_side="right",
-                pad_to_multiple_of=self.pad_to_multiple_of,
+                pad_to_multiple_of=self.pad_to_multiple_of or (ROW_MULTIPLE if self.prefix_sharing else None),
             )
         output["attention_mask"] = (output["segment_ids"] != PADDING_SEGMENT).long()
         if "record_id" in examples[0]:
@@ -154,9 +160,9 @@ class DataCollatorForMultiPreference(DataCollatorMixin):
                 padding_value=float("nan"),
                 padding_side="right",
             )
-        if self.prefix_sharing:
-            return output
-        return expand_shared_rows(output, self.pad_token_id, self.pad_to_multiple_of)
+        if not self.prefix_sharing:
+            output = expand_shared_rows(output, self.pad_token_id, self.pad_to_multiple_of)
+        return with_targets(output)
 
     def _draw(self, example: dict[str, Any]) -> list[int]:
         pool_size = len(example["rejected_ids"])

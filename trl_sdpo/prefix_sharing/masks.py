@@ -41,10 +41,10 @@ def shared_prefix_mask(
         position_ids (`torch.Tensor` of shape `(B, L)`):
             Position of each token in a row of its own.
         attn_implementation (`str`):
-            `"sdpa"` takes a boolean mask (True where attention is allowed), `"eager"` an additive one,
-            `"flex_attention"` a block mask.
+            `"sdpa"` and `"eager"` take a mask that is added to the scores, `"flex_attention"` a block mask.
         dtype (`torch.dtype`):
-            Type of the additive mask.
+            Type of the mask. For `"sdpa"` it is the one that attention computes in, or `torch.bool` (True where
+            attention is allowed), which every layer converts for itself.
         window (`int`, *optional*):
             Number of positions that a token sees, its own included. `None` is all of them.
 
@@ -52,8 +52,21 @@ def shared_prefix_mask(
         `torch.Tensor` of shape `(B, 1, L, L)` or [`~torch.nn.attention.flex_attention.BlockMask`]: The mask, which
         transformers passes on to the attention as it is.
     """
+    if attn_implementation == "flex_attention":
+        return _block_mask(segment_ids, position_ids, window)
+    query, key = segment_ids.unsqueeze(2), segment_ids.unsqueeze(1)  # (B, L, 1), (B, 1, L)
+    mask = (query == key).logical_or_(key == PROMPT_SEGMENT).tril_()
+    if window is not None:
+        # Padding has position 0 throughout, so it goes on seeing padding
+        mask.logical_and_(position_ids.unsqueeze(2) - window < position_ids.unsqueeze(1))
+    mask = mask.unsqueeze(1)
+    if dtype == torch.bool:
+        return mask
+    return torch.zeros_like(mask, dtype=dtype).masked_fill_(mask.logical_not_(), torch.finfo(dtype).min)
+
+
+def _block_mask(segment_ids: torch.Tensor, position_ids: torch.Tensor, window: int | None) -> BlockMask:
     batch_size, length = segment_ids.shape
-    device = segment_ids.device
 
     def allowed(
         record: torch.Tensor, head: torch.Tensor | None, query: torch.Tensor, key: torch.Tensor
@@ -61,18 +74,10 @@ def shared_prefix_mask(
         own = segment_ids[record, query] == segment_ids[record, key]
         seen = (query >= key) & (own | (segment_ids[record, key] == PROMPT_SEGMENT))
         if window is not None:
-            # Padding has position 0 throughout, so it goes on seeing padding
             seen = seen & (position_ids[record, query] - position_ids[record, key] < window)
         return seen
 
-    if attn_implementation == "flex_attention":
-        return create_block_mask(allowed, batch_size, None, length, length, device=device)
-    records = torch.arange(batch_size, device=device).view(-1, 1, 1, 1)
-    positions = torch.arange(length, device=device)
-    mask = allowed(records, None, positions.view(1, 1, -1, 1), positions.view(1, 1, 1, -1))
-    if attn_implementation == "sdpa":
-        return mask
-    return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
+    return create_block_mask(allowed, batch_size, None, length, length, device=segment_ids.device)
 
 
 def windows_of_layers(config: PreTrainedConfig) -> dict[str, int | None]:
@@ -119,6 +124,37 @@ def shared_prefix_masks(
         for name, window in windows_of_layers(config).items()
     }
     return masks if len(masks) > 1 else next(iter(masks.values()))
+
+
+class BatchMasks:
+    """
+    The masks of a batch of shared-prefix rows, built once for all models that take the same: policy and reference.
+
+    Args:
+        batch (`dict[str, torch.Tensor]`):
+            Batch of [`DataCollatorForMultiPreference`]. To be made under the autocast that the models compute in.
+    """
+
+    def __init__(self, batch: dict[str, torch.Tensor]) -> None:
+        self.batch = batch
+        device = batch["segment_ids"].device.type
+        self.autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+        self._built: dict[tuple, torch.Tensor | BlockMask | dict] = {}
+
+    def of(self, causal_lm: PreTrainedModel) -> torch.Tensor | BlockMask | dict[str, torch.Tensor | BlockMask]:
+        """What [`shared_prefix_masks`] gives for a model, in the type that it computes in."""
+        config, dtype = causal_lm.config.get_text_config(), self.autocast or causal_lm.dtype
+        # layers of a quantised model compute in the type of what they are given, which weights do not tell
+        if (
+            config._attn_implementation == "sdpa"
+            and self.autocast is None
+            and getattr(causal_lm, "hf_quantizer", None) is not None
+        ):
+            dtype = torch.bool
+        key = (config._attn_implementation, dtype, *windows_of_layers(config).items())
+        if key not in self._built:
+            self._built[key] = shared_prefix_masks(config, self.batch, dtype)
+        return self._built[key]
 
 
 def why_prefix_sharing_is_unsound(model: torch.nn.Module) -> str | None:

@@ -8,19 +8,20 @@ Each segment starts with a repeat of the last prompt token, so that the position
 one that predicts it, as in a row of its own. Padding has segment -1.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
-from transformers import PreTrainedModel
-from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils import logging
 
-from .masks import PADDING_SEGMENT, PROMPT_SEGMENT, base_model, shared_prefix_masks
+from .backbone import extended_backbone
+from .masks import PADDING_SEGMENT, PROMPT_SEGMENT, BatchMasks, base_model
 
 
 logger = logging.get_logger(__name__)
+
+# What `with_targets` adds to a batch
+TARGETS = ("completion_exists", "target_rows", "target_positions", "target_ids", "target_completions")
 
 
 def shared_prefix_row(prompt_ids: list[int], completions: list[list[int]]) -> dict[str, list[int]]:
@@ -64,7 +65,34 @@ def record_of_row(batch: dict[str, torch.Tensor]) -> torch.Tensor:
     """Index of the record that each row of a batch belongs to, of shape `(rows,)`."""
     num_completions = batch["num_completions"]
     records = torch.arange(num_completions.size(0), device=num_completions.device)
-    return records if is_shared(batch) else records.repeat_interleave(num_completions)
+    if is_shared(batch):
+        return records
+    # the size is told, or a device would be waited for
+    return records.repeat_interleave(num_completions, output_size=batch["input_ids"].size(0))
+
+
+def with_targets(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """
+    Add to a batch where its completion tokens are, as the collator does, for scoring on a device that need not be waited
+    for.
+
+    Args:
+        batch (`dict[str, torch.Tensor]`):
+            Batch in shared-prefix or padded rows.
+
+    Returns:
+        `dict[str, torch.Tensor]`: The batch with `completion_exists`, of shape `(B, C)`, and of each of its N completion
+        tokens, all of shape `(N,)`, `target_rows` and `target_positions` (of the position before it, which predicts it),
+        `target_ids` (the token) and `target_completions` (record times C plus the number of the completion). A batch that
+        has them is returned as it is.
+    """
+    if "target_ids" in batch:
+        return batch
+    exists = completion_exists(batch["num_completions"])
+    rows, positions = batch["completion_mask"][:, 1:].nonzero(as_tuple=True)
+    completions = record_of_row(batch)[rows] * exists.size(1) + batch["segment_ids"][rows, positions + 1] - 1
+    targets = (exists, rows, positions, batch["input_ids"][rows, positions + 1], completions)
+    return {**batch, **dict(zip(TARGETS, targets, strict=True))}
 
 
 def completion_exists(num_completions: torch.Tensor) -> torch.Tensor:
@@ -107,7 +135,7 @@ def expand_shared_rows(
     def rows(name: str, padding: int) -> torch.Tensor:
         return batch[name][records].gather(1, order).masked_fill(~kept, padding)
 
-    expanded = {name: value for name, value in batch.items() if name != "position_ids"}
+    expanded = {name: value for name, value in batch.items() if name not in ("position_ids", *TARGETS)}
     expanded["input_ids"] = rows("input_ids", pad_token_id)
     expanded["segment_ids"] = rows("segment_ids", PADDING_SEGMENT)
     expanded["completion_mask"] = rows("completion_mask", 0)
@@ -129,7 +157,7 @@ class CompletionScores(NamedTuple):
             Sums over the same tokens of the other outputs of TRL's fused LM head, without gradient.
         aux_loss (`torch.Tensor`, *optional*):
             Load-balancing loss of a mixture-of-experts model.
-        token_log_probs (`torch.Tensor` of shape `(num_tokens.sum(),)`, *optional*):
+        token_log_probs (`torch.Tensor` of shape `(N,)`, *optional*):
             Log-probability of each token, completion after completion, those of a record together.
     """
 
@@ -146,40 +174,6 @@ class CompletionScores(NamedTuple):
         return padded.view(*self.num_tokens.shape, -1)
 
 
-@contextmanager
-def _hooked_backbone(
-    causal_lm: PreTrainedModel, batch: dict[str, torch.Tensor], scored: torch.Tensor
-) -> Iterator[None]:
-    """
-    Between the LM head and the backbone, let the backbone attend under the masks of shared-prefix rows, and hand only
-    the positions of `scored`, of shape `(rows, L)`, to the head, flattened to one row.
-
-    The head scores every position outside of Triton devices, and a vocabulary is wide. It takes the load-balancing loss
-    of a mixture of experts over the 2D mask that it is called with, and so does not see ours. Wrappers (DDP, FSDP,
-    PEFT) see a forward with 2D inputs.
-    """
-
-    def set_masks(module: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
-        masks = shared_prefix_masks(causal_lm.config.get_text_config(), batch, causal_lm.dtype)
-        return args, {**kwargs, "attention_mask": masks}
-
-    def keep_scored(module: torch.nn.Module, args: tuple, output: BaseModelOutput) -> BaseModelOutput:
-        # Prompt-learning PEFT prepends virtual tokens to the outputs; keep the positions of the real tokens
-        hidden_states = output.last_hidden_state[:, -scored.size(1) :]
-        output.last_hidden_state = hidden_states[scored.to(hidden_states.device)].unsqueeze(0)
-        return output
-
-    backbone = causal_lm.base_model
-    handles = [backbone.register_forward_hook(keep_scored)]
-    if is_shared(batch):
-        handles.append(backbone.register_forward_pre_hook(set_masks, with_kwargs=True))
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
 def _tokens_of_padded_rows(batch: dict[str, torch.Tensor]) -> torch.Tensor:
     """How often each position stands in padded rows, of shape `(rows, L)`: a shared prompt in 1 + K of them."""
     if not is_shared(batch):
@@ -192,6 +186,7 @@ def score_completions(
     model: torch.nn.Module,
     batch: dict[str, torch.Tensor],
     unwrapped_model: torch.nn.Module | None = None,
+    masks: BatchMasks | None = None,
     **model_kwargs,
 ) -> CompletionScores:
     """
@@ -205,40 +200,40 @@ def score_completions(
             Batch of [`DataCollatorForMultiPreference`], in shared-prefix or padded rows.
         unwrapped_model (`torch.nn.Module`, *optional*):
             The model inside the wrappers of distributed training. Defaults to `model`.
+        masks ([`BatchMasks`], *optional*):
+            Those of the batch, if they serve several models.
         **model_kwargs:
             Passed on to the forward, for example `output_router_logits`.
 
     Returns:
         [`CompletionScores`]: One column per completion, the chosen one first.
     """
+    batch = with_targets(batch)
     causal_lm = base_model(model if unwrapped_model is None else unwrapped_model)
-    if is_shared(batch):
-        model_kwargs["position_ids"] = batch["position_ids"]
     attention_mask = batch["attention_mask"]
     if model_kwargs.get("output_router_logits"):
         # the load-balancing loss is a mean over tokens, and takes the mask for their weights
         attention_mask = _tokens_of_padded_rows(batch)
-
-    # the position before a completion token predicts it
-    predicts = batch["completion_mask"][:, 1:].bool()
-    labels = batch["input_ids"][:, 1:][predicts].unsqueeze(0)
-    with _hooked_backbone(causal_lm, batch, torch.nn.functional.pad(predicts, (0, 1))):
+    if is_shared(batch):
+        masks = BatchMasks(batch) if masks is None else masks
+        model_kwargs |= {"position_ids": batch["position_ids"], "prefix_mask": masks.of(causal_lm)}
+    from_the_end = batch["target_positions"] - batch["input_ids"].size(1)
+    with extended_backbone(causal_lm):
         outputs = model(
             input_ids=batch["input_ids"],
             attention_mask=attention_mask,
-            shift_labels=labels,
+            shift_labels=batch["target_ids"].unsqueeze(0),
+            scored=torch.stack([batch["target_rows"], from_the_end]),
             fused_lm_head=True,
             use_cache=False,
             **model_kwargs,
         )
+    exists, slots = batch["completion_exists"], batch["target_completions"]
 
-    num_records, width = batch["num_completions"].size(0), int(batch["num_completions"].max())
-    slots = (record_of_row(batch).unsqueeze(1) * width + batch["segment_ids"][:, 1:] - 1)[predicts]
-
-    def per_completion(values: torch.Tensor) -> torch.Tensor:  # (num_tokens,) -> (B, C)
-        sums = torch.zeros(num_records * width, dtype=torch.float32, device=slots.device)
+    def per_completion(values: torch.Tensor) -> torch.Tensor:  # (N,) -> (B, C)
+        sums = torch.zeros(exists.numel(), dtype=torch.float32, device=slots.device)
         # a model split over devices may end on another one than it began
-        return sums.index_add(0, slots, values.to(slots.device, torch.float32)).view(num_records, width)
+        return sums.index_add(0, slots, values.to(slots.device, torch.float32)).view(exists.shape)
 
     names = [name for name in ("entropy", "log_sum_sq_probs", "mean_logits", "is_top1") if name in outputs]
     return CompletionScores(
@@ -282,7 +277,7 @@ def sharing_excess(
         `torch.Tensor`: Scalar, the largest difference beyond the tolerance, in nats: not above 0 if they agree,
         infinite if the model raises an error on shared-prefix rows, which is logged.
     """
-    sample = {name: tensor[:2] for name, tensor in batch.items()}
+    sample = {name: tensor[:2] for name, tensor in batch.items() if name not in TARGETS}
     # a wrong mask shows in the second completion already; 1 + K padded rows could need more memory than the training
     few = {**sample, "num_completions": sample["num_completions"].clamp(max=4)}
     with torch.no_grad():

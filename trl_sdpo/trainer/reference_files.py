@@ -1,15 +1,24 @@
-"""Resuming against the reference that a run began with: what a checkpoint holds of it."""
+"""
+What is kept of a reference on disk: in checkpoints, to go on against the same one, and the key under which log-probabilities
+that were computed ahead of training are found again.
+"""
 
 import hashlib
 import json
 import logging
 import os
+from importlib.metadata import version
 from pathlib import Path
 
+import pyarrow as pa
 import torch
+from accelerate.utils import is_peft_model
+from datasets import Dataset
 from peft import PeftModel, get_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import nn
+from trl import DPOConfig
 
 from ..files import write_text, writing
 from .reference import InitialPolicy
@@ -148,6 +157,74 @@ class ReferenceFiles:
             "as it was passed, or `ref_model`. Save a model that a script makes or trains, and start from the folder; "
             "pass the same `ref_model` and the same `dtype`."
         )
+
+
+def cache_key(model: nn.Module, weights: str | None, args: DPOConfig, dataset: Dataset, largest_pool: int) -> str:
+    """
+    The key of precomputed log-probabilities: all that they depend on. TRL has the weights and the fingerprint of the
+    dataset.
+
+    Args:
+        model (`nn.Module`):
+            The reference, or the policy that it is made of, before the first step.
+        weights (`str`, *optional*):
+            Hash of its weights.
+        args ([`~trl.DPOConfig`]):
+            Configuration, of which precision and layout are read.
+        dataset ([`~datasets.Dataset`]):
+            Tokenized records.
+        largest_pool (`int`):
+            Rejected completions that there is a column for.
+
+    Returns:
+        `str`: A SHA-256 in hexadecimal.
+    """
+    config = model.config.to_dict()
+    for name in ("_name_or_path", "transformers_version", "use_cache"):
+        config.pop(name, None)
+    buffers = {name: buffer for name, buffer in model.named_buffers() if buffer is not None}  # rotary frequencies
+    key = {
+        "weights": weights,
+        "buffers": _sha256(buffers),
+        "config": config,
+        "class": f"{type(model).__module__}.{type(model).__qualname__}",
+        "attention": model.config._attn_implementation,
+        "adapters": _adapters(model) if is_peft_model(model) else None,
+        "precision": [args.bf16, args.fp16, args.tf32, str(model.dtype), args.device.type],
+        "layout": [args.max_length, args.truncation_mode, args.ld_alpha, args.pad_to_multiple_of, largest_pool],
+        "prefix_sharing": args.prefix_sharing,
+        "tokens": _hash_of_tokens(dataset),
+        "versions": {name: version(name) for name in ("torch", "transformers", "peft", "trl", "trl-sdpo")},
+    }
+    return hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _adapters(model: PeftModel) -> dict[str, object]:
+    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, BaseTunerLayer)}
+    configs = {name: dict(sorted(config.to_dict().items())) for name, config in model.peft_config.items()}
+    for config in configs.values():
+        for name in ("base_model_name_or_path", "inference_mode", "peft_version"):
+            config.pop(name, None)
+        for name, value in config.items():
+            config[name] = sorted(value, key=str) if isinstance(value, (set, frozenset)) else value
+    return {
+        "configs": configs,
+        "active": [str(model.active_adapters), *sorted({str(layer.active_adapters) for layer in layers.values()})],
+        "scaling": {name: getattr(layer, "scaling", None) for name, layer in layers.items()},
+        "merged": sorted(name for name, layer in layers.items() if layer.merged),
+        "switched off": sorted(name for name, layer in layers.items() if layer.disable_adapters),
+    }
+
+
+def _hash_of_tokens(dataset: Dataset) -> str:
+    columns = [name for name in ("prompt_ids", "chosen_ids", "rejected_ids") if name in dataset.column_names]
+    digest = hashlib.sha256()
+    for table in dataset.select_columns(columns).with_format("arrow").iter(batch_size=1000):
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, table.schema) as writer:
+            writer.write_table(table.combine_chunks())
+        digest.update(sink.getvalue())
+    return digest.hexdigest()
 
 
 def _write_sha256(folder: Path, sha256: str | None) -> None:

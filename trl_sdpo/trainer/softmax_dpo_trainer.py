@@ -33,26 +33,29 @@ from transformers import (
     ProcessorMixin,
     TrainerCallback,
 )
-from transformers.trainer_utils import EvalPrediction, TrainOutput
+from transformers.trainer_utils import EvalLoopOutput, EvalPrediction, TrainOutput
 from trl import DPOConfig, DPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 from trl.trainer.utils import get_config_model_id, use_adapter
 
-from ..data_utils import flat_rejected_columns, from_flat_columns, is_multi_preference
+from ..data_utils import flat_rejected_columns, from_flat_columns, is_multi_preference, plain_records
 from ..hub.card_parts import SDPO_CITATION
 from ..hub.trainer_pushes import PolicyPushes
 from ..losses.loss_types import LOSS_TYPES_OF_ONE_PAIR, multi_preference_losses
 from ..losses.multi_negative import check_finite
+from ..prefix_sharing.backbone import extend_backbone
 from ..prefix_sharing.collator import DataCollatorForMultiPreference, EpochCallback
+from ..prefix_sharing.masks import BatchMasks, base_model
 from ..prefix_sharing.rows import (
     CompletionScores,
-    completion_exists,
     expand_shared_rows,
     is_shared,
     score_completions,
     sharing_excess,
+    with_targets,
 )
+from ..tokenization import check_tokens_have_embeddings
 from .adapters import (
     AdapterPrecision,
     complete_reference_adapter,
@@ -60,8 +63,13 @@ from .adapters import (
     remove_saved_adapter,
 )
 from .checkpoints import invalidate_checkpoint, place_in_stream, resolve_checkpoint
-from .checks import check_multi_preference_options, check_preference_options, check_supported
-from .dataset_preparation import can_share_prefix, largest_pool, prepare_multi_preference, sharing_holds
+from .checks import check_multi_preference_options, check_preference_options, check_supported, check_trained
+from .dataset_preparation import (
+    can_share_prefix,
+    largest_pool,
+    prepare_multi_preference,
+    sharing_holds,
+)
 from .metrics import MetricSums, logged_columns
 from .reference import (
     LEFT_TO_US,
@@ -74,7 +82,7 @@ from .reference import (
     reference_in_words,
     share_from_first_process,
 )
-from .reference_files import ReferenceFiles
+from .reference_files import ReferenceFiles, cache_key
 from .sampler import LengthGroupedSampler
 from .softmax_dpo_config import SoftmaxDPOConfig, to_softmax_dpo_config
 
@@ -82,6 +90,12 @@ from .softmax_dpo_config import SoftmaxDPOConfig, to_softmax_dpo_config
 logger = get_logger(__name__)
 
 Batch = dict[str, torch.Tensor]
+
+_NO_LOGITS = (
+    "wants logits per label, which rows with several completions do not have. Use `evaluate` without `compute_metrics`: "
+    "hr@k, ndcg@k and mrr are logged in every evaluation. For scores per record, use "
+    "`trl_sdpo.scoring.log_probs.completion_log_probs`."
+)
 
 
 class SoftmaxDPOTrainer(PolicyPushes, DPOTrainer):
@@ -174,11 +188,13 @@ class SoftmaxDPOTrainer(PolicyPushes, DPOTrainer):
             args = SoftmaxDPOConfig(f"{model_name}-S-DPO")
         args = to_softmax_dpo_config(args)
         check_supported(model, args, train_dataset, eval_dataset)
+        self._takes_compute_metrics = compute_metrics is not None
         self._largest_pool = 0  # most rejected completions of a record, in any dataset
         self._metric_sums = {"train": MetricSums(), "eval": MetricSums()}
         self._share_prefix = None  # decided on first use
         self._eval_sizes = {}
         self._models_are_ready = False
+        self._reference_weights = None  # their hash, where log-probabilities are computed ahead of training
         self._start_is_checked = ref_model is not None  # or once there was a step
         if ref_model is not None and ref_model is model:
             raise ValueError(
@@ -241,7 +257,12 @@ class SoftmaxDPOTrainer(PolicyPushes, DPOTrainer):
     def _prepare_models(self) -> None:
         if self._models_are_ready:
             return
+        datasets = {"train": self.train_dataset}
+        datasets |= self.eval_dataset if isinstance(self.eval_dataset, dict) else {"eval": self.eval_dataset}
+        check_tokens_have_embeddings(self.model, self._tokenizer, datasets)
         self._models_are_ready = True
+        for model in self._unwrapped_models():
+            extend_backbone(base_model(model))
         sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
         keep_4bit_layers_differentiable(self.model)
         if not sharded:
@@ -259,6 +280,11 @@ class SoftmaxDPOTrainer(PolicyPushes, DPOTrainer):
             share_from_first_process(self.ref_model)
         self._reference_files = ReferenceFiles(self.model, self.ref_model, self.args.sync_ref_model, sharded)
 
+    def _unwrapped_models(self) -> list[torch.nn.Module]:
+        """The policy and, if it is a model of its own, the reference."""
+        own = [] if self.ref_model is None or isinstance(self.ref_model, InitialPolicy) else [self.ref_model]
+        return [self.accelerator.unwrap_model(model) for model in (self.model, *own)]
+
     def _set_collator(self) -> None:
         """Put our collator in the place of the parent's, which takes one rejected completion."""
         if isinstance(self.data_collator, DataCollatorForPreference):
@@ -268,8 +294,7 @@ class SoftmaxDPOTrainer(PolicyPushes, DPOTrainer):
         if not isinstance(self.data_collator, DataCollatorForMultiPreference):
             return
         # a collator of the user's own decides on its draw, but not on what the model can take
-        own = [] if self.ref_model is None or isinstance(self.ref_model, InitialPolicy) else [self.ref_model]
-        models = [self.accelerator.unwrap_model(model) for model in (self.model, *own)]
+        models = self._unwrapped_models()
         if self.data_collator.prefix_sharing and not can_share_prefix(models, self.args.prefix_sharing):
             self.data_collator.prefix_sharing = False
         self.data_collator = dataclasses.replace(self.data_collator, evaluation=True)
@@ -301,6 +326,20 @@ class SoftmaxDPOTrainer(PolicyPushes, DPOTrainer):
         # the parent precomputes within its __init__
         self._prepare_models()
         self._set_collator()
+        if isinstance(dataset, Dataset):  # the parent refuses streams
+            if self._reference_weights is None:
+                self._reference_weights = self._precompute_model_hash
+            own = self.ref_model is None or isinstance(self.ref_model, InitialPolicy)
+            model = self.model if own else self.accelerator.unwrap_model(self.ref_model)
+            self._precompute_model_hash = cache_key(
+                model, self._reference_weights, self.args, dataset, self._largest_pool
+            )
+        if self.args.bf16 or self.args.fp16 or self.model.dtype != torch.float32:
+            logger.warning_once(
+                "The log-probabilities of the reference are computed ahead of training in the half precision of training. They "
+                "differ from those of a pass beside the policy, in rows of other lengths, by rounding: up to half a nat "
+                "for a completion. Use `bf16=False`, or `precompute_ref_log_probs=False`, where that is too much."
+            )
         return super()._precompute_ref_logps(dataset, name, batch_size)
 
     def _prepare_dataset(
@@ -310,6 +349,7 @@ class SoftmaxDPOTrainer(PolicyPushes, DPOTrainer):
         args: SoftmaxDPOConfig,
         dataset_name: str,
     ) -> Dataset | IterableDataset:
+        dataset = plain_records(dataset)
         first_example = next(iter(dataset), None)
         if first_example is None:
             raise ValueError(f"The {dataset_name} dataset is empty.")
@@ -321,6 +361,8 @@ class SoftmaxDPOTrainer(PolicyPushes, DPOTrainer):
             check_preference_options(self._loss_types)
             return super()._prepare_dataset(dataset, processing_class, args, dataset_name)
         check_multi_preference_options(args, self._loss_types)
+        if self._takes_compute_metrics:
+            raise ValueError(f"`compute_metrics` is not supported with several rejected completions: it {_NO_LOGITS}")
         if self._is_vlm:
             raise ValueError("Several rejected completions are supported for text models only. Pass a tokenizer.")
 
@@ -331,6 +373,8 @@ class SoftmaxDPOTrainer(PolicyPushes, DPOTrainer):
         if hasattr(self, "accelerator"):
             self.accelerator.dataloader_config.dispatch_batches = False
         dataset = prepare_multi_preference(dataset, processing_class, args, dataset_name)
+        if self._models_are_ready:  # a dataset of a later evaluation
+            check_tokens_have_embeddings(self.model, self._tokenizer, {dataset_name: dataset})
         if not stream:
             pool = largest_pool(dataset, args.num_negatives, dataset_name)
             self._largest_pool = max(self._largest_pool, pool)
@@ -341,8 +385,14 @@ class SoftmaxDPOTrainer(PolicyPushes, DPOTrainer):
             super()._set_signature_columns_if_needed()
             self._signature_columns += ["record_id", "length"]
 
-    def _score(self, model: torch.nn.Module, inputs: Batch, **model_kwargs) -> CompletionScores:
-        return score_completions(model, inputs, self.accelerator.unwrap_model(model), **model_kwargs)
+    def _score(
+        self, model: torch.nn.Module, inputs: Batch, masks: BatchMasks | None = None, **model_kwargs
+    ) -> CompletionScores:
+        return score_completions(model, inputs, self.accelerator.unwrap_model(model), masks, **model_kwargs)
+
+    def _masks(self, inputs: Batch) -> BatchMasks | None:
+        with self.accelerator.autocast():  # as it wraps the forward of the models
+            return BatchMasks(inputs) if is_shared(inputs) else None
 
     @contextmanager
     def _reference(self) -> Iterator[torch.nn.Module]:
@@ -381,7 +431,7 @@ class SoftmaxDPOTrainer(PolicyPushes, DPOTrainer):
             inputs = self._lay_out(model, inputs)
             with self._reference(), evaluation_mode(model):
                 ref_logps = self._score(model, inputs).log_probs
-        ref_logps = ref_logps.masked_fill(~completion_exists(inputs["num_completions"]), torch.nan)
+        ref_logps = ref_logps.masked_fill(~inputs["completion_exists"], torch.nan)
         missing = 1 + self._largest_pool - ref_logps.size(1)
         ref_logps = torch.nn.functional.pad(ref_logps, (0, max(missing, 0)), value=torch.nan)
         return ref_logps[:, 0], ref_logps[:, 1:]
@@ -429,6 +479,7 @@ class SoftmaxDPOTrainer(PolicyPushes, DPOTrainer):
 
     def _lay_out(self, model: torch.nn.Module, inputs: Batch) -> Batch:
         """Shared-prefix rows if they are sound, else padded rows."""
+        inputs = with_targets(inputs)
         if not is_shared(inputs):
             return inputs
         if self._share_prefix is None:
@@ -436,7 +487,7 @@ class SoftmaxDPOTrainer(PolicyPushes, DPOTrainer):
             if not self._share_prefix:
                 self.data_collator.prefix_sharing = False
         # batches on their way from the workers are still shared
-        return inputs if self._share_prefix else expand_shared_rows(inputs, self._tokenizer.pad_token_id)
+        return inputs if self._share_prefix else with_targets(expand_shared_rows(inputs, self._tokenizer.pad_token_id))
 
     def _compute_loss(
         self, model: torch.nn.Module, inputs: Batch, return_outputs: bool
@@ -446,28 +497,26 @@ class SoftmaxDPOTrainer(PolicyPushes, DPOTrainer):
                 self._check_start(inputs)
             return super()._compute_loss(model, inputs, return_outputs)
         if return_outputs:
-            raise ValueError(
-                "`predict` and `compute_metrics` want logits per label, which rows with several completions do not have. "
-                "Use `evaluate` without `compute_metrics`: hr@k, ndcg@k and mrr are logged in every evaluation. For scores "
-                "per record, use `trl_sdpo.scoring.log_probs.completion_log_probs`."
-            )
+            raise ValueError(f"`predict` {_NO_LOGITS}")
         evaluation = not self.model.training
         inputs = self._lay_out(model, inputs)
-        exists = completion_exists(inputs["num_completions"])  # (B, C)
+        exists = inputs["completion_exists"]  # (B, C)
         self._check_start(inputs, exists)
         model_kwargs = {"output_router_logits": True} if self.aux_loss_enabled else {}
-        scores = self._score(model, inputs, **model_kwargs)
+        masks = self._masks(inputs)  # of policy and reference
+        scores = self._score(model, inputs, masks, **model_kwargs)
 
         if self.precompute_ref_logps:
             ref_logps = torch.cat([inputs["ref_chosen_logps"].unsqueeze(1), inputs["ref_rejected_logps"]], dim=1)
             ref_scores = CompletionScores(ref_logps.masked_fill(~exists, 0.0), scores.num_tokens, token_sums={})
         else:
             with self._reference() as reference:
-                ref_scores = self._score(reference, inputs)
+                ref_scores = self._score(reference, inputs, masks)
 
         logratios = scores.log_probs - ref_scores.log_probs  # (B, C), column 0 the chosen
         losses = multi_preference_losses(self.args, self.loss_weights, scores, ref_scores, exists)  # (B,)
-        check_finite(losses, inputs.get("record_id"), self.state.global_step)
+        if not (self.model.training and self.accelerator.scaler is not None):  # which skips such steps itself
+            check_finite(losses, inputs.get("record_id"), self.state.global_step, self.accelerator)
         loss = losses.mean()
         if self.aux_loss_enabled:
             loss = loss + self.router_aux_loss_coef * scores.aux_loss
@@ -505,7 +554,21 @@ class SoftmaxDPOTrainer(PolicyPushes, DPOTrainer):
         if resume_from_checkpoint:
             self._reference_files.resume(resume_from_checkpoint)
         self._start_is_checked |= bool(resume_from_checkpoint)
-        return super().train(resume_from_checkpoint, *args, **kwargs)
+        output = super().train(resume_from_checkpoint, *args, **kwargs)
+        check_trained(self.state, self.args)
+        return output
+
+    def evaluation_loop(self, *args, **kwargs) -> EvalLoopOutput:
+        """As [`~transformers.Trainer.evaluation_loop`]. What one that broke off has left is not counted again."""
+        self._metric_sums["eval"].clear()
+        self._metrics["eval"].clear()
+        output = super().evaluation_loop(*args, **kwargs)
+        if output.num_samples == 0:
+            raise ValueError(
+                "The evaluation has read no record: every record of its stream is longer than "
+                f"`max_length={self.args.max_length}`, or there is none. Raise `max_length`, or check the data."
+            )
+        return output
 
     def _init_training_state(
         self,
@@ -520,6 +583,9 @@ class SoftmaxDPOTrainer(PolicyPushes, DPOTrainer):
         epochs_trained, steps_trained_in_current_epoch = super()._init_training_state(
             max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
         )
+        if self.state.global_step >= max_steps:
+            # The parent would take one more step, since it looks at the number after a step only
+            return num_train_epochs, 0
         if resume_from_checkpoint is None or isinstance(self.train_dataset, Dataset):
             return epochs_trained, steps_trained_in_current_epoch
         # The parent takes all steps of a stream as those of its first pass
