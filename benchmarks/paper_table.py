@@ -32,7 +32,7 @@ from trl_sdpo.files import write_text
 from trl_sdpo.pipeline import TrainedStage, keep_freed_memory
 from trl_sdpo.pipeline.run import environment
 from trl_sdpo.recsys import mean_reciprocal_rank, ranks
-from trl_sdpo.recsys.interactions.sources.movielens_100k import load_movielens_100k
+from trl_sdpo.recsys.interactions.movielens_100k import load_movielens_100k
 
 
 logger = logging.getLogger("paper_table")

@@ -18,7 +18,7 @@ def load_groups(args: argparse.Namespace, negatives: int) -> list[list[dict]]:
     of the data; with them, the padded rows for K = 15 do not fit 24 GiB.
     """
     from trl_sdpo.recsys import build_preference_dataset
-    from trl_sdpo.recsys.interactions.sources.movielens_100k import load_movielens_100k
+    from trl_sdpo.recsys.interactions.movielens_100k import load_movielens_100k
 
     size = RECORDS_OF_A_STEP
     dataset, _ = build_preference_dataset(

@@ -3,7 +3,10 @@
 import argparse
 import dataclasses
 import logging
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +16,6 @@ from trl.scripts.utils import TrlParser
 
 from ..cli import suggest
 from ..pipeline.machine import machine_defaults
-from ._launch import launch_flags
 from ._parser import CommandParser, FlagHelpFormatter
 
 
@@ -24,6 +26,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 NO_SPLIT = "none"
+
+ACCELERATE_CONFIG = "--accelerate_config"
+# What launchers set in the processes that they start
+_OF_A_LAUNCHER = ("LOCAL_RANK", "RANK", "WORLD_SIZE", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
 
 DATA_FLAGS = ("dataset_name", "dataset_train_split", "dataset_test_split", "template", "max_length")
 MODEL_FLAGS = (
@@ -89,7 +95,7 @@ class TrainingParser(CommandParser):
     """
     A parser of [`RecordArguments`], a configuration of a trainer and TRL's `ModelConfig`.
 
-    Flags of `accelerate launch` and `--accelerate_config` are taken as well, see [`_launch`].
+    Flags of `accelerate launch` and `--accelerate_config` are taken as well, see [`launch`].
 
     Args:
         config (`type`):
@@ -218,3 +224,53 @@ def train_here(args: TrainingRun, make_trainer: Callable) -> None:
     prepare_quantized(trainer, model_args)
     append_eos = not completions_are_lines(train)
     train_and_save(trainer, script_args.dataset_name, training_args.resume_from_checkpoint, append_eos)
+
+
+def launch_flags() -> list[str]:
+    """The flags of `accelerate launch`, and TRL's name for a file of them."""
+    from accelerate.commands.launch import launch_command_parser
+
+    return [ACCELERATE_CONFIG, *launch_command_parser()._option_string_actions]
+
+
+def needs_launch(launch_words: Sequence[str]) -> bool:
+    """
+    Whether a run is to be started by accelerate rather than in this process: it was asked for, accelerate was
+    configured on this machine, or there are several accelerators. In a process of a launcher it never is.
+    """
+    import torch
+    from accelerate.commands.config import default_config_file
+
+    if any(name in os.environ for name in _OF_A_LAUNCHER):
+        return False
+    return bool(launch_words) or os.path.isfile(default_config_file) or torch.accelerator.device_count() > 1
+
+
+def launch(module: str, launch_words: Sequence[str], words: Sequence[str]) -> None:
+    """
+    Run a module under `accelerate launch`.
+
+    Args:
+        module (`str`):
+            Name of the module.
+        launch_words (`Sequence[str]`):
+            Flags of `accelerate launch`; `--accelerate_config` takes a file or the name of a file that TRL ships.
+        words (`Sequence[str]`):
+            The words of the module.
+
+    Raises:
+        ValueError: there is no such file, or the flags do not go together.
+        SystemExit: the run failed.
+    """
+    from accelerate.commands.launch import launch_command, launch_command_parser
+    from trl.cli.accelerate_config import resolve_accelerate_config_argument
+
+    # the processes find this very package, wherever it is
+    root = str(Path(__file__).parents[2])
+    os.environ["PYTHONPATH"] = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
+    launch_words = resolve_accelerate_config_argument(list(launch_words))
+    args = launch_command_parser().parse_args([*launch_words, "--module", module, *words])
+    try:
+        launch_command(args)
+    except subprocess.CalledProcessError as error:
+        sys.exit(error.returncode)

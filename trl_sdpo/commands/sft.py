@@ -4,8 +4,7 @@ import sys
 
 from trl import SFTConfig
 
-from ._launch import launch, needs_launch
-from ._training import TrainingParser, TrainingRun, train_here
+from ._training import TrainingParser, TrainingRun, launch, needs_launch, train_here
 
 
 def make_parser(prog: str) -> TrainingParser:

@@ -21,8 +21,7 @@ from . import recommender_files
 from .config import RecordConfig
 from .dataset import RecordPlan, plan_records
 from .recipes import DEFAULT, recipe_loader_options, recipe_options
-from .report import plot_report, write_markdown
-from .split_statistics import SplitStatistics
+from .report import SplitStatistics, plot_report, write_markdown
 
 
 if TYPE_CHECKING:
