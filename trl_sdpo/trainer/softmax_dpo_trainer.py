@@ -50,6 +50,8 @@ from ..prefix_sharing.masks import BatchMasks, base_model
 from ..prefix_sharing.rows import (
     CompletionScores,
     expand_shared_rows,
+    has_plain_head,
+    head_excess,
     is_shared,
     score_completions,
     sharing_excess,
@@ -60,7 +62,6 @@ from .adapters import (
     AdapterPrecision,
     complete_reference_adapter,
     keep_4bit_layers_differentiable,
-    remove_saved_adapter,
 )
 from .checkpoints import invalidate_checkpoint, place_in_stream, resolve_checkpoint
 from .checks import check_multi_preference_options, check_preference_options, check_supported, check_trained
@@ -83,7 +84,8 @@ from .reference import (
     share_from_first_process,
 )
 from .reference_files import ReferenceFiles, cache_key
-from .sampler import LengthGroupedSampler
+from .sampler import DrawnLengths, LengthGroupedSampler
+from .saving import check_active_adapter, keep_trained_adapter, remove_saved_adapter, why_not_reloaded
 from .softmax_dpo_config import SoftmaxDPOConfig, to_softmax_dpo_config
 
 
@@ -196,6 +198,7 @@ class SoftmaxDPOTrainer(PolicyPushes, DPOTrainer):
         self._models_are_ready = False
         self._reference_weights = None  # their hash, where log-probabilities are computed ahead of training
         self._start_is_checked = ref_model is not None  # or once there was a step
+        self._head_is_checked = False
         if ref_model is not None and ref_model is model:
             raise ValueError(
                 "`model` and `ref_model` cannot be the same object. In most cases you should omit `ref_model` and "
@@ -209,6 +212,12 @@ class SoftmaxDPOTrainer(PolicyPushes, DPOTrainer):
         self._reference_is_copy = passed is None and isinstance(ref_model, torch.nn.Module)
         logger.info(f"The reference is {what}.")
         self._adapter_precision = AdapterPrecision(model)
+        check_active_adapter(model)
+        self._not_reloaded = None  # why what is saved is not enough
+        if peft_config is not None or isinstance(model, PeftModel):
+            self._not_reloaded = why_not_reloaded(model, getattr(peft_config, "init_lora_weights", None))
+            if self._not_reloaded is not None:
+                logger.warning(self._not_reloaded)
 
         # On one rejected completion, softmax is the sigmoid loss: the parent checks and keeps it under its own name
         self._loss_types = loss_types = args.loss_type
@@ -316,8 +325,11 @@ class SoftmaxDPOTrainer(PolicyPushes, DPOTrainer):
         # Preference data of TRL have no such column, and follow the parent
         if not grouped or length not in train_dataset.column_names:
             return super()._get_train_sampler(train_dataset)
+        lengths = train_dataset[length]
+        if self.args.num_negatives is not None and isinstance(self.data_collator, DataCollatorForMultiPreference):
+            lengths = DrawnLengths(train_dataset, self.args.num_negatives, self._data_seed)
         return LengthGroupedSampler(
-            train_dataset[length],
+            lengths,
             self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size,
             self._data_seed,
         )
@@ -388,7 +400,9 @@ class SoftmaxDPOTrainer(PolicyPushes, DPOTrainer):
     def _score(
         self, model: torch.nn.Module, inputs: Batch, masks: BatchMasks | None = None, **model_kwargs
     ) -> CompletionScores:
-        return score_completions(model, inputs, self.accelerator.unwrap_model(model), masks, **model_kwargs)
+        unwrapped = self.accelerator.unwrap_model(model)
+        fused = has_plain_head(unwrapped)
+        return score_completions(model, inputs, unwrapped, masks, fused_lm_head=fused, **model_kwargs)
 
     def _masks(self, inputs: Batch) -> BatchMasks | None:
         with self.accelerator.autocast():  # as it wraps the forward of the models
@@ -464,6 +478,27 @@ class SoftmaxDPOTrainer(PolicyPushes, DPOTrainer):
         sums = outputs.log_probs[:, -(labels.size(1) - 1) :].sum(dim=1)
         return torch.stack(sums.chunk(2), dim=1)
 
+    def _check_head(self, model: torch.nn.Module, inputs: Batch) -> None:
+        """Once: the head that training multiplies with gives what the model itself gives, on all processes."""
+        if self._head_is_checked or not has_plain_head(self.accelerator.unwrap_model(model)):
+            return
+        self._head_is_checked = True
+        dtype = torch.bfloat16 if self.args.bf16 or self.args.fp16 else self.model.dtype
+        with (
+            evaluation_mode(model),
+            disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs),
+        ):
+            unwrapped = self.accelerator.unwrap_model(model)
+            excess = head_excess(model, inputs, self._tokenizer.pad_token_id, dtype, unwrapped)
+        excess = self.accelerator.gather(excess.reshape(1)).max().item()
+        if excess > 0:
+            raise ValueError(
+                f"TRL's fused LM head, which training multiplies with, is {excess:.3g} nats a token beyond rounding off the "
+                f"logits of {type(base_model(unwrapped)).__name__} itself: its head is more than a weight and a scale (such "
+                "as an adapter on it, a bias of its own, or a dense layer in front), and another model would be trained. "
+                "Leave the head out of the adapter, or use another model."
+            )
+
     def _check_sharing(self, model: torch.nn.Module, inputs: Batch) -> bool:
         """Whether sharing gives the results of padded rows on the first batch; all processes come to the same answer."""
         dtype = torch.bfloat16 if self.args.bf16 or self.args.fp16 else self.model.dtype
@@ -493,6 +528,12 @@ class SoftmaxDPOTrainer(PolicyPushes, DPOTrainer):
         self, model: torch.nn.Module, inputs: Batch, return_outputs: bool
     ) -> torch.Tensor | tuple[torch.Tensor, dict[str, torch.Tensor]]:
         if "segment_ids" not in inputs:
+            if not has_plain_head(self.accelerator.unwrap_model(model)):
+                raise ValueError(
+                    "The LM head is wrapped by an adapter (`trainable_token_indices` with tied embeddings, for one), which "
+                    "TRL's fused LM head does not take. Make `rejected` a list of one completion: such records are trained "
+                    "with the head of the model itself."
+                )
             if self.ld_alpha is None:  # with which TRL weighs the tokens
                 self._check_start(inputs)
             return super()._compute_loss(model, inputs, return_outputs)
@@ -501,6 +542,7 @@ class SoftmaxDPOTrainer(PolicyPushes, DPOTrainer):
         evaluation = not self.model.training
         inputs = self._lay_out(model, inputs)
         exists = inputs["completion_exists"]  # (B, C)
+        self._check_head(model, inputs)
         self._check_start(inputs, exists)
         model_kwargs = {"output_router_logits": True} if self.aux_loss_enabled else {}
         masks = self._masks(inputs)  # of policy and reference
@@ -614,6 +656,10 @@ class SoftmaxDPOTrainer(PolicyPushes, DPOTrainer):
         if not self.args.should_save:
             return
         output_dir = output_dir or self.args.output_dir
+        if is_peft_model(model):
+            keep_trained_adapter(model, output_dir)
+        if self._not_reloaded is not None and not self._saving_checkpoint:
+            logger.warning(self._not_reloaded)
         if self._saving_checkpoint:
             self._reference_files.save(output_dir)
         elif has_ref_adapter:

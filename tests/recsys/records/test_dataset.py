@@ -289,7 +289,7 @@ def test_popularity_of_a_data_set_goes_into_the_table():
 @pytest.mark.parametrize("style", ["history", "candidates"])
 def test_chunks_are_small_enough_for_strings_of_arrow(monkeypatch, style):
     """An array of strings holds 2 GiB: with a lower limit, the same records come in more chunks, all of them below it."""
-    config = RecordConfig(seed=0, num_candidates=6, prompt_style=style)
+    config = RecordConfig(**SIMPLE, prompt_style=style)
     plan = plan_records(make_interactions(), config)
     (whole,) = plan.chunks("train")
     monkeypatch.setattr("trl_sdpo.recsys.records.rows._LARGEST_TEXT", 20_000)
