@@ -23,7 +23,7 @@ from urllib.request import Request, build_opener
 from tqdm.auto import tqdm
 
 from ... import __version__
-from .archives import staged_directory, unpack_zip
+from .archives import unpack_zip
 
 
 __all__ = [
@@ -33,7 +33,6 @@ __all__ = [
     "fetch_wheel",
     "file_digest",
     "open_url",
-    "staged_directory",
     "within",
 ]
 
