@@ -22,7 +22,6 @@ from urllib.request import Request, build_opener
 
 from tqdm.auto import tqdm
 
-from ... import __version__
 from .archives import unpack_zip
 
 
@@ -66,7 +65,7 @@ def open_url(url: str, timeout: float, headers: Mapping[str, str] | None = None)
         [`NETWORK_ERRORS`], `HTTPError` for a status of 400 and above.
     """
     # What is stored zipped must come as it is, or its length and checksum would be others.
-    agent = {"User-Agent": f"trl-sdpo/{__version__}", "Accept-Encoding": "identity"}
+    agent = {"User-Agent": "trl-sdpo", "Accept-Encoding": "identity"}
     request = Request(url, headers={**agent, **(headers or {})})
     # not urlopen, which keeps the proxies of the first call
     return build_opener().open(request, timeout=timeout)
