@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..recsys.records.recommender_files import find_file
@@ -69,4 +70,32 @@ def load_model_and_tokenizer(
     own_tokenizer = find_file(model, "tokenizer_config.json", **hub_kwargs) is not None
     place, options = (model, hub_kwargs) if own_tokenizer else (base, shared)
     tokenizer = AutoTokenizer.from_pretrained(place, **options)
+    resize_for_adapter(loaded, model, **hub_kwargs)
     return PeftModel.from_pretrained(loaded, model, **hub_kwargs).eval(), tokenizer
+
+
+def resize_for_adapter(base: PreTrainedModel, adapter: str | Path, **hub_kwargs) -> None:
+    """
+    Give a base as many embeddings as an adapter has, which holds them where tokens were added before it was trained.
+
+    Args:
+        base ([`~transformers.PreTrainedModel`]):
+            The base as it was loaded. It is changed in place.
+        adapter (`str` or `Path`):
+            Directory or Hub id of the adapter.
+        **hub_kwargs:
+            `revision`, `token` and `cache_dir` of the adapter.
+    """
+    file = find_file(adapter, "adapter_model.safetensors", **hub_kwargs)
+    if file is None:
+        return
+    embeddings = base.get_input_embeddings()
+    heads = [name for name, module in base.named_modules() if module in (embeddings, base.get_output_embeddings())]
+    with safe_open(file, framework="pt") as tensors:
+        for name in tensors.keys():  # noqa: SIM118 (no mapping)
+            path = name.removeprefix("base_model.model.").removesuffix(".weight")
+            rows = tensors.get_slice(name).get_shape()[0]
+            if path.removesuffix(".original_module") in heads and rows != embeddings.weight.size(0):
+                # the new rows are read from the adapter
+                base.resize_token_embeddings(rows, mean_resizing=False)
+                return
