@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from transformers.utils import logging
 
-from .backbone import extended_backbone
+from .backbone import extended_backbone, hands_on_keywords
 from .masks import PADDING_SEGMENT, PROMPT_SEGMENT, BatchMasks, base_model
 
 
@@ -182,11 +182,33 @@ def _tokens_of_padded_rows(batch: dict[str, torch.Tensor]) -> torch.Tensor:
     return batch["attention_mask"] + repeats * (batch["segment_ids"] == PROMPT_SEGMENT)
 
 
+def log_probs_of(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Log-probabilities, in float32, of labels of shape `(..., N)` under logits of shape `(..., N, vocab)`."""
+    logits = logits.float()
+    labels = labels.to(logits.device).unsqueeze(-1)
+    return logits.gather(-1, labels).squeeze(-1) - logits.logsumexp(-1)
+
+
+def has_plain_head(model: torch.nn.Module) -> bool:
+    """Whether TRL's fused LM head can multiply with the head of a model, of which it takes `weight` and `bias`."""
+    head = base_model(model).get_output_embeddings()
+    return hasattr(head, "weight") and hasattr(head, "bias")
+
+
+def _scored_logits(logits: torch.Tensor, scored: torch.Tensor) -> torch.Tensor:
+    """Logits of the scored positions, of shape `(N, vocab)`, where the head was given them alone and where it was not."""
+    if logits.size(0) == 1 and logits.size(1) == scored.size(1):
+        return logits.squeeze(0)
+    rows, from_the_end = scored.to(logits.device)
+    return logits[rows, logits.size(1) + from_the_end]
+
+
 def score_completions(
     model: torch.nn.Module,
     batch: dict[str, torch.Tensor],
     unwrapped_model: torch.nn.Module | None = None,
     masks: BatchMasks | None = None,
+    fused_lm_head: bool = True,
     **model_kwargs,
 ) -> CompletionScores:
     """
@@ -194,14 +216,18 @@ def score_completions(
 
     Args:
         model (`torch.nn.Module`):
-            Model to call, wrapped for distributed training or not. The transformers model inside must have been given
-            a fused LM head by `trl.trainer.utils.add_fused_lm_head`, as the trainers of TRL do.
+            Model to call, wrapped for distributed training or not.
         batch (`dict[str, torch.Tensor]`):
             Batch of [`DataCollatorForMultiPreference`], in shared-prefix or padded rows.
         unwrapped_model (`torch.nn.Module`, *optional*):
             The model inside the wrappers of distributed training. Defaults to `model`.
         masks ([`BatchMasks`], *optional*):
             Those of the batch, if they serve several models.
+        fused_lm_head (`bool`, *optional*, defaults to `True`):
+            Whether TRL's fused LM head multiplies, which the transformers model must have been given by
+            `trl.trainer.utils.add_fused_lm_head`, as the trainers of TRL do. It keeps no logits, and knows the weight of
+            the head alone. If `False` the head is what the model itself makes of it, with adapters, quantisation, scaling
+            and soft-capping: there are logits of all N tokens, and `log_probs` are all that comes out.
         **model_kwargs:
             Passed on to the forward, for example `output_router_logits`.
 
@@ -217,17 +243,21 @@ def score_completions(
     if is_shared(batch):
         masks = BatchMasks(batch) if masks is None else masks
         model_kwargs |= {"position_ids": batch["position_ids"], "prefix_mask": masks.of(causal_lm)}
-    from_the_end = batch["target_positions"] - batch["input_ids"].size(1)
+    scored = torch.stack([batch["target_rows"], batch["target_positions"] - batch["input_ids"].size(1)])
+    if fused_lm_head:
+        model_kwargs |= {"shift_labels": batch["target_ids"].unsqueeze(0), "fused_lm_head": True}
+    if fused_lm_head or hands_on_keywords(causal_lm):
+        model_kwargs["scored"] = scored
     with extended_backbone(causal_lm):
-        outputs = model(
-            input_ids=batch["input_ids"],
-            attention_mask=attention_mask,
-            shift_labels=batch["target_ids"].unsqueeze(0),
-            scored=torch.stack([batch["target_rows"], from_the_end]),
-            fused_lm_head=True,
-            use_cache=False,
-            **model_kwargs,
-        )
+        outputs = model(input_ids=batch["input_ids"], attention_mask=attention_mask, use_cache=False, **model_kwargs)
+    if not fused_lm_head:
+        if is_shared(batch) and outputs.logits.size(1) != scored.size(1):
+            raise ValueError(
+                f"The forward pass of {type(causal_lm).__name__} calls another module than its backbone, or hands on no "
+                "keywords, so that the mask of shared-prefix rows does not reach its layers. Use padded rows."
+            )
+        logits = _scored_logits(outputs.logits, scored)
+        outputs["log_probs"] = log_probs_of(logits, batch["target_ids"]).unsqueeze(0)
     exists, slots = batch["completion_exists"], batch["target_completions"]
 
     def per_completion(values: torch.Tensor) -> torch.Tensor:  # (N,) -> (B, C)
@@ -240,7 +270,7 @@ def score_completions(
         log_probs=per_completion(outputs.log_probs.squeeze(0)),
         num_tokens=per_completion(torch.ones_like(slots, dtype=torch.float32)),
         token_sums={name: per_completion(outputs[name].squeeze(0).detach()) for name in names},
-        aux_loss=outputs.aux_loss,
+        aux_loss=outputs.get("aux_loss"),
         token_log_probs=outputs.log_probs.squeeze(0).to(slots.device, torch.float32),
     )
 
@@ -294,3 +324,51 @@ def sharing_excess(
     excess = excess.masked_fill(excess.isnan(), torch.inf)
     # weights of NaN say nothing about the mask
     return excess.masked_fill(~padded.isfinite() | ~completion_exists(few["num_completions"]), 0).max()
+
+
+def head_excess(
+    model: torch.nn.Module,
+    batch: dict[str, torch.Tensor],
+    pad_token_id: int,
+    dtype: torch.dtype,
+    unwrapped_model: torch.nn.Module | None = None,
+) -> torch.Tensor:
+    """
+    Score the first two completions of a batch in padded rows by TRL's fused LM head, and by the logits of the model's own
+    forward pass, without any keyword of ours, to find out a head that is more than its weight.
+
+    Args:
+        model (`torch.nn.Module`):
+            Model to call, in evaluation mode.
+        batch (`dict[str, torch.Tensor]`):
+            Batch in shared-prefix or padded rows.
+        pad_token_id (`int`):
+            Token to pad with.
+        dtype (`torch.dtype`):
+            Type that the model computes in, for the tolerance.
+        unwrapped_model (`torch.nn.Module`, *optional*):
+            The model inside the wrappers of distributed training. Defaults to `model`.
+
+    Returns:
+        `torch.Tensor`: Scalar, the largest difference beyond the tolerance, in nats: not above 0 if they agree.
+    """
+    sample = {name: tensor for name, tensor in batch.items() if name not in TARGETS}
+    if is_shared(sample):
+        sample = {name: tensor[:1] for name, tensor in sample.items()}
+        sample = expand_shared_rows(
+            {**sample, "num_completions": sample["num_completions"].clamp(max=2)}, pad_token_id
+        )
+    else:
+        rows = ("input_ids", "attention_mask", "segment_ids", "completion_mask")
+        sample = {name: tensor[:2] if name in rows else tensor[:1] for name, tensor in sample.items()}
+        sample["num_completions"] = sample["num_completions"].clamp(max=2)
+    sample = with_targets(sample)
+    with torch.no_grad():
+        fused = score_completions(model, sample, unwrapped_model).token_log_probs
+        logits = model(input_ids=sample["input_ids"], attention_mask=sample["attention_mask"], use_cache=False).logits
+    scored = torch.stack([sample["target_rows"], sample["target_positions"] - sample["input_ids"].size(1)])
+    own = log_probs_of(_scored_logits(logits, scored), sample["target_ids"]).to(fused.device)
+    atol, rtol = sharing_tolerance(dtype)
+    excess = (fused - own).abs() - rtol * own.abs() - atol
+    # weights of NaN say nothing about the head
+    return excess.masked_fill(excess.isnan(), torch.inf).masked_fill(~own.isfinite(), 0).max()

@@ -6,9 +6,9 @@ from datasets import Dataset, IterableDataset
 from transformers import PreTrainedTokenizerBase
 from trl.trainer.utils import global_then_local_main_first
 
-from ..data_utils import drop_too_long, tokenize_multi_preference
+from ..data_utils import drop_too_long
 from ..prefix_sharing.masks import why_prefix_sharing_is_unsound
-from ..tokenization import column_lengths
+from ..tokenization import column_lengths, tokenize_dataset
 from .softmax_dpo_config import SoftmaxDPOConfig
 
 
@@ -46,16 +46,7 @@ def prepare_multi_preference(
     with global_then_local_main_first():
         if not stream:
             map_kwargs["desc"] = f"Tokenizing {dataset_name} dataset"
-        dataset = dataset.map(
-            tokenize_multi_preference,
-            fn_kwargs={
-                "processing_class": processing_class,
-                "eos_token": processing_class.eos_token,
-                "stream": stream,
-            },
-            with_indices=True,
-            **map_kwargs,
-        )
+        dataset = tokenize_dataset(dataset, processing_class, processing_class.eos_token, **map_kwargs)
         if args.max_length is not None:
             if not stream:
                 map_kwargs["desc"] = f"Dropping too long examples from {dataset_name} dataset"

@@ -50,6 +50,8 @@ from ..prefix_sharing.masks import BatchMasks, base_model
 from ..prefix_sharing.rows import (
     CompletionScores,
     expand_shared_rows,
+    has_plain_head,
+    head_excess,
     is_shared,
     score_completions,
     sharing_excess,
@@ -82,7 +84,7 @@ from .reference import (
     share_from_first_process,
 )
 from .reference_files import ReferenceFiles, cache_key
-from .sampler import LengthGroupedSampler
+from .sampler import DrawnLengths, LengthGroupedSampler
 from .saving import check_active_adapter, keep_trained_adapter, remove_saved_adapter, why_not_reloaded
 from .softmax_dpo_config import SoftmaxDPOConfig, to_softmax_dpo_config
 
@@ -196,6 +198,7 @@ class SoftmaxDPOTrainer(PolicyPushes, DPOTrainer):
         self._models_are_ready = False
         self._reference_weights = None  # their hash, where log-probabilities are computed ahead of training
         self._start_is_checked = ref_model is not None  # or once there was a step
+        self._head_is_checked = False
         if ref_model is not None and ref_model is model:
             raise ValueError(
                 "`model` and `ref_model` cannot be the same object. In most cases you should omit `ref_model` and "
@@ -322,8 +325,11 @@ class SoftmaxDPOTrainer(PolicyPushes, DPOTrainer):
         # Preference data of TRL have no such column, and follow the parent
         if not grouped or length not in train_dataset.column_names:
             return super()._get_train_sampler(train_dataset)
+        lengths = train_dataset[length]
+        if self.args.num_negatives is not None and isinstance(self.data_collator, DataCollatorForMultiPreference):
+            lengths = DrawnLengths(train_dataset, self.args.num_negatives, self._data_seed)
         return LengthGroupedSampler(
-            train_dataset[length],
+            lengths,
             self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size,
             self._data_seed,
         )
@@ -394,7 +400,9 @@ class SoftmaxDPOTrainer(PolicyPushes, DPOTrainer):
     def _score(
         self, model: torch.nn.Module, inputs: Batch, masks: BatchMasks | None = None, **model_kwargs
     ) -> CompletionScores:
-        return score_completions(model, inputs, self.accelerator.unwrap_model(model), masks, **model_kwargs)
+        unwrapped = self.accelerator.unwrap_model(model)
+        fused = has_plain_head(unwrapped)
+        return score_completions(model, inputs, unwrapped, masks, fused_lm_head=fused, **model_kwargs)
 
     def _masks(self, inputs: Batch) -> BatchMasks | None:
         with self.accelerator.autocast():  # as it wraps the forward of the models
@@ -470,6 +478,27 @@ class SoftmaxDPOTrainer(PolicyPushes, DPOTrainer):
         sums = outputs.log_probs[:, -(labels.size(1) - 1) :].sum(dim=1)
         return torch.stack(sums.chunk(2), dim=1)
 
+    def _check_head(self, model: torch.nn.Module, inputs: Batch) -> None:
+        """Once: the head that training multiplies with gives what the model itself gives, on all processes."""
+        if self._head_is_checked or not has_plain_head(self.accelerator.unwrap_model(model)):
+            return
+        self._head_is_checked = True
+        dtype = torch.bfloat16 if self.args.bf16 or self.args.fp16 else self.model.dtype
+        with (
+            evaluation_mode(model),
+            disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs),
+        ):
+            unwrapped = self.accelerator.unwrap_model(model)
+            excess = head_excess(model, inputs, self._tokenizer.pad_token_id, dtype, unwrapped)
+        excess = self.accelerator.gather(excess.reshape(1)).max().item()
+        if excess > 0:
+            raise ValueError(
+                f"TRL's fused LM head, which training multiplies with, is {excess:.3g} nats a token beyond rounding off the "
+                f"logits of {type(base_model(unwrapped)).__name__} itself: its head is more than a weight and a scale (such "
+                "as an adapter on it, a bias of its own, or a dense layer in front), and another model would be trained. "
+                "Leave the head out of the adapter, or use another model."
+            )
+
     def _check_sharing(self, model: torch.nn.Module, inputs: Batch) -> bool:
         """Whether sharing gives the results of padded rows on the first batch; all processes come to the same answer."""
         dtype = torch.bfloat16 if self.args.bf16 or self.args.fp16 else self.model.dtype
@@ -499,6 +528,12 @@ class SoftmaxDPOTrainer(PolicyPushes, DPOTrainer):
         self, model: torch.nn.Module, inputs: Batch, return_outputs: bool
     ) -> torch.Tensor | tuple[torch.Tensor, dict[str, torch.Tensor]]:
         if "segment_ids" not in inputs:
+            if not has_plain_head(self.accelerator.unwrap_model(model)):
+                raise ValueError(
+                    "The LM head is wrapped by an adapter (`trainable_token_indices` with tied embeddings, for one), which "
+                    "TRL's fused LM head does not take. Make `rejected` a list of one completion: such records are trained "
+                    "with the head of the model itself."
+                )
             if self.ld_alpha is None:  # with which TRL weighs the tokens
                 self._check_start(inputs)
             return super()._compute_loss(model, inputs, return_outputs)
@@ -507,6 +542,7 @@ class SoftmaxDPOTrainer(PolicyPushes, DPOTrainer):
         evaluation = not self.model.training
         inputs = self._lay_out(model, inputs)
         exists = inputs["completion_exists"]  # (B, C)
+        self._check_head(model, inputs)
         self._check_start(inputs, exists)
         model_kwargs = {"output_router_logits": True} if self.aux_loss_enabled else {}
         masks = self._masks(inputs)  # of policy and reference
