@@ -181,6 +181,8 @@ def load_policy(
     from trl import get_peft_config, get_quantization_config
     from trl.trainer.utils import create_model_from_path
 
+    from ..recommender.loading import resize_for_adapter
+
     name, revision = model_args.model_name_or_path, model_args.model_revision
     init_kwargs = {
         "revision": revision,
@@ -201,6 +203,7 @@ def load_policy(
     model = create_model_from_path(
         base, **init_kwargs | {"revision": "main", "quantization_config": quantization_config}
     )
+    resize_for_adapter(model, name, revision=revision)
     training_args.model_init_kwargs = None
     zero3 = training_args.deepspeed_plugin is not None and training_args.deepspeed_plugin.zero_stage == 3
     model = PeftModel.from_pretrained(
