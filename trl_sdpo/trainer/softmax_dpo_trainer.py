@@ -15,6 +15,7 @@
 # This file re-states parts of `trl/trainer/dpo_trainer.py` of TRL 1.16, changed for several rejected completions.
 
 import dataclasses
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -69,6 +70,7 @@ from .dataset_preparation import (
     can_share_prefix,
     largest_pool,
     prepare_multi_preference,
+    shared_by_processes,
     sharing_holds,
 )
 from .metrics import MetricSums, logged_columns
@@ -298,7 +300,10 @@ class SoftmaxDPOTrainer(PolicyPushes, DPOTrainer):
         """Put our collator in the place of the parent's, which takes one rejected completion."""
         if isinstance(self.data_collator, DataCollatorForPreference):
             self.data_collator = DataCollatorForMultiPreference(
-                **vars(self.data_collator), num_negatives=self.args.num_negatives, seed=self._data_seed
+                **vars(self.data_collator),
+                max_row_length=self.args.max_row_length or self.args.max_length,
+                num_negatives=self.args.num_negatives,
+                seed=self._data_seed,
             )
         if not isinstance(self.data_collator, DataCollatorForMultiPreference):
             return
@@ -339,6 +344,8 @@ class SoftmaxDPOTrainer(PolicyPushes, DPOTrainer):
         self._prepare_models()
         self._set_collator()
         if isinstance(dataset, Dataset):  # the parent refuses streams
+            folder = os.path.join(self.args.output_dir, ".precomputed", name)
+            dataset = shared_by_processes(dataset, folder, self.accelerator)
             if self._reference_weights is None:
                 self._reference_weights = self._precompute_model_hash
             own = self.ref_model is None or isinstance(self.ref_model, InitialPolicy)
