@@ -37,6 +37,7 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
+CONNECT_SECONDS = 5.0  # for each address of a host, where a client can say so
 ANSWER_SECONDS = 8.0  # for all of it: name look-up, every address, proxy, TLS, the first bytes of the answer
 ATTEMPTS = 5  # for a download that breaks off, as long as each brings something
 PAUSE_SECONDS = 1.0  # before the next of them
