@@ -124,7 +124,7 @@ class _Task:
 def run(args: EvaluateArguments) -> None:
     """Evaluate, write the report and print its tables."""
     from ..evaluation.comparison import evaluate_answers, evaluate_catalogue, evaluate_ranking, probe_records
-    from ..evaluation.report import collect_results, write_report
+    from ..evaluation.report import collect_results, results_text, write_report
 
     models = _named(args.model, "--model")
     files = _named(args.scores, "--scores")
@@ -161,7 +161,7 @@ def run(args: EvaluateArguments) -> None:
         facts=facts,
     )
     paths = write_report(results, args.output)
-    _show(results)
+    print(f"\n{results_text(results)}")
     print(f"{args.output}: {', '.join(path.name for path in paths)}.")
 
 
@@ -344,26 +344,3 @@ def _settings(args: EvaluateArguments) -> dict[str, Any]:
         settings[name] = ", ".join(f"{system} = {_public(path)}" for system, path in named.items())
     settings["protocol"] = ", ".join(args.protocol)
     return settings | {"trl-sdpo": __version__} | {name: version(name) for name in ("trl", "transformers", "torch")}
-
-
-def _show(results: dict) -> None:
-    from ..evaluation.report import comparison_table, metric_table, probe_sentence
-
-    for section in results["sections"]:
-        print(f"\n{section['label'][0].upper()}{section['label'][1:]}\n")
-        _print_table(*metric_table(section, results["facts"]))
-        if section["comparisons"]:
-            print()
-            _print_table(*comparison_table(section))
-    if results["leak_probe"]:
-        print(f"\n{probe_sentence(results['leak_probe'])}")
-
-
-def _print_table(header: list[str], rows: list[list[str]]) -> None:
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    for row in (header, *rows):
-        cells = [
-            cell.ljust(width) if not number else cell.rjust(width)
-            for number, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        print("  ".join(cells).rstrip())

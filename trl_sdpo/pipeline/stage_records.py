@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 from accelerate.logging import get_logger
 from datasets import Dataset, IterableDataset
 from transformers import PreTrainedTokenizerBase
@@ -129,6 +130,36 @@ def chosen_rows(
     if max_length is None:
         return rows
     return _drop_long_rows(rows, max_length, dataset_name, num_proc)
+
+
+def non_overlapping_windows(dataset: Dataset, window: int, epochs: int = 1, seed: int = 0) -> Dataset:
+    """
+    The records whose windows of history and target do not overlap, cut anew in every epoch.
+
+    With a loss on all tokens of a row, each title of a user is then learned once an epoch, at a place in the window that
+    changes.
+
+    Args:
+        dataset ([`~datasets.Dataset`]):
+            Records with the columns `user_id` and `position`, as [`build_preference_dataset`] makes them.
+        window (`int`):
+            Titles in a window: the history and the target.
+        epochs (`int`, *optional*, defaults to `1`):
+            Number of cuts. All of them are among the records, so that a trainer goes through these once.
+        seed (`int`, *optional*, defaults to `0`):
+            Seed of the cuts.
+
+    Returns:
+        [`~datasets.Dataset`]: The records of one cut after the other. A trainer shuffles them all.
+    """
+    generator = np.random.default_rng(seed)
+    _, users = np.unique(np.asarray(dataset["user_id"]), return_inverse=True)
+    positions = np.asarray(dataset["position"])
+    chosen = []
+    for _ in range(epochs):
+        offsets = generator.integers(window, size=users.max() + 1)
+        chosen.append(np.flatnonzero((positions - offsets[users]) % window == 0))
+    return dataset.select(np.concatenate(chosen))
 
 
 def _chosen_rows(examples: dict[str, list], indices: list[int], tokenizer: CompletionTokenizer) -> dict[str, list]:

@@ -16,15 +16,18 @@ from ..prefix_sharing.collator import DataCollatorForMultiPreference
 from ..prefix_sharing.masks import base_model, why_prefix_sharing_is_unsound
 from ..prefix_sharing.rows import (
     CompletionScores,
-    completion_exists,
     log_probs_of,
     score_completions,
     sharing_tolerance,
+    split_completions,
 )
 from ..tokenization import check_tokens_have_embeddings, tokenize_dataset
 
 
 logger = logging.get_logger(__name__)
+
+# Most tokens of a shared row, and of a forward pass, whatever the size of a pool and of a batch
+ROW_TOKENS, PASS_TOKENS = 4_096, 65_536
 
 
 @contextmanager
@@ -126,7 +129,8 @@ def score_tokenized(
         pad_token_id (`int`):
             Token to pad with.
         batch_size (`int`, *optional*, defaults to `32`):
-            Number of records in a batch.
+            Most records in a forward pass. Rows and passes have bounds of their own (4,096 and 65,536 tokens): a record with
+            a large pool has several rows, with the same results.
         prefix_sharing (`bool`):
             Whether the completions of a record share one row, see [`sharing_agrees`].
         desc (`str`, *optional*):
@@ -139,21 +143,61 @@ def score_tokenized(
     """
     collator = DataCollatorForMultiPreference(pad_token_id, prefix_sharing=prefix_sharing)
     order = _longest_first(records)
-    scores: list[np.ndarray | None] = [None] * len(records)
+    scores: list[list[np.ndarray]] = [[] for _ in range(len(records))]
     with _scoring(model), tqdm(total=len(records), desc=desc, unit=" records", disable=desc is None) as progress:
         for start in range(0, len(order), batch_size):
-            indices = order[start : start + batch_size]
-            batch = _batch(model, records, indices, collator)
-            completions = _score(model, batch)
-            log_probs = completions.log_probs
-            if per_token:
-                log_probs = log_probs / completions.num_tokens.clamp(min=1)
-            log_probs = log_probs.cpu().numpy()
-            exists = completion_exists(batch["num_completions"]).cpu().numpy()
-            for index, row, mask in zip(indices, log_probs, exists, strict=True):
-                scores[index] = row[mask]
+            indices = order[start : start + batch_size].tolist()
+            for pieces in _passes([(index, records[index]) for index in indices], prefix_sharing):
+                batch = collator([piece for _, piece in pieces])
+                batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
+                completions = _score(model, batch)
+                log_probs = completions.log_probs
+                if per_token:
+                    log_probs = log_probs / completions.num_tokens.clamp(min=1)
+                log_probs = log_probs.cpu().numpy()
+                for (index, piece), row in zip(pieces, log_probs, strict=True):
+                    scores[index].append(row[: piece["num_completions"]])
             progress.update(len(indices))
-    return scores
+    return [np.concatenate(pieces) for pieces in scores]
+
+
+def _passes(records: list[tuple[int, dict]], prefix_sharing: bool) -> Iterator[list[tuple[int, dict]]]:
+    """
+    Cut records into pieces of some of their completions, and those into forward passes, by the tokens of a row and of a
+    pass: a pool of hundreds would be rows of thousands, or hundreds of rows.
+    """
+    pieces, width, rows = [], 0, 0
+    for index, record in records:
+        for piece in _pieces(record, prefix_sharing):
+            length = piece["length"]
+            num_rows = 1 if prefix_sharing else max(piece["num_completions"], 2)
+            if pieces and max(width, length) * (rows + num_rows) > PASS_TOKENS:
+                yield pieces
+                pieces, width, rows = [], 0, 0
+            pieces.append((index, piece))
+            width, rows = max(width, length), rows + num_rows
+    if pieces:
+        yield pieces
+
+
+def _pieces(record: dict, prefix_sharing: bool) -> Iterator[dict]:
+    prompt_ids, completions = record["prompt_ids"], [record["chosen_ids"], *record["rejected_ids"]]
+    lengths = [len(ids) for ids in completions]
+    longest = len(prompt_ids) + max(lengths)
+    if prefix_sharing:
+        spans = split_completions(len(prompt_ids), lengths, ROW_TOKENS)
+    else:
+        step = max(PASS_TOKENS // longest, 1)
+        spans = [(start, min(start + step, len(lengths))) for start in range(0, len(lengths), step)]
+    for start, stop in spans:
+        some = completions[start:stop]
+        yield {
+            "prompt_ids": prompt_ids,
+            "chosen_ids": some[0],
+            "rejected_ids": some[1:] or some,  # a record has at least two completions
+            "num_completions": len(some),
+            "length": len(prompt_ids) + sum(lengths[start:stop]) + len(some) if prefix_sharing else longest,
+        }
 
 
 def _longest_first(records: Dataset | Sequence[dict]) -> np.ndarray:

@@ -1,10 +1,13 @@
 """From a multi-preference dataset to the tokens that the trainer takes, and the choice of the layout of its rows."""
 
+import shutil
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from accelerate.logging import get_logger
-from datasets import Dataset, IterableDataset
+from accelerate.utils import broadcast_object_list
+from datasets import Dataset, IterableDataset, load_from_disk
 from transformers import PreTrainedTokenizerBase
 from trl.trainer.utils import global_then_local_main_first
 
@@ -83,6 +86,32 @@ def prepare_multi_preference(
                 map_kwargs["desc"] = f"Dropping too long examples from {dataset_name} dataset"
             dataset = drop_too_long(dataset, args.max_length, dataset_name, **map_kwargs)
     return dataset
+
+
+def shared_by_processes(dataset: Dataset, folder: str, accelerator: Accelerator) -> Dataset:
+    """
+    A dataset that all processes read from the same files: what the first one computes beside them, the others find. One in
+    memory has none, and each process would look for them in a temporary folder of its own.
+
+    Args:
+        dataset ([`~datasets.Dataset`]):
+            Dataset, the same on all processes.
+        folder (`str`):
+            Where the first process writes one that is in memory, overwriting what is there.
+        accelerator ([`~accelerate.Accelerator`]):
+            Of the run.
+
+    Returns:
+        [`~datasets.Dataset`]: The dataset, on files.
+    """
+    in_memory = [accelerator.num_processes > 1 and not dataset.cache_files]
+    if not broadcast_object_list(in_memory)[0]:
+        return dataset
+    if accelerator.is_main_process:
+        shutil.rmtree(folder, ignore_errors=True)
+        dataset.save_to_disk(folder)
+    accelerator.wait_for_everyone()
+    return load_from_disk(folder)
 
 
 def largest_pool(dataset: Dataset, num_negatives: int | None, dataset_name: str) -> int:

@@ -16,6 +16,7 @@
 
 """DPO against the policy exactly as it was passed in: see `reference.py` for the ways to have it."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -39,6 +40,7 @@ from .adapters import (
     complete_reference_adapter,
     keep_4bit_layers_differentiable,
 )
+from .dataset_preparation import shared_by_processes
 from .reference import (
     LEFT_TO_US,
     InitialPolicy,
@@ -139,6 +141,8 @@ class FixedReferenceTrainer(DPOTrainer):
     def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
         self._prepare_models()  # the parent precomputes within its __init__
         if isinstance(dataset, Dataset):  # the parent refuses streams
+            folder = os.path.join(self.args.output_dir, ".precomputed", name)
+            dataset = shared_by_processes(dataset, folder, self.accelerator)
             if self._reference_weights is None:
                 self._reference_weights = self._precompute_model_hash
             own = self.ref_model is None or isinstance(self.ref_model, InitialPolicy)

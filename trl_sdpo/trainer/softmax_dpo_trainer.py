@@ -205,7 +205,10 @@ class SoftmaxDPOTrainer(PolicyPushes, WholeCheckpoints, FixedReferenceTrainer):
         """Put our collator in the place of the parent's, which takes one rejected completion."""
         if isinstance(self.data_collator, DataCollatorForPreference):
             self.data_collator = DataCollatorForMultiPreference(
-                **vars(self.data_collator), num_negatives=self.args.num_negatives, seed=self._data_seed
+                **vars(self.data_collator),
+                max_row_length=self.args.max_row_length or self.args.max_length,
+                num_negatives=self.args.num_negatives,
+                seed=self._data_seed,
             )
         if not isinstance(self.data_collator, DataCollatorForMultiPreference):
             return

@@ -1,7 +1,5 @@
 """Scores of any model for the candidates of records, in memory and on disk."""
 
-import os
-import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm.auto import tqdm
 
+from ...files import writing
 from ..interactions.interactions import ITEM_ID
 
 
@@ -135,12 +134,8 @@ def write_scores(scores: Sequence[Sequence[float]], path: str | Path) -> None:
     flat, offsets = np.concatenate(rows), np.cumsum([0, *map(len, rows)])
     column = pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(flat))
     path.parent.mkdir(parents=True, exist_ok=True)
-    stage = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}")
-    try:
+    with writing(path) as stage:
         pq.write_table(pa.table({SCORES: column}), stage)
-        os.replace(stage, path)
-    finally:
-        stage.unlink(missing_ok=True)
 
 
 def read_scores(path: str | Path, num_records: int | None = None) -> list[np.ndarray]:

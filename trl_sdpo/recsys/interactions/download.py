@@ -21,10 +21,10 @@ from filelock import FileLock
 from tqdm.auto import tqdm
 from urllib3.exceptions import HTTPError
 
-from .archives import staged_directory, unpack_zip
+from .archives import unpack_zip
 
 
-__all__ = ["cache_dir", "fetch_url", "fetch_wheel", "staged_directory", "within"]
+__all__ = ["cache_dir", "fetch_url", "fetch_wheel", "within"]
 
 logger = logging.getLogger(__name__)
 

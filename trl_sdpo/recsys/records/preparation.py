@@ -4,10 +4,6 @@ import dataclasses
 import json
 import logging
 import os
-import shutil
-import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm.auto import tqdm
 
+from ...files import writing_directory
 from ..interactions.interactions import ITEM_ID, TITLE, Interactions
 from ..interactions.registry import load_source
 from ..metrics.leaks import probe_lists
@@ -24,8 +21,7 @@ from . import recommender_files
 from .config import RecordConfig
 from .dataset import RecordPlan, plan_records
 from .recipes import DEFAULT, recipe_loader_options, recipe_options
-from .report import plot_report, write_markdown
-from .split_statistics import SplitStatistics
+from .report import SplitStatistics, plot_report, write_markdown
 
 
 if TYPE_CHECKING:
@@ -111,7 +107,7 @@ def prepare(
     plan = plan_records(source, config, processing_class)
     del source  # large, and not needed for the records
     num_workers = min(4, os.cpu_count() or 1) if num_workers is None else num_workers
-    with _staged(output) as stage:
+    with writing_directory(output, replace=True) as stage:
         statistics = _write_records(plan, stage / "data", num_workers)
         report = {"recipe": recipe, "source_name": name, "options": _options(config), "loader": loaded, **plan.report}
         report["negatives_drawn_uniformly_instead"] = plan.builder.sampler.filled_uniformly
@@ -201,20 +197,3 @@ def _check_free(output: Path, overwrite: bool) -> None:
         raise FileExistsError(
             f"{output}: holds a data set already. Pass overwrite=True (--overwrite), or another directory."
         )
-
-
-@contextmanager
-def _staged(output: Path) -> Iterator[Path]:
-    """A directory beside the output, which takes its place at the end of the block unless there is an error."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    mark = uuid.uuid4().hex[:12]
-    stage, former = (output.parent / f".{output.name}.{kind}.{mark}" for kind in ("new", "old"))
-    stage.mkdir()
-    try:
-        yield stage
-        if output.exists():
-            output.rename(former)
-        stage.rename(output)
-        shutil.rmtree(former, ignore_errors=True)
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pooch
 
-from ..archives import unpack_zip
-from ..download import cache_dir, fetch_wheel
-from ..interactions import Interactions
-from ..published import MOVIELENS_TERMS, SOURCES, fetch_source, is_cached, show_terms
-from .movielens import load_movielens
-from .recbole import load_recbole
+from .archives import unpack_zip
+from .download import cache_dir, fetch_wheel
+from .interactions import Interactions
+from .published import MOVIELENS_TERMS, SOURCES, fetch_source, is_cached, show_terms
+from .sources.movielens import load_movielens
+from .sources.recbole import load_recbole
 
 
 logger = logging.getLogger(__name__)
