@@ -131,7 +131,7 @@ class SoftmaxDPOTrainer(PolicyPushes, WholeCheckpoints, FixedReferenceTrainer):
             PEFT configuration used to wrap the model. If `None`, the model is not wrapped.
     """
 
-    _tag_names = ["trl", "softmax-dpo"]
+    _tag_names = ["trl", "dpo", "softmax-dpo"]
     _name = "S-DPO"
     _paper = {
         "title": "On Softmax Direct Preference Optimization for Recommendation",
