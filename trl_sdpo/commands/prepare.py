@@ -87,6 +87,11 @@ def run(arguments: Any) -> None:
         f"{probe['ci'][1]:.3f}), chance {probe['chance']:.3f}, popularity {probe['popularity']:.3f}, n = {probe['n']:,}."
     )
 
+    for rule in (one for one in report["leak_probes"] if one["leaks"]):
+        print(
+            f"Leak: the rule '{rule['name']}' finds {rule['hr_at_1']:.3f} of the targets. To close it, {rule['remedy']}."
+        )
+
 
 def _read_template(path: Path) -> PromptTemplate:
     try:

@@ -16,6 +16,7 @@ from ...files import writing_directory
 from ..interactions.interactions import ITEM_ID, TITLE, Interactions
 from ..interactions.registry import load_source
 from ..metrics.leaks import probe_lists
+from ..metrics.probes import leak_probes
 from ..prompts.templates import select_templates
 from . import recommender_files
 from .config import RecordConfig
@@ -33,6 +34,9 @@ REPORT = "report.json"
 # Titles are a dictionary in every row group; a larger catalogue than fits falls back to plain text.
 _LARGEST_DICTIONARY = 1 << 26
 _PROBED = 2000
+_LEARNED_FROM = 50_000
+_PROBED_COLUMNS = ["chosen", "rejected", "candidates", "user_id", "item_id", "rejected_item_ids", "history_item_ids"]
+_PROBED_COLUMNS += ["timestamp"]
 
 
 def prepare(
@@ -114,6 +118,7 @@ def prepare(
         for split, gathered in statistics.items():
             report[split] |= gathered.summary()
         report["leak_probe"] = _probe(statistics)
+        report["leak_probes"] = _probe_rules(stage / "data", list(statistics))
         (stage / REPORT).write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         figure = plot_report(report, statistics, stage / "report.png")
         write_markdown(report, stage / "report.md", figure)
@@ -164,6 +169,23 @@ def _probe(statistics: dict[str, SplitStatistics]) -> dict | None:
     probe = probe_lists(statistics[last].lists, reference, max_records=_PROBED)
     looked_up = "the records before" if reference is None else f"{len(reference.targets)} training records"
     return {"split": last, "reference": looked_up, **probe._asdict(), "ci": list(probe.ci)}
+
+
+def _probe_rules(folder: Path, splits: list[str]) -> list[dict]:
+    """The rules of [`leak_probes`] on the last split, learned from the training records."""
+    last = splits[-1]
+    reference = None if last == "train" or "train" not in splits else _read_some(folder, "train", _LEARNED_FROM)
+    probes = leak_probes(_read_some(folder, last, _LEARNED_FROM), reference, max_records=_PROBED)
+    return [{**probe._asdict(), "ci": list(probe.ci)} for probe in probes]
+
+
+def _read_some(folder: Path, split: str, most: int) -> dict[str, list]:
+    """Records of a split, of a large one whole row groups and so the records of whole users, evenly spread."""
+    with pq.ParquetFile(folder / f"{split}-00000-of-00001.parquet") as file:
+        groups = file.num_row_groups
+        wanted = max(1, min(groups, groups * most // max(1, file.metadata.num_rows)))
+        chosen = [number * groups // wanted for number in range(wanted)]
+        return file.read_row_groups(chosen, columns=_PROBED_COLUMNS).slice(0, most).to_pydict()
 
 
 def _write_recommender_files(plan: RecordPlan, source: str, folder: Path) -> None:

@@ -101,6 +101,8 @@ class SplitStatistics:
             "train_events_of_targets": _weighted(self.train_counts, self.target_hits),
             "train_events_of_negatives": _weighted(self.train_counts, self.negative_hits),
         }
+        cold = int(self.target_hits[self.train_counts == 0].sum())
+        result["share_of_targets_without_train_event"] = round(cold / max(1, int(self.target_hits.sum())), 4)
         if self.tokens is not None:
             result["tokens"] = _quantiles(self.tokens)
         return result
@@ -195,6 +197,29 @@ def _probe_lines(report: dict) -> list[str]:
         *_table(["", "hr@1", "95% interval"], rows),
         "",
         verdict,
+        "",
+        *_rule_lines(report.get("leak_probes", [])),
+    ]
+
+
+def _rule_lines(probes: list[dict]) -> list[str]:
+    if not probes:
+        return []
+    rows = [
+        [
+            probe["name"],
+            f"{probe['hr_at_1']:.3f}",
+            f"{probe['ci'][0]:.3f} to {probe['ci'][1]:.3f}",
+            f"**leaks**: {probe['remedy']}" if probe["leaks"] else "no more than chance",
+        ]
+        for probe in probes
+    ]
+    first = probes[0]
+    users = f" of {first['users']:,} users, over which the intervals are" if first["users"] else ""
+    return [
+        f"Rules that know nothing of tastes, on {first['n']:,} records{users}; chance {first['chance']:.3f}:",
+        "",
+        *_table(["rule", "hr@1", "95% interval", ""], rows),
     ]
 
 
