@@ -1,6 +1,7 @@
 """From a multi-preference dataset to the tokens that the trainer takes, and the choice of the layout of its rows."""
 
 import shutil
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -10,13 +11,42 @@ from datasets import Dataset, IterableDataset, load_from_disk
 from transformers import PreTrainedTokenizerBase
 from trl.trainer.utils import global_then_local_main_first
 
-from ..data_utils import drop_too_long
+from ..data_utils import drop_too_long, flat_rejected_columns, from_flat_columns, plain_records
 from ..prefix_sharing.masks import why_prefix_sharing_is_unsound
 from ..tokenization import column_lengths, tokenize_dataset
 from .softmax_dpo_config import SoftmaxDPOConfig
 
 
 logger = get_logger(__name__)
+
+
+def with_first_example(
+    dataset: Dataset | IterableDataset, dataset_name: str
+) -> tuple[Dataset | IterableDataset, dict[str, Any]]:
+    """
+    Look at the first record of a dataset.
+
+    Args:
+        dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
+            Records of any format that is taken.
+        dataset_name (`str`):
+            Name for messages.
+
+    Returns:
+        `tuple`: The dataset without a format, and with a list `rejected` in the place of flat columns, as published S-DPO
+        data have them; and its first record.
+
+    Raises:
+        `ValueError`: If there is none.
+    """
+    dataset = plain_records(dataset)
+    first_example = next(iter(dataset), None)
+    if first_example is None:
+        raise ValueError(f"The {dataset_name} dataset is empty.")
+    if "rejected" not in first_example and flat_rejected_columns(list(first_example)):
+        dataset = from_flat_columns(dataset)
+        first_example = next(iter(dataset))
+    return dataset, first_example
 
 
 def prepare_multi_preference(
