@@ -35,6 +35,20 @@ def test_quotes_of_a_publisher_who_does_not_quote(tmp_path, caplog):
     assert "read as they stand" in caplog.text
 
 
+def test_quotes_that_nothing_needs(tmp_path, caplog):
+    rows = ["u,i,t", '1,7,"Heroes"', "1,8,Low"]
+    assert titles(tmp_path, "\n".join([*rows, ""])) == ["Heroes", "Low"]
+    assert "They are taken off; pass quote=''" in caplog.text
+    caplog.clear()
+    assert titles(tmp_path, "\n".join([*rows, ""]).replace(",", "\t"), name="log.tsv") == ['"Heroes"', "Low"]
+    assert "They are read as they stand; pass quote='\"'" in caplog.text
+    caplog.clear()
+    for every in (['"u","i","t"', '"1","7","Heroes"', '"1","8","Low"'], ["u,i,t", '1,7,"Heroes"', '2,8,"Low"']):
+        assert titles(tmp_path, "\n".join([*every, ""])) == ["Heroes", "Low"]
+        assert titles(tmp_path, "\n".join([*every, ""]).replace(",", "\t"), name="log.tsv") == ["Heroes", "Low"]
+    assert not caplog.text
+
+
 def test_quotes_of_a_publisher_who_does(tmp_path, caplog):
     rows = ['1,7,"Live, ""loud"""', '1,8,12" Mix', '2,9,"Heroes"', '2,10,"two\nlines"', "2,11,Low"]
     expected = ['Live, "loud"', '12" Mix', "Heroes", "two lines", "Low"]

@@ -92,7 +92,7 @@ class AnyTable:
         again = frame.select(pl.all_horizontal(names).arg_true()).to_series() if len(names) > 1 else ()
         if len(again) and len(names) == len(wanted):
             self.raise_at(again[0], wanted[0], wanted[0], "is the header again. Remove the line.")
-        frame = frame.with_columns(blank_to_null(name, dtype) for name, dtype in frame.schema.items())
+        frame = frame.with_columns(blank_to_null(values) for values in frame)
         return frame.select(pl.col(column).alias(name) for name, column in columns.items())
 
     def raise_at(self, row: int, column: str, value: Any, problem: str) -> NoReturn:

@@ -20,15 +20,17 @@ _FILL = "Fill it or remove the row."
 Fail = Callable[[int, str], NoReturn]
 
 
-def blank_to_null(column: str, dtype: pl.DataType) -> pl.Expr:
+def blank_to_null(values: pl.Series) -> pl.Series:
     """A column in which null, NaN, an empty text and white space are one: null."""
-    value = pl.col(column)
-    if isinstance(dtype, (pl.Categorical, pl.Enum)):
-        value, dtype = value.cast(pl.String), pl.String()
-    if dtype == pl.String:
-        # The first test is fast, and enough for nearly every value.
-        return pl.when(value.str.strip_chars() != "").then(value).alias(column)
-    return value.fill_nan(None).alias(column) if dtype.is_float() else value
+    if values.dtype in (pl.Categorical, pl.Enum):
+        values = values.cast(pl.String)
+    if values.dtype.is_float():
+        return values.fill_nan(None)
+    # What is a number throughout has nothing blank in it, and to see that is fast.
+    if values.dtype != pl.String or not values.cast(pl.Int64, strict=False).null_count():
+        return values
+    blank = values.str.contains(r"^\s*$")
+    return values.set(blank.fill_null(False), None) if blank.any() else values
 
 
 def read_ids(ids: pl.Series, where: str, fail: Fail) -> pl.Series:
@@ -75,9 +77,10 @@ def read_ids(ids: pl.Series, where: str, fail: Fail) -> pl.Series:
 
 def _from_text(ids: pl.Series, fail: Fail) -> pl.Series:
     numbers = ids.cast(pl.Int64, strict=False)
-    odd = ids.str.contains(r"^(?:[+]|-?0.)")
-    if not numbers.null_count() and not odd.any():
-        return numbers
+    if not numbers.null_count():
+        odd = ids.str.starts_with("+") | ids.str.starts_with("-0")
+        if not (odd | (ids.str.starts_with("0") & (ids.str.len_bytes() > 1))).any():
+            return numbers
     texts = ids.str.extract(_NUMBER, 1)
     problem = "is a value that is missing, written as text. "
     _check(ids.is_in(_NO_VALUE), fail, problem + _FILL)

@@ -95,8 +95,9 @@ def find_quoting(file: TextFile, separator: str, quote: str = AUTO, escape: str 
         quote (`str`, *optional*, defaults to `"auto"`):
             One character; `""` for none; or `"auto"`, which tries in this order what a file may be: quotes doubled
             inside of quoted fields (RFC 4180), backslashes before them, quotes that mean nothing. The first that
-            fits every line is taken, and said in a log line if it is not the first of all; only if none does, fields
-            with line breaks are looked for.
+            fits every line is taken, and said in a warning if it is not the first of all, or if quotes that nothing
+            needs stand around a few fields (tab-separated files keep these); only if none does, fields with line
+            breaks are looked for.
         escape (`str`, *optional*):
             One character. With `quote="auto"` the quote is then `"`.
 
@@ -123,6 +124,17 @@ def find_quoting(file: TextFile, separator: str, quote: str = AUTO, escape: str 
                 "belong to the quotes.",
                 file.label,
             )
+        elif guess and _needs_no_quotes(file, wanted):
+            # Who quotes only what has to be quoted has not written this, nor has who quotes everything.
+            kept = separator == "\t"
+            logger.warning(
+                "%s: some fields have quotes around them, and none needs them. They are %s; pass quote=%s if that is "
+                "wrong.",
+                file.label,
+                "read as they stand" if kept else "taken off",
+                "'\"'" if kept else "''",
+            )
+            return replace(wanted, quote=None) if kept else wanted
         return wanted
     if guess:
         escaped = replace(wanted, escape="\\")
@@ -161,6 +173,15 @@ def _fits_without_quotes(file: TextFile, quoting: Quoting) -> bool:
     separators = pl.col("line").str.count_matches(quoting.separator, literal=True)
     few, most = _lines(file).select(low=separators.min(), high=separators.max()).collect(engine="streaming").row(0)
     return few == most and few > 0
+
+
+def _needs_no_quotes(file: TextFile, quoting: Quoting) -> bool:
+    """Whether no quoted field holds a separator or a quote, while some lines have no quotes at all."""
+    if file.contains(quoting.quote.encode() * 2) or not _fits_without_quotes(file, quoting):
+        return False
+    rows = pl.scan_lines(file.path, name="line").slice(1).filter(pl.col("line") != "")
+    without = ~pl.col("line").str.contains(quoting.quote, literal=True)
+    return rows.select(without.any()).collect(engine="streaming").item()
 
 
 def _check_records(file: TextFile, quoting: Quoting, guess: bool) -> None:

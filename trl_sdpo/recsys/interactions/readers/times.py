@@ -92,7 +92,7 @@ def _from_decimals(times: pl.Series, count: int) -> tuple[pl.Series, pl.Series]:
     """Whole numbers, and numbers in text, exactly: nanoseconds have more digits than a float."""
     whole = times.cast(pl.Int64, strict=False)
     scale = _BILLION // count
-    seconds, rest = whole // count, whole % count * scale
+    seconds, rest = (whole, whole * 0) if count == 1 else (whole // count, whole % count * scale)
     if times.dtype != pl.String or whole.null_count() == times.null_count():
         return seconds, rest
     frame = pl.select(

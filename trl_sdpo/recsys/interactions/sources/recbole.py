@@ -107,7 +107,7 @@ def _read_events(file: TextFile, header: dict[str, str]) -> pl.DataFrame:
     again = (events[USER_ID] == cell).arg_true()
     if len(again):
         _fail_at(file, USER_ID, events[USER_ID])(again[0], "is the header again. Remove the line.")
-    events = events.with_columns(blank_to_null(name, pl.String()) for name in (USER_ID, ITEM_ID))
+    events = events.with_columns(blank_to_null(events[name]) for name in (USER_ID, ITEM_ID))
     for name in (USER_ID, ITEM_ID):
         where = f"{file.label}: column '{name}'"
         events = events.with_columns(read_ids(events[name], where, _fail_at(file, name, events[name])).alias(name))
@@ -188,8 +188,7 @@ def _read_items(path: Path, events: pl.DataFrame, names: tuple[str, ...]) -> tup
         titles.append(canonical_title(title, year))
     items = pl.DataFrame({ITEM_ID: ids, TITLE: titles}, schema={ITEM_ID: pl.String, TITLE: pl.String})
     fail = _fail_at(file, ITEM_ID, items[ITEM_ID])
-    known = items.select(blank_to_null(ITEM_ID, pl.String())).to_series()
-    items = items.with_columns(read_ids(known, f"{path}: column '{ITEM_ID}'", fail).alias(ITEM_ID))
+    items = items.with_columns(read_ids(blank_to_null(items[ITEM_ID]), f"{path}: column '{ITEM_ID}'", fail).alias(ITEM_ID))
     again = (~items[ITEM_ID].is_first_distinct()).arg_true()
     if len(again):
         fail(again[0], "is in an earlier line already. Remove one of the lines.")

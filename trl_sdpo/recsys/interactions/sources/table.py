@@ -189,10 +189,11 @@ def _ids(table: pl.DataFrame, source: AnyTable, key: str, column: str) -> pl.Ser
 
 
 def _ratings(ratings: pl.Series, source: AnyTable, column: str) -> pl.Series:
-    text = ratings.str.strip_chars() if ratings.dtype == pl.String else ratings
-    numbers = (
-        text.cast(pl.Float64, strict=False) if ratings.dtype != pl.Boolean else text.cast(pl.Float64) * float("nan")
-    )
+    numbers = ratings.cast(pl.Float64, strict=False)
+    if ratings.dtype == pl.String and numbers.null_count():
+        numbers = ratings.str.strip_chars().cast(pl.Float64, strict=False)
+    elif ratings.dtype == pl.Boolean:
+        numbers = numbers * float("nan")
     rows = (~numbers.is_finite().fill_null(False)).arg_true()
     if len(rows):
         source.raise_at(rows[0], column, ratings[rows[0]], "is not a finite number. Correct the row.")
@@ -221,7 +222,7 @@ def _items_of_events(events: pl.DataFrame) -> pl.DataFrame:
 def _clean_titles(items: pl.DataFrame, movie_titles: bool) -> pl.DataFrame:
     items = items.with_columns(plain_titles(TITLE).alias(TITLE))
     if movie_titles:
-        titles = [canonical_title(title) if title else None for title in items[TITLE]]
+        titles = [canonical_title(title) if title and title.strip() else None for title in items[TITLE]]
         items = items.with_columns(pl.Series(TITLE, titles, dtype=pl.String))
     if YEAR in items.columns:
         items = items.with_columns(pl.col(YEAR).cast(pl.Float64, strict=False).cast(pl.Int64, strict=False))
