@@ -79,8 +79,13 @@ def _check_messages(messages: Any, index: int, column: str) -> None:
     for message in messages:
         if not isinstance(message, dict) or "role" not in message:
             _fail(index, column, message, "expected a message with `role` and `content`")
-    if not any(message.get("content") or message.get("tool_calls") for message in messages):
+    if not any(_has_content(message) for message in messages):
         _fail(index, column, messages, "empty completion", "Remove it, or fill in the content.")
+
+
+def _has_content(message: dict[str, Any]) -> bool:
+    content = message.get("content")
+    return bool(content.strip() if isinstance(content, str) else content) or bool(message.get("tool_calls"))
 
 
 def _check_text(text: Any, index: int, column: str) -> None:
@@ -135,8 +140,12 @@ def check_multi_preference(example: dict[str, Any], index: int) -> None:
     for number, completion in enumerate(rejected):
         check(completion, index, f"rejected{suffix}[{number}]")
         if completion == chosen:
-            remedy = "Remove it: a record that rejects its own choice teaches nothing."
-            _fail(index, f"rejected{suffix}[{number}]", completion, "rejected completion equal to the chosen", remedy)
+            _fail_equal(index, f"rejected{suffix}[{number}]", completion)
+
+
+def _fail_equal(index: int, column: str, completion: Any, how: str = "") -> None:
+    remedy = "Remove it: a record that rejects its own choice teaches nothing."
+    _fail(index, column, completion, f"rejected completion equal to the chosen{how}", remedy)
 
 
 def _record_id(example: dict[str, Any], index: int, stream: bool) -> int:
@@ -182,27 +191,30 @@ def tokenize_multi_preference(
         the record in a shared-prefix row.
 
     Raises:
-        `ValueError`: If the record is malformed, see [`check_multi_preference`].
+        `ValueError`: If the record is malformed, see [`check_multi_preference`]; if a rejected completion has the tokens
+            of the chosen one; or if the tokenizer has no EOS token for a standard record.
     """
     check_multi_preference(example, index)
     if "rejected_ids" in example:
         prompt_ids, completions = example["prompt_ids"], [example["chosen_ids"], *example["rejected_ids"]]
     else:
         prompt_ids, completions = _tokenize_completions(example, processing_class, eos_token)
-        for number, completion in enumerate(completions):
-            if not completion:
-                column = "chosen" if number == 0 else f"rejected[{number - 1}]"
-                _fail(
-                    index,
-                    column,
-                    example["chosen"] if number == 0 else example["rejected"][number - 1],
-                    "completion without a token of its own",
-                    "Check the chat template.",
-                )
+        _check_tokenized(example, index, completions)
     output = {"prompt_ids": prompt_ids, "chosen_ids": completions[0], "rejected_ids": completions[1:]}
     output["record_id"] = _record_id({**example, **output}, index, stream)
     output["length"] = len(prompt_ids) + sum(map(len, completions)) + len(completions) - 1
     return output
+
+
+def _check_tokenized(example: dict[str, Any], index: int, completions: list[list[int]]) -> None:
+    """What the model sees decides: a chat template strips white space, and an EOS token may be there already."""
+    for number, completion in enumerate(completions):
+        column = "chosen" if number == 0 else f"rejected[{number - 1}]"
+        value = example["chosen"] if number == 0 else example["rejected"][number - 1]
+        if not completion:
+            _fail(index, column, value, "completion without a token of its own", "Check the chat template.")
+        if number and completion == completions[0]:
+            _fail_equal(index, column, value, " once it is tokenized")
 
 
 def _tokenize_completions(
@@ -221,6 +233,12 @@ def _tokenize_completions(
             for completion in completions
         ]
     else:
+        if eos_token is None:
+            raise ValueError(
+                "The tokenizer has no EOS token, which ends a completion: without it a title that begins another one has "
+                "no end. Set `tokenizer.eos_token`, for example to its `pad_token` or to the token that ends a turn of its "
+                "chat template."
+            )
         completions = [text if text.endswith(eos_token) else text + eos_token for text in completions]
         # one call for all, which the tokenizer runs in parallel
         texts = [prompt, *(prompt + text for text in completions)]
@@ -238,6 +256,45 @@ def _tokenize_completions(
     return prompt_ids[:prompt_len], [ids[prompt_len:] for ids in prompt_completion_ids]
 
 
+def plain_records(dataset: Dataset | IterableDataset) -> Dataset | IterableDataset:
+    """
+    Records as Python values: without a format (`torch`, `numpy`, `arrow`, ...), and with what a transform renders when a
+    row is read (`Dataset.with_transform`) in columns of its own.
+
+    Args:
+        dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
+            Dataset. A transform is called once for each row, in the order of the rows.
+
+    Returns:
+        [`~datasets.Dataset`] or [`~datasets.IterableDataset`]: The same records.
+    """
+    if not isinstance(dataset, Dataset) or dataset.format["type"] != "custom":
+        return dataset.with_format(None)
+    return dataset.map(dict, remove_columns=dataset.column_names, desc="Rendering records").with_format(None)
+
+
+class _FitsLength:
+    """Whether a record fits. Of a stream, whose end may never come, what is dropped is said at 1, 10, 100, ... of them."""
+
+    def __init__(self, max_length: int, dataset_name: str, stream: bool) -> None:
+        self.max_length, self.dataset_name, self.stream = max_length, dataset_name, stream
+        self.read = self.dropped = 0
+
+    def __call__(self, example: dict[str, Any]) -> bool:
+        longest = max(len(completion) for completion in [example["chosen_ids"], *example["rejected_ids"]])
+        fits = len(example["prompt_ids"]) + longest <= self.max_length
+        if self.stream:
+            self.read += 1
+            self.dropped += not fits
+            if not fits and self.dropped == 10 ** (len(str(self.dropped)) - 1):
+                logger.warning(
+                    f"{self.dropped} of {self.read} records read so far from the stream of the {self.dataset_name} dataset "
+                    f"have a prompt and longest completion of more than `max_length={self.max_length}` tokens, and are "
+                    "dropped. Raise `max_length`, or shorten the prompts, to keep them."
+                )
+        return fits
+
+
 def drop_too_long(
     dataset: Dataset | IterableDataset, max_length: int, dataset_name: str, **map_kwargs
 ) -> Dataset | IterableDataset:
@@ -247,7 +304,7 @@ def drop_too_long(
 
     Args:
         dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
-            Tokenized multi-preference dataset. A stream is filtered as it is read, and so without a count.
+            Tokenized multi-preference dataset. A stream is filtered, and counted, as it is read.
         max_length (`int`):
             Most tokens that the prompt and the longest completion of a record may have together.
         dataset_name (`str`):
@@ -261,12 +318,8 @@ def drop_too_long(
     Raises:
         `ValueError`: If no record is left.
     """
-
-    def fits(example: dict[str, Any]) -> bool:
-        longest = max(len(completion) for completion in [example["chosen_ids"], *example["rejected_ids"]])
-        return len(example["prompt_ids"]) + longest <= max_length
-
-    kept = dataset.filter(fits, **map_kwargs)
+    stream = not isinstance(dataset, Dataset)
+    kept = dataset.filter(_FitsLength(max_length, dataset_name, stream), **map_kwargs)
     if isinstance(dataset, Dataset) and len(kept) < len(dataset):
         message = (
             f"{len(dataset) - len(kept)} of {len(dataset)} records of the {dataset_name} dataset have a prompt and "

@@ -312,12 +312,12 @@ class TestRecommend:
         [
             ("a.jsonl", "", "holds no history"),
             ("a.jsonl", "[]", "line 1, 'history': [] is no list of titles or ids"),
-            ("a.jsonl", '{"history": ["Heat"]', "line 1: no JSON"),
+            ("a.jsonl", '{"history": ["Heat"]', "line 1: not a JSON"),
             ("a.jsonl", '{"histroy": ["Heat"]}', "line 1, 'history': None is no list"),
             ("a.jsonl", '["Rivr River (1950)"]', "history, row 0: 'Rivr River (1950)' is no title and no id"),
             ("a.csv", "user_id,name\n1,a\n", "no column 'item_id', only ['user_id', 'name']"),
-            ("a.csv", "user_id,title\n1,\n", "line 2: user_id or title is empty"),
-            ("a.csv", "user_id,title,timestamp\n1,a,noon\n", "line 2, timestamp: 'noon' is no number"),
+            ("a.csv", "user_id,title\n1,\n", "line 2, column 'title': None is missing"),
+            ("a.csv", "user_id,title,timestamp\n1,a,noon\n", "line 2, column 'timestamp': 'noon' is not a number"),
             ("a.csv", "user_id,item_id\n1,999\n", "line 2, item_id: 999 is no id of the 30 items"),
         ],
     )

@@ -30,6 +30,9 @@ class NotRun(NamedTuple):
 
 NOT_RUN = [
     NotRun(
+        "gpu.md", "python benchmarks/gpu/run.py", "takes a GPU, or a minute; tests/benchmarks/test_gpu.py rehearses it"
+    ),
+    NotRun(
         "demo.md",
         "trl-sdpo demo",
         "serves until it is ended, or writes a Space of models on the Hub; tests/serving does both",

@@ -106,6 +106,16 @@ class TestConsumed:
             before = sequences[record["user_id"]][:5]
             assert set(items) <= {str(item) for item in before}
 
+    def test_what_has_the_time_of_the_target_is_not_before_it(self, sequences):
+        """Events in pairs of one time: the second of a pair has one event less before it."""
+        rows = records_of(sequences, range(4, 14))
+        rows = rows.add_column("num_earlier", [place - place % 2 for place in rows["position"]])
+        # a history ends where the events of the target's time begin
+        rows = rows.map(lambda row: {"history_item_ids": sequences[row["user_id"]][: row["num_earlier"]][-4:]})
+        found, _ = consumed_items(rows, [rows])
+        for record, items in zip(rows, found, strict=True):
+            assert set(items) == {str(item) for item in sequences[record["user_id"]][: record["num_earlier"]]}
+
     def test_without_positions_there_is_the_history(self, splits):
         bare = splits["test"].remove_columns(["position"])
         found, complete = consumed_items(bare, list(splits.values()))

@@ -5,7 +5,7 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, TrainerCallback
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, EarlyStoppingCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 from trl_sdpo import RankingCallback, to_prompt_completion
@@ -207,3 +207,58 @@ def test_errors(train, records, monkeypatch):
     monkeypatch.setattr(trainer, "is_fsdp_enabled", True)
     with pytest.raises(ValueError, match="weights are spread over processes"):
         RankingCallback(trainer, dataset)
+
+
+class TestBestModel:
+    ARGS = {
+        "max_steps": 4,
+        "eval_strategy": "steps",
+        "eval_steps": 2,
+        "save_strategy": "steps",
+        "save_steps": 2,
+        "load_best_model_at_end": True,
+        "metric_for_best_model": "eval_sample_mrr",
+    }
+
+    @pytest.mark.parametrize("every", [1, 3, None])
+    def test_chooses_the_best_model(self, make_trainer, llama, records, every):
+        """By the metric of the evaluated steps, wherever else the sample is measured."""
+        data = Dataset.from_list(records(5))
+        eval_datasets = {"a": data, "b": data} if every is None else data
+        trainer = make_trainer(
+            llama(), records(8), args=self.ARGS, ref_model=llama(seed=1), eval_dataset=eval_datasets
+        )
+        trainer.add_callback(RankingCallback(trainer, data, every_n_steps=every))
+        trainer.train()
+        by_step = {entry["step"]: entry["mrr"] for entry in measured(trainer)}
+        assert trainer.state.best_metric == max(by_step[2], by_step[4])
+        assert trainer.state.best_model_checkpoint.endswith(
+            "checkpoint-2" if by_step[2] >= by_step[4] else "checkpoint-4"
+        )
+
+    def test_refused_before_the_first_step(self, make_trainer, llama, records):
+        data = Dataset.from_list(records(5))
+        for change, callbacks, message in (
+            (
+                {"metric_for_best_model": "sample_ndcg@5"},
+                [],
+                r"none of what RankingCallback logs.*eval_sample_ndcg@10",
+            ),
+            ({}, [EarlyStoppingCallback(1)], "EarlyStoppingCallback stands before RankingCallback"),
+        ):
+            trainer = make_trainer(
+                llama(), records(8), args={**self.ARGS, **change}, eval_dataset=data, callbacks=callbacks
+            )
+            trainer.add_callback(RankingCallback(trainer, data))
+            with pytest.raises(ValueError, match=message):
+                trainer.train()
+            assert trainer.state.global_step == 0
+
+    def test_stops_early(self, make_trainer, llama, records):
+        data = Dataset.from_list(records(5))
+        args = {**self.ARGS, "max_steps": 20, "learning_rate": 0.0}
+        trainer = make_trainer(llama(), records(8), args=args, eval_dataset=data)
+        trainer.add_callback(RankingCallback(trainer, data))
+        trainer.add_callback(EarlyStoppingCallback(2))
+        trainer.train()
+        assert trainer.state.global_step == 6

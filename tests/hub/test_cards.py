@@ -124,7 +124,7 @@ class TestTrainer:
         trainer = make_trainer(llama(), records(4))
         trainer.create_model_card()
         text = read(trainer)
-        assert "Nothing was evaluated in training." in text
+        assert "No evaluation is recorded." in text
         assert "![" not in text
         assert ModelCard(text).data.eval_results is None
 

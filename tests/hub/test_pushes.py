@@ -109,6 +109,18 @@ class TestModel:
         text = hub.repos["models", "me/pushed"].files["README.md"].decode()
         assert text == f"---\ntags:\n- mine\n---\nof base, [token], ~/x\n{code.replace('s-dpo', 'me/pushed')}\n"
 
+    def test_a_base_that_is_not_on_the_hub_is_told(self, hub, worker, model):
+        done = worker.push(model, "me/pushed")
+        assert "is an adapter of base, which is no repository of the Hub" in done["err"]
+        config = {"peft_type": "LORA", "base_model_name_or_path": "me/base"}
+        (model / "adapter_config.json").write_text(json.dumps(config))
+        done = worker.push(model, "me/pushed")
+        assert "is an adapter of me/base, which is no repository" in done["err"]
+        worker.ask(code='from huggingface_hub import HfApi\nHfApi().create_repo("me/base")')
+        done = worker.push(model, "me/pushed")
+        assert "no repository" not in done["err"]
+        assert ModelCard(hub.repos["models", "me/pushed"].files["README.md"].decode()).data.base_model == "me/base"
+
     @pytest.mark.parametrize(
         ("source", "words", "arrives"),
         [
@@ -178,6 +190,18 @@ class TestDataset:
             code='from datasets import load_dataset\nprint(load_dataset("me/records")["test"].num_rows)'
         )
         assert loaded["out"].strip() == str(report["test"]["records"]), loaded["err"]
+
+    def test_users_are_pseudonymised_on_the_way(self, hub, worker, data):
+        folder = data("goodbooks-10k")
+        before = digests(folder)
+        assert worker.push(folder, "me/records", "--pseudonymise")["status"] == 0
+        assert digests(folder) == before
+        text = hub.repos["datasets", "me/records"].files["README.md"].decode()
+        assert "The ids of users are pseudonyms" in text
+        ids = worker.ask(
+            code='from datasets import load_dataset\nprint(load_dataset("me/records")["test"]["user_id"][0])'
+        )
+        assert re.fullmatch(r"[0-9a-f]{16}", ids["out"].strip()), ids["err"]
 
     def test_old_splits_go(self, hub, worker, data):
         folder = data("goodbooks-10k")

@@ -95,3 +95,19 @@ def test_mistakes_are_named(tmp_path, records):
         load_records(str(tmp_path / "nowhere"))
     with pytest.raises(ValueError, match=r"no split 'test', only \['train'\]. Pass one of them as --x"):
         select_split({"train": None}, "test", "--x", "mine")
+
+
+def test_a_mistyped_path_is_told_without_asking_the_hub(tmp_path, monkeypatch):
+    monkeypatch.setattr("trl_sdpo.pipeline.datasets.load_dataset", lambda *args, **options: pytest.fail("asked"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    for name in ("data/mnie", "./mine", "outputs/mine.jsonl", "a/b/c", str(tmp_path / "mine")):
+        with pytest.raises(FileNotFoundError, match="no such file or directory, and no name of a dataset"):
+            load_records(name)
+
+
+def test_words_that_pandas_takes_for_missing_are_titles(tmp_path):
+    (tmp_path / "rows.csv").write_text("prompt,chosen,rejected1,rejected2\nNext:,NA,null,\nNext:,None,Ran,nan\n")
+    records = load_records(str(tmp_path / "rows.csv"))["train"]
+    assert records["chosen"] == ["NA", "None"]
+    assert records["rejected"] == [["null"], ["Ran", "nan"]]

@@ -17,7 +17,10 @@ from peft import (
     PromptTuningConfig,
     VeraConfig,
     get_peft_model,
+    initialize_lora_eva_weights,
 )
+from peft.tuners.lora.config import LoraGAConfig
+from peft.tuners.lora.loraga import preprocess_loraga
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from trl_sdpo.data_utils import tokenize_multi_preference
@@ -153,6 +156,27 @@ def test_new_adapter(llama, trains, assert_reloads, tmp_path, adapter):
     assert_reloads(trainer, lambda folder: PeftModel.from_pretrained(llama(attention_bias=True), folder), tmp_path)
 
 
+@pytest.mark.parametrize("init", ["lora_ga", "eva"])
+def test_initialisation_from_data(llama, trains, tmp_path, plain_log_probs, tokenizer, init):
+    """PEFT looks at data first, and changes the base; what is saved as a whole is what was trained."""
+    options = {"lora_ga": {"lora_ga_config": LoraGAConfig()}, "eva": {}}[init]
+    model, config = llama(attention_bias=True), lora(init_lora_weights=init, **options)
+    inputs = tokenizer(["Watched: Red River (1948)", "Watched: Winter Light"], return_tensors="pt", padding=True)
+    if init == "lora_ga":
+        preprocess_loraga(model, config, lambda: model(**inputs, labels=inputs.input_ids).loss.backward())
+    else:
+        model = get_peft_model(model, config)
+        initialize_lora_eva_weights(model, dataloader=[dict(inputs)] * 8)
+    trainer = trains(model, tolerance=5e-3, **({} if init == "eva" else {"peft_config": config}))
+    rows = trainer.train_dataset.select(range(3)).to_list()
+    with torch.no_grad():
+        expected = plain_log_probs(trainer.model.eval(), rows)
+        trainer.model.merge_and_unload().save_pretrained(tmp_path / "whole")
+        found = plain_log_probs(AutoModelForCausalLM.from_pretrained(tmp_path / "whole").eval(), rows)
+    for left, right in zip(expected, found, strict=True):
+        torch.testing.assert_close(right, left, rtol=1e-4, atol=1e-3)
+
+
 @pytest.mark.parametrize("adapter", NEW)
 def test_continued_adapter(llama, trains, assert_reloads, tmp_path, plain_log_probs, records, tokenizer, adapter):
     """The adapter of an earlier stage, from a folder: the policy begins as what was passed, and saving gives all of it."""
@@ -176,7 +200,7 @@ def test_continued_adapter(llama, trains, assert_reloads, tmp_path, plain_log_pr
 
 
 @pytest.mark.parametrize("names", [["policy"], ["default", "genre"], ["genre", "ref"]])
-def test_names_and_number_of_adapters(llama, trains, names):
+def test_names_and_number_of_adapters(llama, trains, assert_reloads, tmp_path, names):
     """The last one is active and trained; names that TRL keeps for its own use are names like others."""
     model = get_peft_model(llama(), lora(init_lora_weights=False), adapter_name=names[0])
     for name in names[1:]:
@@ -185,6 +209,7 @@ def test_names_and_number_of_adapters(llama, trains, names):
     trainer = trains(model)
     assert list(trainer.model.peft_config) == names
     assert all(f".{names[-1]}." in name for name in trainer.ref_model.values())
+    assert_reloads(trainer, lambda folder: PeftModel.from_pretrained(llama(), folder), tmp_path)
 
 
 @pytest.mark.parametrize("adapter", ["lora", "random", "pissa", "bias_all", "prompt_tuning", None])

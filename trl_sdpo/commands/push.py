@@ -26,6 +26,10 @@ class PushArguments:
         default=False,
         metadata={"help": "State that you may pass on the data, also where the licence of their source forbids it."},
     )
+    pseudonymise: bool = dataclasses.field(
+        default=False,
+        metadata={"help": "Replace the ids of users of a data set by ones that cannot be turned back."},
+    )
     timeout: float = dataclasses.field(
         default=120.0,
         metadata={"help": "Seconds of silence of the Hub, after which a request is repeated. Default: 120."},
@@ -72,6 +76,10 @@ def run(arguments: Any) -> None:
     # Without it, `huggingface_hub` waits without an end for a Hub that has taken a request
     get_session().timeout = arguments.timeout
     options = {"commit_message": arguments.commit_message} if arguments.commit_message else {}
+    if arguments.pseudonymise:
+        if kind != "dataset":
+            raise ValueError(f"--pseudonymise: {folder} is a model, which holds no ids of users. Leave it out.")
+        options["pseudonymise"] = True
     push = push_dataset if kind == "dataset" else push_model
     info = push(
         folder,

@@ -15,6 +15,7 @@ from ._parser import CommandParser, FlagHelpFormatter
 
 if TYPE_CHECKING:
     from ..recommender.recommender import Recommendation, Recommender
+    from ..recsys.interactions.readers.histories import HistoryQuery
 
 
 logger = logging.getLogger(__name__)
@@ -60,7 +61,8 @@ class RecommendArguments(LoadingArguments):
     histories: str | None = dataclasses.field(
         default=None,
         metadata=_help(
-            'Many: a .jsonl file with {"history": [...], "candidates": [...]} on each line, the latter optional; or a '
+            'Many: a .jsonl file with {"history": [...], "candidates": [...]} on each line, the latter optional, or with '
+            '"history_item_ids" where all are ids; or a '
             ".csv file with a row per event and the columns user_id, title or item_id, and, where rows are not in order, "
             "timestamp."
         ),
@@ -113,21 +115,14 @@ def make_parser(prog: str) -> CommandParser:
     )
 
 
-@dataclasses.dataclass
-class _Query:
-    """A history of a file, and what it is known by there."""
-
-    key: str
-    history: list[Any]
-    candidates: list[Any] | None = None
-
-
 def run(args: RecommendArguments) -> None:
     """Recommend, and print or write it."""
     if args.histories and args.histories.endswith(".parquet"):
         _recommend_file(args)
         return
-    queries = [_Query("", args.history)] if args.history else _read(Path(args.histories))
+    from ..recsys.interactions.readers.histories import HistoryQuery
+
+    queries = [HistoryQuery("", args.history)] if args.history else _read(Path(args.histories))
     options = loading_options(args)
     from ..recommender.recommender import Recommender
 
@@ -187,14 +182,16 @@ def _recommend_rows(
                 f"{path}: row {row['row']}: the history is empty. Write at least one item, or leave it out."
             )
     if "history" in rows[0]:
-        queries = [_Query(str(row["row"]), row["history"], row.get("candidates")) for row in rows]
+        from ..recsys.interactions.readers.histories import HistoryQuery
+
+        queries = [HistoryQuery(str(row["row"]), row["history"], row.get("candidates")) for row in rows]
         return _recommend(recommender, queries, args)
     options = {name: value for name, value in _list_options(args).items() if name != "unknown_titles"}
     return recommender.recommend_ids([row["history_item_ids"] for row in rows], **options)
 
 
 def _recommend(
-    recommender: "Recommender", queries: list[_Query], args: RecommendArguments
+    recommender: "Recommender", queries: "list[HistoryQuery]", args: RecommendArguments
 ) -> "list[list[Recommendation]]":
     options = _list_options(args)
     if args.history:
@@ -205,7 +202,7 @@ def _recommend(
     for wanted in (True, False):
         rows = [row for row, candidates in enumerate(own) if (candidates is not None) == wanted]
         if rows:
-            histories = [_known(recommender, queries[row]) for row in rows]
+            histories = [queries[row].history for row in rows]
             found = recommender.recommend(histories, [own[row] for row in rows] if wanted else None, **options)
             for row, result in zip(rows, found, strict=True):
                 results[row] = result
@@ -216,79 +213,13 @@ def _list_options(args: RecommendArguments) -> dict[str, Any]:
     return {name: getattr(args, name) for name in ("top_k", "num_beams", "unknown_titles", "batch_size")}
 
 
-def _known(recommender: "Recommender", query: _Query) -> list[Any]:
-    """The history, with the ids of a column of ids as titles: a text there is never a title."""
-    return [
-        recommender.lookup.title_of(value.item_id, value.where) if isinstance(value, _Id) else value
-        for value in query.history
-    ]
+def _read(path: Path) -> "list[HistoryQuery]":
+    from ..recsys.interactions.readers.histories import read_histories
+
+    return read_histories(path)
 
 
-@dataclasses.dataclass
-class _Id:
-    item_id: str
-    where: str
-
-
-def _read(path: Path) -> list[_Query]:
-    queries = _read_csv(path) if path.suffix == ".csv" else _read_lines(path)
-    if not queries:
-        raise ValueError(f"{path}: holds no history. Write at least one.")
-    return queries
-
-
-def _read_lines(path: Path) -> list[_Query]:
-    queries = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}: line {number}: no JSON ({error}). Correct the line.") from error
-        row = {"history": row} if isinstance(row, list) else row
-        history = row.get("history") if isinstance(row, dict) else None
-        candidates = row.get("candidates") if isinstance(row, dict) else None
-        for name, value in (("history", history), ("candidates", [""] if candidates is None else candidates)):
-            if not isinstance(value, list) or not value:
-                raise ValueError(f"{path}: line {number}, '{name}': {value!r} is no list of titles or ids. Give one.")
-        queries.append(_Query(str(row.get("user_id", number)), history, candidates))
-    return queries
-
-
-def _read_csv(path: Path) -> list[_Query]:
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file)
-        columns = reader.fieldnames or []
-        item = "title" if "title" in columns else "item_id"
-        for name in ("user_id", item):
-            if name not in columns:
-                raise ValueError(
-                    f"{path}: no column '{name}', only {columns}. It needs user_id, and title or item_id."
-                )
-        events: dict[str, list[tuple[float, int, Any]]] = {}
-        for row in reader:
-            number = reader.line_num
-            if not row["user_id"] or not row[item]:
-                raise ValueError(f"{path}: line {number}: user_id or {item} is empty. Fill or remove the line.")
-            value = row[item] if item == "title" else _Id(row[item], f"{path}: line {number}, item_id")
-            events.setdefault(row["user_id"], []).append((_time(row, number, path), number, value))
-    return [
-        _Query(user, [value for _, _, value in sorted(rows, key=lambda one: one[:2])]) for user, rows in events.items()
-    ]
-
-
-def _time(row: dict[str, str], number: int, path: Path) -> float:
-    text = row.get("timestamp")
-    if text is None:
-        return 0.0
-    try:
-        return float(text)
-    except ValueError:
-        raise ValueError(f"{path}: line {number}, timestamp: {text!r} is no number. Give seconds.") from None
-
-
-def _to_lines(queries: list[_Query], results: "list[list[Recommendation]]") -> str:
+def _to_lines(queries: "list[HistoryQuery]", results: "list[list[Recommendation]]") -> str:
     lines = []
     for query, items in zip(queries, results, strict=True):
         key = {"user_id": query.key} if query.key else {}
@@ -297,7 +228,7 @@ def _to_lines(queries: list[_Query], results: "list[list[Recommendation]]") -> s
     return "".join(lines)
 
 
-def _to_csv(queries: list[_Query], results: "list[list[Recommendation]]") -> str:
+def _to_csv(queries: "list[HistoryQuery]", results: "list[list[Recommendation]]") -> str:
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(["user_id", "rank", "item_id", "title", "score"])

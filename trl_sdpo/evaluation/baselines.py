@@ -144,17 +144,16 @@ def consumed_items(records: Dataset, others: Sequence[Dataset] = ()) -> tuple[li
     Returns:
         `tuple[list[list[str]], bool]`: Item ids for each record, and whether they are all that the user had.
     """
-    if "consumed_item_ids" in records.column_names:
-        return [list(map(str, row)) for row in records["consumed_item_ids"]], True
+    consumed = records["consumed_item_ids"][:] if "consumed_item_ids" in records.column_names else [None]
+    if None not in consumed:  # as in training records
+        return [list(map(str, row)) for row in consumed], True
     histories = [list(map(str, row)) for row in records["history_item_ids"]]
     needed = ["user_id", "position", "item_id", "history_item_ids"]
-    known = [one.select_columns(needed) for one in (records, *others) if set(needed) <= set(one.column_names)]
+    known = [_with_ends(one) for one in (records, *others) if set(needed) <= set(one.column_names)]
     if not known or not set(needed) <= set(records.column_names):
         return histories, False
     events = pl.concat([_events(one) for one in known]).unique()
-    asked = pl.from_arrow(known[0].with_format("arrow")[:]).select(
-        pl.col("user_id").cast(pl.String), pl.col("position").cast(pl.Int64).alias("end")
-    )
+    asked = known[0].select(pl.col("user_id").cast(pl.String), "end")
     before = (
         asked.with_row_index("row")
         .join(events, on="user_id")
@@ -166,13 +165,16 @@ def consumed_items(records: Dataset, others: Sequence[Dataset] = ()) -> tuple[li
     return [list(dict.fromkeys([*row, *had.get(number, ())])) for number, row in enumerate(histories)], False
 
 
-def _events(records: Dataset) -> pl.DataFrame:
-    """Targets and items of histories, each with a place that it was at the latest."""
+def _with_ends(records: Dataset) -> pl.DataFrame:
+    """Records with `end`, how many events of the user were earlier than the target: not those of the same time."""
     frame = pl.from_arrow(records.with_format("arrow")[:])
-    user, place = pl.col("user_id").cast(pl.String), pl.col("position").cast(pl.Int64)
-    targets = frame.select(user, pl.col("item_id").cast(pl.String).alias("item"), place.alias("place"))
-    # the items of a history were before its target
-    items = frame.select(
-        user, pl.col("history_item_ids").cast(pl.List(pl.String)).alias("item"), (place - 1).alias("place")
-    )
-    return pl.concat([targets, items.explode("item").drop_nulls()])
+    return frame.with_columns(pl.col("num_earlier" if "num_earlier" in frame.columns else "position").alias("end"))
+
+
+def _events(frame: pl.DataFrame) -> pl.DataFrame:
+    """Targets and items of histories, each with a place among the events that it was at the latest."""
+    user = pl.col("user_id").cast(pl.String)
+    targets = frame.select(user, pl.col("item_id").cast(pl.String).alias("item"), pl.col("position").alias("place"))
+    items = pl.col("history_item_ids").cast(pl.List(pl.String)).alias("item")
+    histories = frame.select(user, items, (pl.col("end") - 1).alias("place")).explode("item").drop_nulls()
+    return pl.concat([targets, histories], how="vertical_relaxed")

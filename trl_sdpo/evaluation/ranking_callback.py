@@ -9,6 +9,7 @@ import torch
 from accelerate.utils import gather_object
 from datasets import Dataset
 from transformers import (
+    EarlyStoppingCallback,
     PreTrainedTokenizerBase,
     Trainer,
     TrainerCallback,
@@ -18,7 +19,7 @@ from transformers import (
 )
 from transformers.integrations import is_deepspeed_zero3_enabled
 
-from ..data_utils import is_multi_preference
+from ..data_utils import is_multi_preference, plain_records
 from ..recsys.metrics.ranking import ranking_metrics, ranks
 from ..scoring.generation import generate_answers, generation_metrics
 from ..scoring.log_probs import completion_log_probs
@@ -26,6 +27,8 @@ from ..trainer.adapters import keep_4bit_layers_differentiable
 
 
 PROTOCOLS = ("ranking", "generation")
+# What is logged, by the protocol
+_METRICS = {"ranking": ("hr@1", "hr@10", "ndcg@10", "mrr", "n"), "generation": ("hr@1", "valid_ratio", "n")}
 
 
 class RankingCallback(TrainerCallback):
@@ -38,6 +41,9 @@ class RankingCallback(TrainerCallback):
     `protocol="generation"` the model answers the prompts: `eval_sample_hr@1` and `eval_sample_valid_ratio`, see
     [`~recsys.generation.generation_metrics`]. Both log the ends of the 95% bootstrap interval of HR@1,
     `eval_sample_hr@1_low` and `eval_sample_hr@1_high`, and `eval_sample_n`.
+
+    They may choose the best checkpoint: with `metric_for_best_model="eval_sample_hr@1"` every evaluation of the trainer
+    measures the sample, and returns its metrics with its own.
 
     Training goes on as it would have without: weights, losses and random states are the same to the bit. Several
     processes share the sample out. It works with any trainer of TRL, such as [`~trl.SFTTrainer`] on the same records.
@@ -87,6 +93,7 @@ class RankingCallback(TrainerCallback):
         name: str = "sample",
     ) -> None:
         dataset = trainer.eval_dataset if dataset is None else dataset
+        dataset = plain_records(dataset) if isinstance(dataset, Dataset) else dataset
         if not isinstance(dataset, Dataset) or not len(dataset):
             raise ValueError(
                 f"RankingCallback needs a dataset with records, got {type(dataset).__name__}. Pass `dataset`: one of a "
@@ -113,12 +120,14 @@ class RankingCallback(TrainerCallback):
         # a measurement is a forward pass in evaluation mode, in the midst of training
         keep_4bit_layers_differentiable(trainer.model)
         self.trainer, self.seed, self.protocol, self.name = trainer, seed, protocol, name
+        self._keys = [f"eval_{name}_{key}" for key in (*_METRICS[protocol], "hr@1_low", "hr@1_high")]
         size = len(dataset) if num_records is None else min(num_records, len(dataset))
         self.dataset = dataset.select(np.sort(np.random.default_rng(seed).permutation(len(dataset))[:size]))
-        self._last_step = None
+        self._last_step, self._last_metrics, self._is_training = None, {}, False
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
-        self._last_step = None
+        self._last_step, self._last_metrics, self._is_training = None, {}, True
+        self._chooses_best_model(args)
         if state.global_step == 0:
             self._measure(state, control)
 
@@ -127,6 +136,42 @@ class RankingCallback(TrainerCallback):
         every = self.every_n_steps or state.eval_steps
         if state.global_step % every == 0 or state.global_step >= state.max_steps:
             self._measure(state, control)
+
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: dict[str, float] | None = None,
+        **kwargs,
+    ) -> None:
+        # the trainer looks for `metric_for_best_model` in what its evaluation returns, which is this dict
+        if metrics is not None and self._is_training and self._chooses_best_model(args):
+            self._measure(state, control)
+            metrics.update(self._last_metrics)
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
+        self._is_training = False
+
+    def _chooses_best_model(self, args: TrainingArguments) -> bool:
+        """Whether `metric_for_best_model` is one of ours, and an error where it is nearly."""
+        metric = args.metric_for_best_model or ""
+        metric = metric if metric.startswith("eval_") else f"eval_{metric}"
+        if not metric.startswith(f"eval_{self.name}_"):
+            return False
+        if metric not in self._keys:
+            raise ValueError(
+                f"`metric_for_best_model={args.metric_for_best_model!r}` is none of what RankingCallback logs with "
+                f"protocol={self.protocol!r}: {self._keys}. Set it to one of them."
+            )
+        callbacks = self.trainer.callback_handler.callbacks
+        before = callbacks[: callbacks.index(self)] if self in callbacks else []
+        if any(isinstance(callback, EarlyStoppingCallback) for callback in before):
+            raise ValueError(
+                f"EarlyStoppingCallback stands before RankingCallback, which gives it {metric!r}. Add it behind: "
+                "`trainer.add_callback(EarlyStoppingCallback(...))` after RankingCallback."
+            )
+        return True
 
     def _measure(self, state: TrainerState, control: TrainerControl) -> None:
         if state.global_step == self._last_step:
@@ -141,7 +186,8 @@ class RankingCallback(TrainerCallback):
         try:
             with _preserved_random_states(), self.trainer.accelerator.autocast():
                 metrics = self._metrics()
-            self.trainer.log({f"eval_{self.name}_{key}": value for key, value in metrics.items()})
+            self._last_metrics = {f"eval_{self.name}_{key}": value for key, value in metrics.items()}
+            self.trainer.log(dict(self._last_metrics))
         finally:
             model.train(training)
             control.should_log = should_log
@@ -150,12 +196,10 @@ class RankingCallback(TrainerCallback):
         values = self._measured_values()
         if self.protocol == "ranking":
             metrics = ranking_metrics(ranks(values), seed=self.seed)
-            names = ("hr@1", "hr@10", "ndcg@10", "mrr", "n")
         else:
             metrics = generation_metrics(values, self.dataset, seed=self.seed, processing_class=self._tokenizer)
-            names = ("hr@1", "valid_ratio", "n")
         low, high = metrics["hr@1_ci"]
-        return {name: metrics[name] for name in names} | {"hr@1_low": low, "hr@1_high": high}
+        return {name: metrics[name] for name in _METRICS[self.protocol]} | {"hr@1_low": low, "hr@1_high": high}
 
     def _measured_values(self) -> list:
         """Scores or answers of all records of the sample, each from one of the processes."""

@@ -1,9 +1,12 @@
 """The card of a data set of multi-preference records, out of the report of its preparation."""
 
+from collections.abc import Sequence
+
 from huggingface_hub import DatasetCard, DatasetCardData
 
 from .card_parts import SDPO_CITATION, TEMPLATES, public_name, table, without_private
 from .licences import Licence
+from .privacy import PERSONAL
 
 
 _SIZES = [
@@ -28,6 +31,8 @@ def make_dataset_card(
     report: dict | None = None,
     figure: str | None = None,
     permitted: bool = False,
+    people: Sequence[str] = (),
+    pseudonymised: bool = False,
 ) -> DatasetCard:
     """
     Make the card of a data set.
@@ -45,6 +50,10 @@ def make_dataset_card(
             A figure in the repository.
         permitted (`bool`, *optional*, defaults to `False`):
             Whether whoever pushes it stated that they may pass it on.
+        people (`Sequence[str]`, *optional*):
+            The columns that tell of people, see [`~hub.privacy.personal_columns`].
+        pseudonymised (`bool`, *optional*, defaults to `False`):
+            Whether ids of users were replaced.
 
     Returns:
         [`~huggingface_hub.DatasetCard`]: Without any token or path of this machine.
@@ -78,6 +87,7 @@ def make_dataset_card(
         ),
         licence=_licence(licence, source, permitted),
         records=_records(splits, report),
+        people=_people(people, pseudonymised),
         recipe=_recipe(report),
         leaks=_leaks(report),
         figure=figure,
@@ -93,6 +103,22 @@ def _licence(licence: Licence, source: str | None, permitted: bool) -> str:
     if permitted and not licence.redistribution:
         text += " Whoever pushed this data set stated that they may pass it on."
     return text
+
+
+def _people(columns: Sequence[str], pseudonymised: bool) -> str:
+    if not columns:
+        return "No column tells of a person."
+    told = ", ".join(f"`{name}` ({PERSONAL[name]})" for name in columns)
+    text = f"The records tell of people: {told}."
+    if "user_id" not in columns:
+        return text + " They hold no ids of users."
+    ids = (
+        "The ids of users are pseudonyms that were made for this push and cannot be turned back; records of one user have "
+        "one id."
+        if pseudonymised
+        else "The ids of users are those of the source."
+    )
+    return f"{text} {ids} A history can tell who somebody is even so: keep the repository private unless all who are in it may be known."
 
 
 def _records(splits: dict[str, int], report: dict | None) -> str:

@@ -40,7 +40,7 @@ class Evaluation:
 def describe_evaluations(evaluations: list[Evaluation]) -> str:
     """The evaluations as a section of a card in Markdown."""
     if not evaluations:
-        return "Nothing was evaluated in training."
+        return "No evaluation is recorded."
     parts = []
     for one in evaluations:
         sizes, n = one.num_candidates, one.num_records

@@ -19,6 +19,13 @@ from .licences import Licence, find_licence
 CURVES_FILE, REPORT_FILE = "training_curves.png", "report.json"
 TAGS = ("trl", "softmax-dpo", "recommendation")
 _FRAMEWORKS = ("trl", "transformers", "peft", "torch", "datasets")
+# Two titles of a history and two candidates, by the domain of `recommender.json`
+_EXAMPLES = {
+    "movies": ("Alien (1979)", "Ran (1985)", "Heat (1995)", "Fargo (1996)"),
+    "books": ("Emma", "Middlemarch", "Moby Dick; or, The Whale", "Dracula"),
+    "music": ("Nina Simone", "Radiohead", "Portishead", "Miles Davis"),
+    None: ("title of an item", "title of the next one", "title of a candidate", "title of another"),
+}
 _MODEL_VARIABLE = re.compile(r'(from_pretrained\(|\bmodel=)"[^"\n]*"')
 
 
@@ -34,8 +41,12 @@ class ModelFacts:
             What the example of the card loads.
         base_model (`str`, *optional*):
             The base model: the id of a repository, or a path, of which the last part is shown.
+        base_on_hub (`bool`, *optional*):
+            Whether `base_model` is a repository of the Hub. By default as it looks: `user/name`, and no path.
         adapter (`str`, *optional*):
             The kind of adapter; `None` for a full model.
+        method (`str`, *optional*, defaults to `"s-dpo"`):
+            How it was trained: `"s-dpo"` or `"sft"`.
         recipe (`dict[str, object]`, *optional*):
             Settings of training.
         evaluations (`list[Evaluation]`, *optional*):
@@ -63,7 +74,9 @@ class ModelFacts:
     model_name: str
     repo_id: str
     base_model: str | None = None
+    base_on_hub: bool | None = None
     adapter: str | None = None
+    method: str = "s-dpo"
     recipe: dict[str, object] = field(default_factory=dict)
     evaluations: list[Evaluation] = field(default_factory=list)
     recommender: dict | None = None
@@ -90,7 +103,7 @@ def make_model_card(facts: ModelFacts) -> ModelCard:
         machine is in it, see [`without_private`].
     """
     base_model = facts.base_model
-    on_hub = base_model is not None and public_name(base_model) == base_model
+    on_hub = is_on_hub(facts)
     source = _source(facts) or public_name(facts.dataset_name) or "evaluation"
     results = [result for evaluation in facts.evaluations for result in to_eval_results(evaluation, source)]
     dataset_name = facts.dataset_name if public_name(facts.dataset_name) == facts.dataset_name else None
@@ -127,6 +140,13 @@ def make_model_card(facts: ModelFacts) -> ModelCard:
     return ModelCard(without_private(str(card), facts.tokens))
 
 
+def is_on_hub(facts: ModelFacts) -> bool:
+    """Whether the base model is a repository of the Hub, so far as is known."""
+    if facts.base_model is None or facts.base_on_hub is not None:
+        return bool(facts.base_on_hub)
+    return facts.base_model.count("/") == 1 and public_name(facts.base_model) == facts.base_model
+
+
 def _source(facts: ModelFacts) -> str | None:
     known = facts.recommender or {}
     return public_name((facts.report or {}).get("source") or known.get("source"))
@@ -152,11 +172,16 @@ def _summary(facts: ModelFacts, base_model: str | None, on_hub: bool) -> str:
     elif on_hub:
         base = f" It is {'a ' if facts.adapter else ''}{kind} [{base_model}](https://huggingface.co/{base_model})."
     else:
-        base = f" It is {'a ' if facts.adapter else ''}{kind} `{base_model}`, a local model that is not on the Hub under this name."
-    return (
-        f"{what}. It was trained with Softmax-DPO ([S-DPO](https://huggingface.co/papers/2406.09215)) by "
-        f"[TRL](https://github.com/huggingface/trl) and trl_sdpo.{base}"
+        base = (
+            f" It is {'a ' if facts.adapter else ''}{kind} `{public_name(base_model)}`, a local model that is not on the Hub under "
+            "this name" + (", so the adapter loads only where that model is." if facts.adapter else ".")
+        )
+    method = (
+        "fine-tuned on what users chose next, the stage before Softmax-DPO ([S-DPO](https://huggingface.co/papers/2406.09215)),"
+        if facts.method == "sft"
+        else "trained with Softmax-DPO ([S-DPO](https://huggingface.co/papers/2406.09215))"
     )
+    return f"{what}. It was {method} by [TRL](https://github.com/huggingface/trl) and trl_sdpo.{base}"
 
 
 def _usage(facts: ModelFacts) -> tuple[str, str]:
@@ -165,7 +190,7 @@ def _usage(facts: ModelFacts) -> tuple[str, str]:
             "from trl_sdpo import Recommender",
             "",
             f'recommender = Recommender.from_pretrained("{facts.repo_id}")',
-            'history, candidates = ["Alien (1979)", "Ran (1985)"], ["Heat (1995)", "Fargo (1996)"]',
+            f"history, candidates = {_examples(facts)}",
             'for item in recommender.recommend(history, candidates, unknown_titles="keep"):',
             "    print(item.title, item.score)",
         ]
@@ -192,6 +217,12 @@ def _usage(facts: ModelFacts) -> tuple[str, str]:
     return "\n".join(code), note
 
 
+def _examples(facts: ModelFacts) -> str:
+    """A history and candidates of the kind that the model recommends."""
+    first, second, *others = _EXAMPLES.get((facts.recommender or {}).get("domain"), _EXAMPLES[None])
+    return ", ".join(f"[{', '.join(json.dumps(title) for title in titles)}]" for titles in ((first, second), others))
+
+
 def with_repo_id(card: str, repo_id: str) -> str:
     """The card with the example loading the repository that it is pushed to."""
     return _MODEL_VARIABLE.sub(rf'\g<1>"{repo_id}"', card)
@@ -199,6 +230,8 @@ def with_repo_id(card: str, repo_id: str) -> str:
 
 def _training(facts: ModelFacts) -> str:
     records = "" if facts.num_records is None else f"{facts.num_records:,} records, "
+    if facts.method == "sft":
+        return f"{records}of each the prompt and the chosen completion: the loss is that of a language model."
     if facts.multi_preference:
         return (
             f"{records}each with one chosen completion against several rejected ones. The loss is −log softmax(r)₀ with the "

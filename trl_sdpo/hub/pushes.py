@@ -19,10 +19,12 @@ from huggingface_hub.utils import filter_repo_objects, validate_repo_id
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..files import write_text
-from .card_parts import without_private
+from .card_facts import card_of_a_person, facts_of
+from .card_parts import public_name, without_private
 from .dataset_card import make_dataset_card
 from .licences import find_licence, why_not_public
-from .model_card import ModelFacts, adapter_kind, make_model_card, read_data_report, read_json, with_repo_id
+from .model_card import is_on_hub, make_model_card, read_data_report, read_json, with_repo_id
+from .privacy import personal_columns, pseudonymise_users
 
 
 if TYPE_CHECKING:
@@ -57,7 +59,8 @@ def push_model(
 
     The policy goes alone: checkpoints, the reference and hidden files stay. So does `catalogue.json` where
     the licence of its source forbids redistribution, with a warning. A directory without a card gets one in the
-    repository.
+    repository, as does one with a template that a library left; a card that a person wrote is kept. The card has the
+    metrics of `eval_results.json`, and says where the base of an adapter is not on the Hub, which a warning says as well.
 
     Args:
         folder (`str` or `Path`):
@@ -100,25 +103,20 @@ def push_model(
     command = push_command(folder, repo_id, private, redistribution_permitted)
     with explained(folder, command):
         repo_id, is_private = _create(repo_id, "model", private, token)
+        facts = facts_of(folder, repo_id)
+        facts.base_on_hub = is_on_hub(facts) and _exists(facts.base_model, token)
+    if facts.adapter and not facts.base_on_hub:
+        logger.warning(
+            "%s is an adapter of %s, which is no repository of the Hub: what is pushed loads only where that model is. Push "
+            "the base as well and name it in adapter_config.json, or merge the adapter into it.",
+            *(folder, public_name(facts.base_model) or "a model without a name"),
+        )
+    own = card_of_a_person(folder)
+    text = str(make_model_card(facts)) if own is None else with_repo_id(own, repo_id)
     with staged(folder, left_out(folder, is_private, redistribution_permitted)) as stage:
-        card = stage / CARD_FILE
-        text = with_repo_id(card.read_text(encoding="utf-8"), repo_id) if card.is_file() else _card(folder, repo_id)
-        write_text(card, without_private(text, [token]))
+        write_text(stage / CARD_FILE, without_private(text, [token]))
         with explained(folder, command):
             return _upload(stage, repo_id, "model", token, revision, commit_message)
-
-
-def _card(folder: Path, repo_id: str) -> str:
-    adapter, config = read_json(folder / "adapter_config.json") or {}, read_json(folder / "config.json") or {}
-    facts = ModelFacts(
-        model_name=repo_id.split("/")[-1],
-        repo_id=repo_id,
-        base_model=adapter.get("base_model_name_or_path") or config.get("_name_or_path"),
-        adapter=adapter_kind(adapter.get("peft_type")),
-        recommender=read_json(folder / RECOMMENDER_FILE),
-        report=read_data_report(folder),
-    )
-    return str(make_model_card(facts))
 
 
 def push_dataset(
@@ -127,6 +125,7 @@ def push_dataset(
     *,
     private: bool = True,
     redistribution_permitted: bool = False,
+    pseudonymise: bool = False,
     report: dict | None = None,
     revision: str | None = None,
     token: str | None = None,
@@ -146,6 +145,9 @@ def push_dataset(
         redistribution_permitted (`bool`, *optional*, defaults to `False`):
             The statement that you may pass the data on. It is needed where the licence of the source forbids it, where
             nothing is known of the licence and the repository is public, and for data without a report.
+        pseudonymise (`bool`, *optional*, defaults to `False`):
+            Whether ids of users are replaced, by ones that nobody can turn back and that differ from push to push. Records
+            of one user still have one id, and histories and times stay.
         report (`dict`, *optional*):
             The report of the preparation. By default `report.json` of the directory.
         revision (`str`, *optional*):
@@ -191,8 +193,13 @@ def push_dataset(
         )
     command = folder and push_command(folder, repo_id, private, redistribution_permitted, "dataset")
     with staged(folder, NOT_PUSHED) if folder else _written(dataset) as stage:
+        if pseudonymise:
+            pseudonymise_users(stage)
         figure = "report.png" if (stage / "report.png").is_file() else None
-        card = make_dataset_card(repo_id, _count(stage), licence, report, figure, redistribution_permitted)
+        people = personal_columns(stage)
+        card = make_dataset_card(
+            repo_id, _count(stage), licence, report, figure, redistribution_permitted, people, pseudonymise
+        )
         write_text(stage / CARD_FILE, without_private(str(card), [token]))
         with explained(folder, command):
             repo_id, is_private = _create(repo_id, "dataset", private, token)
@@ -209,6 +216,10 @@ def _create(repo_id: str, repo_type: str, private: bool | None, token: str | Non
     api = HfApi(token=token, library_name="trl_sdpo")
     repo_id = api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True).repo_id
     return repo_id, bool(api.repo_info(repo_id, repo_type=repo_type).private)
+
+
+def _exists(repo_id: str, token: str | None) -> bool:
+    return HfApi(token=token, library_name="trl_sdpo").repo_exists(repo_id)
 
 
 @contextmanager

@@ -43,6 +43,7 @@ from transformers.utils import (
 from transformers.utils.hub import PushInProgress, hf_api
 
 from ..files import write_text
+from .card_facts import keep_facts, without_peft_versions
 from .card_parts import without_private
 from .model_card import CURVES_FILE, make_model_card
 from .pushes import (
@@ -86,7 +87,8 @@ def remove_private_names(folder: str, token: str | None) -> None:
     """Take home paths and tokens from the card that PEFT writes, or adds to, whenever it saves an adapter."""
     card = Path(folder) / CARD_FILE
     if card.is_file():
-        write_text(card, without_private(card.read_text(encoding="utf-8"), [token]))
+        text = without_peft_versions(card.read_text(encoding="utf-8"))
+        write_text(card, without_private(text, [token]))
 
 
 class PolicyPushes(Trainer):
@@ -122,7 +124,9 @@ class PolicyPushes(Trainer):
         if self.args.push_to_hub or not self._saving_checkpoint:
             plot_training_curves(self.state.log_history, output_dir / CURVES_FILE)
         facts = collect_facts(self, model_name, dataset_name, tags)
-        write_text(output_dir / CARD_FILE, str(make_model_card(facts)))
+        card = str(make_model_card(facts))
+        write_text(output_dir / CARD_FILE, card)
+        keep_facts(output_dir, facts, card)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         super()._save(output_dir, state_dict)

@@ -25,6 +25,7 @@ from peft import PeftConfig
 from transformers import Trainer, is_wandb_available
 from trl.trainer.utils import get_comet_experiment_url, get_config_model_id, get_trackio_space_url
 
+from .card_parts import public_name
 from .evaluation_results import Evaluation, read_evaluations
 from .model_card import CURVES_FILE, ModelFacts, adapter_kind, read_data_report, read_json
 from .pushes import RECOMMENDER_FILE
@@ -44,10 +45,13 @@ def collect_facts(
     dataset = trainer.train_dataset
     sized = isinstance(dataset, Dataset)
     name = model_name or Path(os.path.abspath(output_dir)).name
+    base_model = get_config_model_id(trainer.model.config) or getattr(config, "base_model_name_or_path", None)
     return ModelFacts(
         model_name=name,
         repo_id=trainer.hub_model_id or name,
-        base_model=get_config_model_id(trainer.model.config) or getattr(config, "base_model_name_or_path", None),
+        base_model=base_model,
+        # it was loaded, so what is not here came from there
+        base_on_hub=bool(base_model) and public_name(base_model) == base_model,
         adapter=adapter_kind(getattr(getattr(config, "peft_type", None), "value", None)),
         recipe=_recipe(trainer, config),
         evaluations=_evaluations(trainer),

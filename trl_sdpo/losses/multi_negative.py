@@ -7,8 +7,14 @@ They take a value of each completion, of shape `(B,)` for the chosen and `(B, K)
 exist, for records with fewer than K of them.
 """
 
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn.functional as F
+
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 
 def _check_shapes(
@@ -221,7 +227,9 @@ def mppo_loss(
     return -F.logsigmoid(margins).masked_fill(~exists.any(dim=1), 0.0)
 
 
-def check_finite(losses: torch.Tensor, record_ids: torch.Tensor | None, step: int) -> None:
+def check_finite(
+    losses: torch.Tensor, record_ids: torch.Tensor | None, step: int, accelerator: "Accelerator | None" = None
+) -> None:
     """
     Refuse a loss that is infinite or not a number, by which one step would ruin all weights.
 
@@ -232,14 +240,20 @@ def check_finite(losses: torch.Tensor, record_ids: torch.Tensor | None, step: in
             Identities of the records, for the error.
         step (`int`):
             Optimizer step, for the error.
+        accelerator ([`~accelerate.Accelerator`], *optional*):
+            Of the run. With several processes all of them raise the error: one alone would leave the others waiting.
 
     Raises:
         `ValueError`: If a loss is not finite. The message names the records, their losses and remedies.
     """
     losses = losses.detach()
     finite = torch.isfinite(losses)
-    if bool(finite.all()):
+    several = accelerator is not None and accelerator.num_processes > 1
+    all_finite = finite.all()
+    if bool(accelerator.gather(all_finite.reshape(1)).all() if several else all_finite):
         return
+    if bool(all_finite):
+        raise ValueError(f"The loss of another process is not finite at step {step}. Its error names the records.")
     where = "" if record_ids is None else f" for the records with `record_id` {record_ids[~finite].tolist()}"
     raise ValueError(
         f"The loss is {losses[~finite].tolist()}{where} at step {step}. Lower the learning rate, clip the gradients "

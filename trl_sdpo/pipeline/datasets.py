@@ -8,6 +8,8 @@ from datasets.exceptions import DatasetsError
 from transformers.utils import logging
 
 from ..data_utils import flat_rejected_columns, from_flat_columns
+from ..recsys.interactions.readers.paths import is_hub_name
+from ..recsys.interactions.readers.text_files import TextFile
 from ..recsys.prompts.templates import get_template
 from ..recsys.records.sdpo_json import CANDIDATES, HISTORY, SELECTION, from_sdpo_rows
 
@@ -60,6 +62,11 @@ def load_records(
             splits = _load_file(path, streaming)
         elif (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
             splits = load_from_disk(dataset_name)
+        elif not path.exists() and "/" in dataset_name and not is_hub_name(dataset_name):
+            # told at once: to ask the Hub for a mistyped path takes long
+            raise FileNotFoundError(
+                f"{dataset_name}: no such file or directory, and no name of a dataset on the Hub. Correct the path."
+            )
         else:
             splits = load_dataset(dataset_name, name=dataset_config, streaming=streaming)
     except DatasetsError as error:
@@ -83,14 +90,16 @@ def select_split(splits: dict[str, Dataset], split: str, flag: str, dataset_name
 def _load_file(path: Path, streaming: bool) -> DatasetDict:
     if path.suffix not in _BUILDERS:
         raise ValueError(f"{path}: the end of the name is none of {list(_BUILDERS)}. Rename the file, or convert it.")
-    options = {"sep": "\t"} if path.suffix == ".tsv" else {}
+    # Of what pandas takes for a missing value by itself ("NA", "None", "null", ...), only an empty field is one.
+    options = {"keep_default_na": False, "na_values": [""]} if _BUILDERS[path.suffix] == "csv" else {}
+    options |= {"sep": "\t"} if path.suffix == ".tsv" else {}
     return load_dataset(_BUILDERS[path.suffix], data_files=str(path), streaming=streaming, **options)
 
 
 def _sdpo_rows(path: Path) -> list[dict] | None:
     try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError):
+        rows = json.loads(TextFile(path).path.read_bytes())
+    except ValueError:
         return None  # lines of json, or what the library has better words for
     return rows if isinstance(rows, list) and rows and isinstance(rows[0], dict) and HISTORY in rows[0] else None
 

@@ -8,6 +8,7 @@ from typing import Any
 from transformers.utils import logging
 
 from ..recsys.interactions.interactions import canonical_title
+from ..recsys.interactions.readers.histories import ItemId, Title
 from ..recsys.metrics.matching import normalize_title
 from ..recsys.records.recommender_files import Catalogue
 
@@ -39,7 +40,7 @@ class TitleLookup:
         """
         The item that a title or an id means.
 
-        A number is an id. A text is a title, in the letters of the catalogue or, where that leaves one item, without
+        A number or an [`ItemId`] is an id, and a [`Title`] is a title. Another text is a title, in the letters of the catalogue or, where that leaves one item, without
         regard to case, white space, quotes and the place of an article; or else an id.
 
         Args:
@@ -57,6 +58,8 @@ class TitleLookup:
         Raises:
             ValueError: it is not in the catalogue, is a title of one item and the id of another, or is no text.
         """
+        if isinstance(value, ItemId):
+            return self.find_id(str(value), value.where or where)
         if isinstance(value, numbers.Integral) and not isinstance(value, bool):
             if str(value) not in self._by_id:
                 raise ValueError(f"{where}: {self._no_such_id(value)}")
@@ -66,11 +69,13 @@ class TitleLookup:
             raise ValueError(
                 f"{where}: {value!r} is neither a title nor an id. Pass a text, or the number of an item."
             )
-        by_title, by_id = self._find_title(value), self._by_id.get(value)
+        where = getattr(value, "where", "") or where
+        by_title, by_id = self._find_title(value), None if isinstance(value, Title) else self._by_id.get(value)
         if by_title is not None and by_id is not None and by_title != by_id:
             raise ValueError(
                 f"{where}: {value!r} is the id of {self.titles[by_id]!r} and the title of the item "
-                f"{self.item_ids[by_title]!r}. Pass ids as numbers: {value} or {self.item_ids[by_title]}."
+                f"{self.item_ids[by_title]!r}. Pass ids as numbers: {value} or {self.item_ids[by_title]}; or say which it is: "
+                f"ItemId({str(value)!r}) or Title({str(value)!r}), in a csv a column item_id or title."
             )
         index = by_id if by_title is None else by_title
         if index is not None:
@@ -148,5 +153,5 @@ def _key(title: str) -> str:
 
 
 def _sharing_a_word(value: str, titles: Sequence[str]) -> list[str]:
-    longest = max(_key(value).split(), key=len)
+    longest = max(_key(value).split(), key=len, default="")
     return [title for title in titles if longest in title.casefold()]

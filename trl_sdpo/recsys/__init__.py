@@ -19,6 +19,7 @@ from .interactions.interactions import (
     drop_untitled,
     resolve_duplicate_titles,
 )
+from .interactions.readers.histories import ItemId, Title
 from .interactions.registry import load_source
 from .interactions.sources.goodbooks import load_goodbooks
 from .interactions.sources.goodreads import load_goodreads
@@ -79,9 +80,11 @@ __all__ = [
     "TITLE",
     "USER_ID",
     "Interactions",
+    "ItemId",
     "LeakProbe",
     "PromptTemplate",
     "RecordConfig",
+    "Title",
     "TitleTrie",
     "bootstrap_interval",
     "build_preference_dataset",

@@ -16,7 +16,7 @@ from transformers import (
 )
 from trl.data_utils import is_conversational
 
-from ..data_utils import tokenize_multi_preference
+from ..data_utils import plain_records, tokenize_multi_preference
 from ..prefix_sharing.masks import base_model
 from ..recsys.metrics.intervals import wilson_interval
 from ..recsys.metrics.matching import match_title
@@ -121,12 +121,16 @@ def generate_answers(
         raise ValueError(f"max_new_tokens={max_new_tokens} is below 1. Pass at least 1, or None.")
     if len(dataset) == 0:
         raise ValueError("There are no prompts to answer: the dataset is empty.")
-    tokenized = dataset.map(
-        tokenize_multi_preference,
-        with_indices=True,
-        fn_kwargs={"processing_class": processing_class, "eos_token": processing_class.eos_token},
-        desc=f"{desc}: tokenizing",
-    ).select_columns(["prompt_ids", "chosen_ids", "rejected_ids"])
+    tokenized = (
+        plain_records(dataset)
+        .map(
+            tokenize_multi_preference,
+            with_indices=True,
+            fn_kwargs={"processing_class": processing_class, "eos_token": processing_class.eos_token},
+            desc=f"{desc}: tokenizing",
+        )
+        .select_columns(["prompt_ids", "chosen_ids", "rejected_ids"])
+    )
     prompts = tokenized["prompt_ids"][:]
     check_prompts(prompts, processing_class, batch_size)
     config = GenerationConfig(

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 from trl.trainer.utils import add_fused_lm_head
 
-from ..data_utils import tokenize_multi_preference
+from ..data_utils import plain_records, tokenize_multi_preference
 from ..prefix_sharing.collator import DataCollatorForMultiPreference
 from ..prefix_sharing.masks import base_model, why_prefix_sharing_is_unsound
 from ..prefix_sharing.rows import (
@@ -20,6 +20,7 @@ from ..prefix_sharing.rows import (
     score_completions,
     sharing_excess,
 )
+from ..tokenization import check_tokens_have_embeddings
 
 
 logger = logging.get_logger(__name__)
@@ -86,12 +87,17 @@ def completion_log_probs(
         raise ValueError("There are no records to rank: the dataset is empty.")
     if processing_class.pad_token_id is None:
         raise ValueError("The tokenizer has no pad token. Set `tokenizer.pad_token`, for example to its `eos_token`.")
-    tokenized = dataset.map(
-        tokenize_multi_preference,
-        with_indices=True,
-        fn_kwargs={"processing_class": processing_class, "eos_token": processing_class.eos_token},
-        desc=f"{desc}: tokenizing",
-    ).select_columns(["prompt_ids", "chosen_ids", "rejected_ids", "length"])
+    tokenized = (
+        plain_records(dataset)
+        .map(
+            tokenize_multi_preference,
+            with_indices=True,
+            fn_kwargs={"processing_class": processing_class, "eos_token": processing_class.eos_token},
+            desc=f"{desc}: tokenizing",
+        )
+        .select_columns(["prompt_ids", "chosen_ids", "rejected_ids", "length"])
+    )
+    check_tokens_have_embeddings(model, processing_class, {"given": tokenized})
     if prefix_sharing is None:
         prefix_sharing = why_prefix_sharing_is_unsound(model) is None
     pad_token_id = processing_class.pad_token_id

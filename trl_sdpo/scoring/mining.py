@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from datasets import Dataset
 
+from ..data_utils import plain_records
 from .log_probs import completion_log_probs
 
 
@@ -64,6 +65,7 @@ def mine_negatives(
     """
     if num_negatives < 1 or not 0 <= share <= 1:
         raise ValueError(f"num_negatives={num_negatives} must be at least 1, and share={share} from 0 to 1.")
+    dataset = plain_records(dataset)
     column = "rejected" if "rejected" in dataset.column_names else "rejected_ids"
     sizes = np.array([len(pool) for pool in dataset[column]])
     short = np.flatnonzero(sizes < num_negatives)

@@ -312,9 +312,11 @@ def tokenize_answers(
     prompt_ids, answers = _tokenize_completions(example, processing_class, eos_token)
     if isinstance(prompt, str):
         alone = processing_class(text=prompt)["input_ids"]
-        if len(prompt_ids) < len(alone):
+        cut_off = alone[len(prompt_ids) :]
+        # a tokenizer that ends every text with an EOS token ends a prompt with it too; no token of the text is lost
+        if cut_off and set(cut_off) != {processing_class.eos_token_id}:
             raise ValueError(
-                f"Row {row}: the prompt does not end where a token ends: its last tokens {alone[len(prompt_ids) :]} merge "
+                f"Row {row}: the prompt does not end where a token ends: its last tokens {cut_off} merge "
                 "with the completion. End prompts without white space and begin completions with a space "
                 "(`completion_prefix`), or end them with a line break."
             )

@@ -1,19 +1,7 @@
 """Adapters and quantised bases: what TRL, PEFT and bitsandbytes leave open for a policy beside its reference."""
 
-import os
-from pathlib import Path
-
 import torch
 from peft import PeftModel
-
-
-def remove_saved_adapter(folder: str | os.PathLike, adapter_name: str) -> None:
-    """Remove the files of an adapter beside those of "default": `save_pretrained` of PEFT writes all of a model."""
-    subfolder = Path(folder) / adapter_name
-    for path in subfolder.glob("adapter_*"):
-        path.unlink()
-    if subfolder.is_dir() and not any(subfolder.iterdir()):
-        subfolder.rmdir()
 
 
 def complete_reference_adapter(model: PeftModel) -> None:

@@ -6,7 +6,7 @@ import torch
 from accelerate.parallelism_config import ParallelismConfig
 from accelerate.utils import parse_flag_from_env
 from datasets import Dataset, IterableDataset
-from transformers import AutoConfig, PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel, TrainerState
 from trl import DPOConfig
 
 from ..losses.loss_types import MULTI_PREFERENCE_LOSS_TYPES, PAIRWISE_LOSSES, REFERENCE_FREE_LOSSES
@@ -45,11 +45,36 @@ def check_supported(
             "accelerator. Use `gradient_checkpointing=True` to save memory here."
         )
     _check_model(model, args)
+    if isinstance(eval_dataset, dict) and not eval_dataset:
+        raise ValueError("`eval_dataset` is a dict without a dataset, so nothing would be evaluated. Leave it out.")
     datasets = {"train": train_dataset}
     datasets |= eval_dataset if isinstance(eval_dataset, dict) else {"eval": eval_dataset}
     for name, dataset in datasets.items():
         if dataset is not None:
             _check_columns(dataset, name)
+
+
+def check_trained(state: TrainerState, args: DPOConfig) -> None:
+    """
+    Refuse to let a run that took no step pass for a success.
+
+    Args:
+        state ([`~transformers.TrainerState`]):
+            State after training.
+        args ([`~trl.DPOConfig`]):
+            Configuration, of which `max_length` and `dataloader_drop_last` are read.
+
+    Raises:
+        `ValueError`: If no step was taken. The message says what may be the cause.
+    """
+    if state.global_step == 0 and state.max_steps > 0:
+        causes = [f"every record of a stream is longer than `max_length={args.max_length}`, or it has none"]
+        if args.dataloader_drop_last:
+            causes.append("there are fewer records than a batch has, which `dataloader_drop_last=True` leaves out")
+        raise ValueError(
+            f"Training ended at step 0 of {state.max_steps}: the training data gave no batch. Either {', or '.join(causes)}. "
+            "Raise `max_length`, or check the data."
+        )
 
 
 def _check_model(model: str | PreTrainedModel, args: DPOConfig) -> None:

@@ -8,6 +8,7 @@ from trl.trainer.utils import global_then_local_main_first
 
 from ..data_utils import drop_too_long, tokenize_multi_preference
 from ..prefix_sharing.masks import why_prefix_sharing_is_unsound
+from ..tokenization import column_lengths
 from .softmax_dpo_config import SoftmaxDPOConfig
 
 
@@ -42,9 +43,6 @@ def prepare_multi_preference(
     stream = not isinstance(dataset, Dataset)
     # Build the kwargs for the `map` function: IterableDataset supports neither `num_proc` nor `desc`
     map_kwargs = {} if stream else {"num_proc": args.dataset_num_proc}
-    if not stream:
-        # records are read as they are, not as the arrays that a format makes of them
-        dataset = dataset.with_format(None)
     with global_then_local_main_first():
         if not stream:
             map_kwargs["desc"] = f"Tokenizing {dataset_name} dataset"
@@ -67,13 +65,13 @@ def prepare_multi_preference(
 
 def largest_pool(dataset: Dataset, num_negatives: int | None, dataset_name: str) -> int:
     """Most rejected completions of a record; says so once where some records have fewer than `num_negatives`."""
-    pool_sizes = [len(rejected) for rejected in dataset["rejected_ids"]]
-    if num_negatives is not None and num_negatives > min(pool_sizes):
+    pool_sizes = column_lengths(dataset, "rejected_ids")
+    if num_negatives is not None and num_negatives > pool_sizes.min():
         logger.warning_once(
             f"`num_negatives={num_negatives}` is more than some records have (the smallest pool of the "
-            f"{dataset_name} dataset is {min(pool_sizes)}): all of theirs are used."
+            f"{dataset_name} dataset is {pool_sizes.min()}): all of theirs are used."
         )
-    return max(pool_sizes)
+    return int(pool_sizes.max())
 
 
 def can_share_prefix(models: list[torch.nn.Module], prefix_sharing: str) -> bool:

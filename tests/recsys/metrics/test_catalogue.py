@@ -101,3 +101,18 @@ def test_random_lists_are_at_the_chance_level():
     row = catalogue_metrics(lists, generator.integers(50, size=4000).tolist(), range(50), seed=0)
     for k in (1, 3, 5, 10):
         assert row[f"hr@{k}"] == pytest.approx(row[f"chance@{k}"], abs=0.02)
+
+
+@pytest.mark.parametrize(("left", "right"), [([["7"]], [7]), ([[7]], ["7"]), ([[7.0], []], ["7", "8"])])
+def test_ids_as_numbers_on_one_side_and_text_on_the_other_are_refused(left, right):
+    with pytest.raises(TypeError, match=r"recommended holds .* such as .*7.*, targets .* such as .*7"):
+        recommendation_ranks(left, right)
+    with pytest.raises(TypeError, match="recommended holds"):
+        catalogue_metrics(left, right, right, seed=0)
+    with pytest.raises(TypeError, match=r"lists holds .*, popularity"):
+        mean_popularity(left, dict.fromkeys(right, 1))
+
+
+def test_numbers_of_numpy_and_of_python_are_the_same():
+    assert recommendation_ranks([np.array([7, 8])], [8]).tolist() == [2]
+    assert recommendation_ranks([[], []], ["7", "8"]).tolist() == [np.inf, np.inf]

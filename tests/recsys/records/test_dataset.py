@@ -2,6 +2,7 @@ import logging
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
 import pytest
 
 from trl_sdpo.recsys import (
@@ -13,6 +14,8 @@ from trl_sdpo.recsys import (
     ranking_metrics,
     ranks,
 )
+from trl_sdpo.recsys.records.config import RecordConfig
+from trl_sdpo.recsys.records.dataset import plan_records
 
 
 USERS, EVENTS, ITEMS = 12, 20, 80
@@ -38,8 +41,12 @@ def make_interactions(string_ids=False, has_time=True):
     return Interactions(events.sample(fraction=1, shuffle=True, seed=1), items, "tiny", has_time=has_time)
 
 
+# Who may be a negative and which targets there are by then is the business of test_promises.
+SIMPLE = {"seed": 0, "num_candidates": 6, "existence": "off", "exclude_seen": "ever"}
+
+
 def build(**options):
-    return build_preference_dataset(make_interactions(), **{"seed": 0, "num_candidates": 6} | options)
+    return build_preference_dataset(make_interactions(), **SIMPLE | options)
 
 
 def own_events(user):
@@ -55,7 +62,7 @@ def test_records_hold_what_the_sequences_say():
     dataset, report = build(history_size=4)
     assert list(dataset) == ["train", "validation", "test"]
     names = ["prompt", "chosen", "rejected", "user_id", "item_id", "rejected_item_ids", "history_item_ids"]
-    assert dataset["train"].column_names == [*names, "candidates", "timestamp", "position"]
+    assert dataset["train"].column_names == [*names, "candidates", "timestamp", "position", "num_earlier"]
     template = get_template("lines")
     for record in all_records(dataset):
         items, times = own_events(record["user_id"])
@@ -230,6 +237,16 @@ def test_errors_say_what_to_change():
         build(min_history=30)
     with pytest.raises(ValueError, match=r"user \d+ leaves 58 of 78 items to draw 63 negatives"):
         build(pool_size=63)
+    with pytest.raises(
+        ValueError, match=r"split 'train': none of \d+ targets has 63 items that existed by then .* existence='off'"
+    ):
+        build(pool_size=63, existence=None)
+    with pytest.raises(ValueError, match=r"existence='always' is none of \('first-event', 'release-year', 'off'\)"):
+        build(existence="always")
+    with pytest.raises(ValueError, match=r"tiny: existence='first-event' needs times, which the source does not have"):
+        build_preference_dataset(make_interactions(has_time=False), seed=0, split="user", existence="first-event")
+    with pytest.raises(ValueError, match=r"candidate_seed='target' draws from all items, existence='first-event'"):
+        build(candidate_seed="target", existence="first-event")
     with pytest.raises(ValueError, match="max_test_records=0 is below 1"):
         build(max_test_records=0)
     with pytest.raises(ValueError, match="pool_size=4 is below the 5 negatives of the list"):
@@ -267,3 +284,19 @@ def test_popularity_of_a_data_set_goes_into_the_table():
     dataset, _ = build()
     metrics = ranking_metrics(ranks(popularity_scores(make_interactions().events, dataset["test"])), seed=0)
     assert metrics["n"] == 24
+
+
+@pytest.mark.parametrize("style", ["history", "candidates"])
+def test_chunks_are_small_enough_for_strings_of_arrow(monkeypatch, style):
+    """An array of strings holds 2 GiB: with a lower limit, the same records come in more chunks, all of them below it."""
+    config = RecordConfig(**SIMPLE, prompt_style=style)
+    plan = plan_records(make_interactions(), config)
+    (whole,) = plan.chunks("train")
+    monkeypatch.setattr("trl_sdpo.recsys.records.rows._LARGEST_TEXT", 20_000)
+    parts = list(plan_records(make_interactions(), config).chunks("train"))
+    assert len(parts) > 3
+    assert pa.concat_tables([part.table for part in parts]).to_pylist() == whole.table.to_pylist()
+    for part in parts:
+        for column in ("prompt", "chosen"):
+            assert sum(len(text.encode()) for text in part.table[column].to_pylist()) <= 20_000
+        assert sum(len(text.encode()) for row in part.table["rejected"].to_pylist() for text in row) <= 20_000

@@ -16,12 +16,24 @@ def make(rows, has_time=True, ratings=True):
 ROWS = [(2, 5, 40, 1.0), (1, 9, 20, 5.0), (1, 7, 20, 3.0), (1, 8, 10, 2.0), (2, 7, 30, 4.0), (1, 8, 50, 5.0)]
 
 
-def test_order_is_user_time_item_and_positions_count_from_0():
-    sequences = build_sequences(make(ROWS))
-    columns = ["user_id", "item_id", "timestamp", "position"]
-    expected = [(1, 8, 10, 0), (1, 7, 20, 1), (1, 9, 20, 2), (2, 7, 30, 0), (2, 5, 40, 1)]
-    assert sequences.select(columns).rows() == expected
-    assert sequences["position"].dtype == pl.Int64
+def test_order_is_user_and_time_and_tied_events_are_a_set():
+    columns = ["user_id", "item_id", "timestamp", "position", "num_earlier"]
+    orders = set()
+    for seed in range(20):
+        sequences = build_sequences(make(ROWS), seed=seed)
+        first, second = sequences["item_id"][1:3]
+        orders.add((first, second))
+        expected = [(1, 8, 10, 0, 0), (1, first, 20, 1, 1), (1, second, 20, 2, 1), (2, 7, 30, 0, 0), (2, 5, 40, 1, 1)]
+        assert sequences.select(columns).rows() == expected
+    # neither way round by the ids
+    assert orders == {(7, 9), (9, 7)}
+    assert sequences.schema["position"] == sequences.schema["num_earlier"] == pl.Int64
+
+
+def test_ties_by_item_id_are_for_comparison_only():
+    sequences = build_sequences(make(ROWS), order="time-then-item")
+    assert sequences["item_id"].to_list() == [8, 7, 9, 7, 5]
+    assert sequences["num_earlier"].to_list() == [0, 1, 2, 0, 1]
 
 
 def test_the_order_of_rows_does_not_matter():
@@ -30,13 +42,15 @@ def test_the_order_of_rows_does_not_matter():
 
 def test_repeats_can_stay():
     sequences = build_sequences(make(ROWS), merge_repeats=False)
-    assert sequences.filter(pl.col("user_id") == 1)["item_id"].to_list() == [8, 7, 9, 8]
+    items = sequences.filter(pl.col("user_id") == 1)["item_id"].to_list()
+    assert items in ([8, 7, 9, 8], [8, 9, 7, 8])
 
 
 def test_min_rating_goes_before_the_merging_of_repeats():
     sequences, report = build_sequences_with_report(make(ROWS), min_rating=3)
     # The first event with item 8 is rated 2, so the second one, rated 5, is the one that counts.
-    assert sequences.select("user_id", "item_id").rows() == [(1, 7), (1, 9), (1, 8), (2, 7)]
+    assert sorted(sequences.select("user_id", "item_id").rows()[:2]) == [(1, 7), (1, 9)]
+    assert sequences.select("user_id", "item_id").rows()[2:] == [(1, 8), (2, 7)]
     assert report == {
         "events": 6,
         "events_below_min_rating": 2,
@@ -45,6 +59,7 @@ def test_min_rating_goes_before_the_merging_of_repeats():
         "events_below_min_length": 0,
         "users": 2,
         "items": 3,
+        "events_tied_in_time": 2,
     }
 
 
@@ -56,11 +71,15 @@ def test_k_core_is_repeated_until_all_have_enough():
     assert report["events_below_min_interactions"] == 2
 
 
-def test_a_source_without_time_keeps_its_order():
-    rows = [(2, 5, None, 1.0), (1, 9, None, 5.0), (1, 7, None, 3.0), (1, 8, None, 2.0)]
-    sequences = build_sequences(make(rows, has_time=False))
-    assert sequences["item_id"].to_list() == [9, 7, 8, 5]
-    assert sequences["position"].to_list() == [0, 1, 2, 0]
+def test_a_source_without_time_has_a_drawn_order_or_that_of_its_file():
+    rows = [(2, 5, None, 1.0), *((1, item, None, 5.0) for item in (9, 7, 8, 1, 2, 3))]
+    interactions = make(rows, has_time=False)
+    sequences = build_sequences(interactions, order="file")
+    assert sequences["item_id"].to_list() == [9, 7, 8, 1, 2, 3, 5]
+    assert sequences["position"].to_list() == sequences["num_earlier"].to_list() == [0, 1, 2, 3, 4, 5, 0]
+    orders = {tuple(build_sequences(interactions, seed=seed)["item_id"]) for seed in range(5)}
+    assert len(orders) == 5
+    assert build_sequences(make(rows[::-1], has_time=False)).equals(build_sequences(interactions))
 
 
 def test_errors_say_what_to_change():
@@ -94,16 +113,26 @@ def test_users_with_too_few_events_go_after_the_other_filters():
 
 
 def test_order_of_the_file_of_a_source_with_time():
-    sequences = build_sequences(make(ROWS), order="file")
+    sequences = build_sequences(make(ROWS), order="file-unchecked")
     assert sequences.filter(pl.col("user_id") == 1)["item_id"].to_list() == [9, 7, 8]
+    with pytest.raises(
+        ValueError,
+        match=r"tiny: order='file', but .* user 1, item 8, column 'timestamp': 10 stands behind 20 \(2 such",
+    ):
+        build_sequences(make(ROWS), order="file")
+    in_time = sorted(ROWS, key=lambda row: row[2])
+    sequences = build_sequences(make(in_time), order="file")
+    assert sequences.filter(pl.col("user_id") == 1)["item_id"].to_list() == [8, 9, 7]
+    assert sequences["num_earlier"].to_list() == [0, 1, 2, 0, 1]
 
 
 def test_order_is_the_same_however_large_the_ids():
     """Columns that do not fit 64 bits together are sorted in another way."""
     large = [(user * 2**40, item * 2**40, time, rating) for user, item, time, rating in ROWS]
     ours, theirs = build_sequences(make(large)), build_sequences(make(ROWS))
-    assert [item // 2**40 for item in ours["item_id"]] == theirs["item_id"].to_list()
-    assert ours["position"].to_list() == theirs["position"].to_list()
+    for column in ("timestamp", "position", "num_earlier"):
+        assert ours[column].to_list() == theirs[column].to_list()
+    assert {item // 2**40 for item in ours["item_id"]} == set(theirs["item_id"])
 
 
 def test_repeats_are_found_among_strings_and_large_ids():

@@ -8,7 +8,7 @@ import polars as pl
 from ..interactions.codes import encode
 from ..interactions.interactions import ITEM_ID, USER_ID
 from ..negatives.cooccurrence import PairTable, pairs_of_users, pairs_within, sum_pairs
-from ..records.sequences import POSITION
+from ..negatives.strategies import NUM_EARLIER, POSITION
 from ..records.splits import SPLIT
 from .scores import HISTORY, Scorer
 
@@ -84,11 +84,15 @@ def events_of_records(records: Any) -> pl.DataFrame:
 
         ```
     """
-    frame = pl.DataFrame({name: list(records[name]) for name in (USER_ID, ITEM_ID, HISTORY, POSITION)})
+    names = [USER_ID, ITEM_ID, HISTORY, POSITION]
+    # What was at the target's own time is not in the history, which then ends before the place of the target.
+    there = records.column_names if hasattr(records, "column_names") else records
+    end = NUM_EARLIER if NUM_EARLIER in there else POSITION
+    frame = pl.DataFrame({name: list(records[name]) for name in dict.fromkeys([*names, end])})
     if frame.is_empty():
         raise ValueError("records: no rows. Pass training records.")
     items = pl.concat_list(pl.col(HISTORY), pl.col(ITEM_ID))
-    places = pl.int_ranges(pl.col(POSITION) - pl.col(HISTORY).list.len(), pl.col(POSITION) + 1)
+    places = pl.concat_list(pl.int_ranges(pl.col(end) - pl.col(HISTORY).list.len(), pl.col(end)), pl.col(POSITION))
     events = frame.select(USER_ID, items.alias(ITEM_ID), places.alias(POSITION)).explode(ITEM_ID, POSITION)
     return events.unique().sort(USER_ID, POSITION).with_columns(pl.col(ITEM_ID).cast(pl.String))
 

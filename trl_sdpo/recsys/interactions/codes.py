@@ -1,9 +1,9 @@
-"""Ids as whole numbers from 0, and who interacted with what as a sorted array of them."""
+"""Ids as whole numbers from 0."""
 
 import numpy as np
 import polars as pl
 
-from .interactions import ITEM_ID, TITLE, USER_ID
+from .interactions import ITEM_ID, TITLE
 
 
 # A table with a place for every number up to the largest id is faster than a search, while it is small.
@@ -57,48 +57,3 @@ def sorted_catalogue(items: pl.DataFrame) -> pl.DataFrame:
     if items.height >= 2**32:
         raise ValueError(f"items: {items.height} rows are more than 2**32 - 1. Filter the catalogue.")
     return items.select(ITEM_ID, TITLE).sort(ITEM_ID)
-
-
-class Seen:
-    """
-    Who interacted with which item of the catalogue, as a sorted array of user * items + item.
-
-    Args:
-        events (`polars.DataFrame`):
-            Interactions with `user_id` and `item_id`.
-        item_ids (`polars.Series`):
-            The catalogue, sorted.
-    """
-
-    def __init__(self, events: pl.DataFrame, item_ids: pl.Series) -> None:
-        self.users = events[USER_ID].unique().sort()
-        self.num_items = len(item_ids)
-        items = encode(events[ITEM_ID], item_ids)
-        keys = encode(events[USER_ID], self.users)
-        keys *= self.num_items
-        keys += items
-        if (items < 0).any():  # filtered out of the catalogue, so never drawn
-            keys = keys[items >= 0]
-        del items
-        keys.sort()
-        again = keys[1:] == keys[:-1]
-        self.keys = keys[np.concatenate([[True], ~again])] if again.any() else keys
-
-    def encode_users(self, user_ids: pl.Series) -> np.ndarray:
-        """Rows of the users; one behind the last for a user without interactions."""
-        codes = encode(user_ids, self.users)
-        return np.where(codes < 0, len(self.users), codes)
-
-    def contains(self, users: np.ndarray, items: np.ndarray) -> np.ndarray:
-        """Whether users `(n,)` interacted with items `(n, m)`."""
-        wanted = users[:, None] * self.num_items + items
-        if not len(self.keys):
-            return np.zeros(wanted.shape, dtype=bool)
-        found = np.searchsorted(self.keys, wanted)
-        np.minimum(found, len(self.keys) - 1, out=found)
-        return self.keys[found] == wanted
-
-    def count(self, users: np.ndarray) -> np.ndarray:
-        """How many items of the catalogue the users `(n,)` interacted with."""
-        low = np.searchsorted(self.keys, users * self.num_items)
-        return np.searchsorted(self.keys, (users + 1) * self.num_items) - low

@@ -16,6 +16,8 @@ NANOSECOND = "nanosecond"
 RATING = "rating"
 TITLE = "title"
 YEAR = "year"
+# So that nanoseconds fit 64 bits.
+_MOST_SECONDS = 9_200_000_000
 # Seconds since 1970, in the year 5138: what lies behind is in milliseconds.
 LATEST = 10**11 - 1
 
@@ -175,6 +177,25 @@ def time_columns(events: pl.DataFrame) -> list[str]:
         ```
     """
     return [name for name in (TIMESTAMP, NANOSECOND) if name in events.columns]
+
+
+def instants(events: pl.DataFrame) -> pl.Series:
+    """
+    The time of every event as one whole number: seconds, or nanoseconds where the source is finer than a second.
+
+    Raises:
+        ValueError: a time of nanoseconds does not fit 64 bits, which those of the years 1678 to 2261 do.
+    """
+    if NANOSECOND not in events.columns:
+        return events[TIMESTAMP]
+    seconds = events[TIMESTAMP]
+    far = (seconds.abs() > _MOST_SECONDS).arg_true()
+    if len(far):
+        raise ValueError(
+            f"events: row {far[0]} (counted from 0), column '{TIMESTAMP}': {seconds[far[0]]!r} is too far for "
+            f"nanoseconds. Correct it, or drop the column '{NANOSECOND}'."
+        )
+    return seconds * 1_000_000_000 + events[NANOSECOND]
 
 
 def with_nanoseconds(events: pl.DataFrame, nanoseconds: pl.Series) -> pl.DataFrame:

@@ -1,11 +1,40 @@
 """Metrics of lists recommended from a whole catalogue: where the target stands, and which items are shown at all."""
 
-from collections.abc import Hashable, Sequence
+import itertools
+import numbers
+from collections.abc import Hashable, Iterable, Sequence
 
 import numpy as np
 
 from .intervals import wilson_interval
 from .ranking import hit_rate, mean_per_group, mean_reciprocal_rank, ndcg
+
+
+def check_same_kind(ids: Iterable[Hashable], others: Iterable[Hashable], name: str, other: str) -> None:
+    """
+    Raise if ids are text on one side and numbers on the other, so that none could ever be equal.
+
+    Example:
+        ```python
+        >>> check_same_kind([7, 8], ["7"], "recommended", "targets")
+        Traceback (most recent call last):
+        TypeError: recommended holds numbers such as 7, targets text such as '7', so none can be equal: convert one of them.
+
+        ```
+    """
+    found = []
+    for values in (ids, others):
+        kinds = {}
+        for value in values:
+            if isinstance(value, (str, numbers.Number)):
+                kinds.setdefault("text" if isinstance(value, str) else "numbers", value)
+        found.append(kinds)
+    if all(found) and not found[0].keys() & found[1].keys():
+        (kind, one), (others_kind, another) = (next(iter(kinds.items())) for kinds in found)
+        raise TypeError(
+            f"{name} holds {kind} such as {one!r}, {other} {others_kind} such as {another!r}, so none can be equal: "
+            "convert one of them."
+        )
 
 
 def recommendation_ranks(
@@ -29,6 +58,7 @@ def recommendation_ranks(
         `numpy.ndarray`: The ranks as floats, of shape `(n,)`.
 
     Raises:
+        TypeError: one of the two has ids as numbers, and the other as text.
         ValueError: there is no record, the records are not as many as the targets, or an item stands twice.
 
     Example:
@@ -42,6 +72,7 @@ def recommendation_ranks(
         raise ValueError(
             f"{len(recommended)} lists for {len(targets)} targets. Pass one for each record, and at least one record."
         )
+    check_same_kind(itertools.chain.from_iterable(recommended), targets, "recommended", "targets")
     ranks = np.full(len(recommended), np.inf)
     for row, (items, target) in enumerate(zip(recommended, targets, strict=True)):
         items = list(items)
@@ -178,6 +209,7 @@ def mean_popularity(
         `float`: In interactions per item.
 
     Raises:
+        TypeError: one of the two has ids as numbers, and the other as text.
         ValueError: all lists are empty.
 
     Example:
@@ -187,6 +219,7 @@ def mean_popularity(
 
         ```
     """
+    check_same_kind(itertools.chain.from_iterable(lists), popularity, "lists", "popularity")
     means = [np.mean([popularity.get(item, 0) for item in list(items)[:k]]) for items in lists if len(items)]
     if not means:
         raise ValueError("lists: all are empty. Pass at least one item.")

@@ -7,13 +7,15 @@ from collections.abc import Iterable
 import numpy as np
 import polars as pl
 
-from ..interactions.codes import Seen, encode, sorted_catalogue
-from ..interactions.interactions import ITEM_ID, USER_ID
+from ..interactions.codes import encode, sorted_catalogue
+from ..interactions.interactions import ITEM_ID, USER_ID, instants
 from ..interactions.random_streams import ORDER_STREAM, hash_keys, random_numbers, stream_keys
-from ..records.sequences import POSITION
+from .eligibility import LAST_PHASE, Arrivals, Seen
 from .strategies import (
     HARD,
+    NUM_EARLIER,
     POPULARITY,
+    POSITION,
     UNIFORM,
     Draw,
     TargetRows,
@@ -51,6 +53,10 @@ class CandidateSampler:
             Events of the training split in order: what popularity and neighbours are counted on.
         popularity_alpha (`float`, *optional*, defaults to `1.0`):
             The exponent of popularity.
+        phases (`numpy.ndarray`, *optional*):
+            The phase of every event, see [`Seen`].
+        available_from (`numpy.ndarray`, *optional*):
+            Since when every item of the catalogue has been there, see [`Arrivals`].
     """
 
     def __init__(
@@ -61,12 +67,15 @@ class CandidateSampler:
         seed: int,
         train_events: pl.DataFrame | pl.LazyFrame | None = None,
         popularity_alpha: float = 1.0,
+        phases: np.ndarray | None = None,
+        available_from: np.ndarray | None = None,
     ) -> None:
         self.ids = catalogue[ITEM_ID]
         self.seed = seed
-        self.seen = Seen(events, self.ids)
+        self.seen = Seen(events, self.ids, phases)
+        self.arrivals = Arrivals(available_from, len(self.ids))
         self.train_events, self.popularity_alpha = train_events, popularity_alpha
-        self._draws: dict[str, Draw] = {UNIFORM: uniform_draw(seed, len(self.ids))}
+        self._draws: dict[str, Draw] = {UNIFORM: uniform_draw(seed, self.arrivals)}
         self.filled_uniformly = 0
         self._lock = threading.Lock()
 
@@ -79,13 +88,13 @@ class CandidateSampler:
             if strategy == POPULARITY:
                 items = encode(train_events[ITEM_ID], self.ids)
                 counts = np.bincount(items[items >= 0], minlength=len(self.ids))
-                self._draws[POPULARITY] = popularity_draw(self.seed, counts, self.popularity_alpha)
+                self._draws[POPULARITY] = popularity_draw(self.seed, counts, self.popularity_alpha, self.arrivals)
             elif strategy == HARD:
                 neighbours = nearest_by_co_occurrence(train_events, self.ids)
                 self._draws[HARD] = hard_draw(self.seed, neighbours)
 
-    def rows(self, targets: pl.DataFrame, histories: np.ndarray) -> TargetRows:
-        """Targets with `user_id`, `position` and `item_id`, and rows of the items before them, as arrays."""
+    def rows(self, targets: pl.DataFrame, histories: np.ndarray, phases: np.ndarray | None = None) -> TargetRows:
+        """Targets with `user_id`, `position` and `item_id`, rows of the items before them and phases, as arrays."""
         items = encode(targets[ITEM_ID], self.ids)
         missing = np.flatnonzero(items < 0)
         if len(missing):
@@ -95,12 +104,21 @@ class CandidateSampler:
                 "them."
             )
         users, keys = self.seen.encode_users(targets[USER_ID]), hash_keys(targets[USER_ID])
-        return TargetRows(users, keys, targets[POSITION].to_numpy(), items, histories)
+        phases = np.full(len(items), LAST_PHASE) if phases is None else phases
+        available = self.arrivals.count(None if self.arrivals.always else instants(targets).to_numpy(), len(items))
+        return TargetRows(users, keys, targets[POSITION].to_numpy(), items, histories, phases, available)
+
+    def num_left(self, rows: TargetRows, enough: int) -> np.ndarray:
+        """How many items may be negatives of the rows `(n,)`; exact where there are fewer than `enough`."""
+        left = rows.num_available - self.seen.count(rows.users) - 1
+        for row in np.flatnonzero(left < enough).tolist():
+            taken = np.union1d(self.seen.items_of(rows.users[row], rows.phases[row]), rows.items[row])
+            left[row] = rows.num_available[row] - (self.arrivals.places[taken] < rows.num_available[row]).sum()
+        return left
 
     def check_enough(self, targets: pl.DataFrame, rows: TargetRows, pool_size: int) -> None:
         """Raise if a user leaves too few items."""
-        own = self.seen.contains(rows.users, rows.items[:, None])[:, 0]
-        left = len(self.ids) - self.seen.count(rows.users) - ~own
+        left = self.num_left(rows, pool_size)
         short = np.flatnonzero(left < pool_size)
         if len(short):
             row = int(short[0])
@@ -178,7 +196,9 @@ class CandidateSampler:
     def _allowed(self, rows: TargetRows, codes: np.ndarray, taken: np.ndarray) -> np.ndarray:
         first = _first_in_row(np.concatenate([taken, codes], axis=1))[:, taken.shape[1] :]
         allowed = first & (codes >= 0) & (codes != rows.items[:, None])
-        return allowed & ~self.seen.contains(rows.users, codes)
+        if not self.arrivals.always:
+            allowed &= self.arrivals.places[codes] < rows.num_available[:, None]
+        return allowed & ~self.seen.contains(rows.users, codes, rows.phases)
 
 
 def sample_negatives(
@@ -276,8 +296,7 @@ def sample_negatives(
         )
         histories = history_codes(
             encode(sequences[ITEM_ID], items[ITEM_ID]),
-            places["place"].to_numpy().astype(np.int64),
-            targets[POSITION].to_numpy(),
+            *history_ends(targets, places["place"].to_numpy().astype(np.int64)),
             history_size,
         )
     rows = sampler.rows(targets, histories)
@@ -294,6 +313,25 @@ def shown_candidates(sampler: CandidateSampler, rows: TargetRows, pool: np.ndarr
     return np.take_along_axis(np.column_stack([rows.items, pool[:, :num_negatives]]), order, axis=1)
 
 
+def history_ends(targets: pl.DataFrame, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """
+    Where the histories of targets end, which is before the first event at the time of the target.
+
+    Args:
+        targets (`polars.DataFrame`):
+            Targets with `position` and, where ties are sets, `num_earlier`.
+        places (`numpy.ndarray`):
+            Where among all events the targets stand, of shape `(n,)`.
+
+    Returns:
+        `tuple[numpy.ndarray, numpy.ndarray]`: The place behind the last event of the history, and how many events of
+        the user are before it, of shape `(n,)` each.
+    """
+    positions = targets[POSITION].to_numpy()
+    earlier = targets[NUM_EARLIER].to_numpy() if NUM_EARLIER in targets.columns else positions
+    return places - positions + earlier, earlier
+
+
 def history_codes(items: np.ndarray, places: np.ndarray, positions: np.ndarray, history_size: int) -> np.ndarray:
     """
     The items before targets.
@@ -302,9 +340,9 @@ def history_codes(items: np.ndarray, places: np.ndarray, positions: np.ndarray, 
         items (`numpy.ndarray`):
             The items of all sequences, those of a user one after the other.
         places (`numpy.ndarray`):
-            Where in `items` the targets stand, of shape `(n,)`.
+            The place in `items` behind the last of each history, of shape `(n,)`.
         positions (`numpy.ndarray`):
-            How many items of the same user come before, of shape `(n,)`.
+            How many items of the same user are before that, of shape `(n,)`.
         history_size (`int`):
             How many to take at most.
 

@@ -16,7 +16,11 @@ from ..interactions.random_streams import (
     stream_keys,
     uniform_integers,
 )
+from .eligibility import Arrivals
 
+
+# A target's place in the sequence of its user, and how many events at the beginning of it came before.
+POSITION, NUM_EARLIER = "position", "num_earlier"
 
 UNIFORM, POPULARITY, HARD = "uniform", "popularity", "hard"
 STRATEGIES = (UNIFORM, POPULARITY, HARD)
@@ -38,6 +42,10 @@ class TargetRows:
             Rows of the targets in the catalogue, of shape `(n,)`.
         histories (`numpy.ndarray`):
             Rows of the items before, the last at the right, of shape `(n, history_size)`; -1 where there is none.
+        phases (`numpy.ndarray`):
+            The split of each, as its number: what a user took up to the end of it is no negative. Of shape `(n,)`.
+        num_available (`numpy.ndarray`):
+            How many items, in the order in which they came, exist by the time of each. Of shape `(n,)`.
     """
 
     users: np.ndarray
@@ -45,13 +53,14 @@ class TargetRows:
     positions: np.ndarray
     items: np.ndarray
     histories: np.ndarray
+    phases: np.ndarray
+    num_available: np.ndarray
 
     def __len__(self) -> int:
         return len(self.items)
 
     def __getitem__(self, rows: np.ndarray | slice) -> "TargetRows":
-        parts = (self.users, self.user_keys, self.positions, self.items, self.histories)
-        return TargetRows(*(part[rows] for part in parts))
+        return TargetRows(**{name: part[rows] for name, part in vars(self).items()})
 
     def numbers(self, seed: int, stream: int, count: int) -> np.ndarray:
         """The first `count` numbers of a stream of every row: `uint64` of shape `(n, count)`."""
@@ -62,25 +71,31 @@ class TargetRows:
 Draw = Callable[[TargetRows, int], np.ndarray]
 
 
-def uniform_draw(seed: int, num_items: int) -> Draw:
-    """Every item alike, as in the S-DPO paper."""
-    return lambda rows, count: uniform_integers(rows.numbers(seed, NEGATIVE_STREAM, count), num_items)
+def uniform_draw(seed: int, arrivals: Arrivals) -> Draw:
+    """Every item that exists alike, as in the S-DPO paper."""
+
+    def draw(rows: TargetRows, count: int) -> np.ndarray:
+        numbers = rows.numbers(seed, NEGATIVE_STREAM, count)
+        return arrivals.order[uniform_integers(numbers, rows.num_available[:, None])]
+
+    return draw
 
 
-def popularity_draw(seed: int, counts: np.ndarray, alpha: float) -> Draw:
+def popularity_draw(seed: int, counts: np.ndarray, alpha: float, arrivals: Arrivals) -> Draw:
     """
-    An item with probability proportional to (1 + its number of training events) ** alpha.
+    An item that exists with probability proportional to (1 + its number of training events) ** alpha.
 
     The 1 keeps items without a training event among the negatives. With alpha = 0 this is uniform, with 0.75 the
     unigram distribution of word2vec (https://huggingface.co/papers/1310.4546).
     """
-    cumulative = np.cumsum((1.0 + counts) ** alpha)
+    cumulative = np.cumsum((1.0 + counts[arrivals.order]) ** alpha)
 
     def draw(rows: TargetRows, count: int) -> np.ndarray:
         # 53 bits, all that a double holds of a number below 1
         share = (rows.numbers(seed, POPULARITY_STREAM, count) >> np.uint64(11)) * 2.0**-53
-        found = np.searchsorted(cumulative, share * cumulative[-1], side="right")
-        return np.minimum(found, len(cumulative) - 1)
+        last = rows.num_available[:, None] - 1
+        found = np.searchsorted(cumulative, share * cumulative[last], side="right")
+        return arrivals.order[np.minimum(found, last)]
 
     return draw
 

@@ -4,8 +4,9 @@ from dataclasses import dataclass, field
 
 from ..negatives.strategies import parse_negatives
 from ..prompts.templates import DOMAINS, PROMPT_STYLES, PromptTemplate, select_templates
+from .phases import EXCLUSIONS, EXISTENCE, FIRST_EVENT, OFF, PHASE
 from .sequences import K_CORES, ORDERS
-from .splits import SPLIT_KINDS
+from .splits import SPLIT_KINDS, TEMPORAL
 from .targets import parse_windows
 
 
@@ -54,6 +55,15 @@ class RecordConfig:
         candidate_seed (`str`, *optional*, defaults to `"record"`):
             `"record"` draws by (seed, user, position). `"target"` draws by the target alone, as the published S-DPO
             records do, so that a list tells its target: for comparison only, see [`leak_probe`].
+        exclude_seen (`str`, *optional*, defaults to `"phase"`):
+            What a negative must not be: an item that the user touched up to the end of the record's own phase (training;
+            training and validation; all), or `"ever"`. The latter leaks: what was ever a user's negative in training
+            is then no target of the test.
+        existence (`str`, *optional*):
+            The catalogue of a record. `"first-event"`: items that somebody had met before the time of the record.
+            `"release-year"`: also those whose title ends in a year that is not later. `"off"`: all items, also those of
+            the future. By default `"first-event"` with the temporal split, else `"off"`. A target that is not in the
+            catalogue of its record is dropped and counted.
         min_rating (`float`, *optional*), min_interactions (`int`, *optional*, defaults to `1`), k_core (`str`,
             *optional*, defaults to `"fixed-point"`), min_length (`int`, *optional*, defaults to `1`), merge_repeats
             (`bool`, *optional*, defaults to `True`), order (`str`, *optional*, defaults to `"time"`):
@@ -119,6 +129,20 @@ class RecordConfig:
         default="record",
         metadata=_help("Draw candidates by (seed, user, position) or, leaking, by 'target'.", choices=CANDIDATE_SEEDS),
     )
+    exclude_seen: str = field(
+        default=PHASE,
+        metadata=_help(
+            "Negatives are none that the user touched up to the end of the record's phase, or, leaking, 'ever'.",
+            choices=EXCLUSIONS,
+        ),
+    )
+    existence: str | None = field(
+        default=None,
+        metadata=_help(
+            "Catalogue of a record: items with an event before it ('first-event', the default of the temporal split), "
+            "or by their 'release-year', or all ('off')."
+        ),
+    )
     min_rating: float | None = field(default=None, metadata=_help("Keep events with at least this rating."))
     min_interactions: int = field(
         default=1, metadata=_help("Keep users and items with at least this many events.", lowest=1)
@@ -133,7 +157,11 @@ class RecordConfig:
         default=True, metadata=_help("Keep only the first of a user's events with the same item.")
     )
     order: str = field(
-        default="time", metadata=_help("Order of a user's events: in time, or as in the file.", choices=ORDERS)
+        default="time",
+        metadata=_help(
+            "Order of a user's events: in time, or as in the file; two more, leaking, are of published records.",
+            choices=ORDERS,
+        ),
     )
     split: str = field(
         default="temporal", metadata=_help("How train, validation and test are told apart.", choices=SPLIT_KINDS)
@@ -174,6 +202,23 @@ class RecordConfig:
             raise ValueError(
                 "candidate_seed='target' draws uniformly and has no pool. Pass neither negatives nor pool_size."
             )
+        if self.existence is not None and self.existence not in EXISTENCE:
+            raise ValueError(f"existence={self.existence!r} is none of {EXISTENCE}. Pass one of them.")
+        if self.candidate_seed == "target" and self.existence not in (None, OFF):
+            raise ValueError(
+                f"candidate_seed='target' draws from all items, existence={self.existence!r} does not. Pass 'off'."
+            )
         select_templates(self.prompt_style, self.template, self.domain)
         for name in ("windows", "eval_windows"):
             parse_windows(getattr(self, name))
+
+    @property
+    def resolved_existence(self) -> str:
+        """The catalogue of a record, with the default of the split."""
+        if self.existence is not None:
+            return self.existence
+        return FIRST_EVENT if self.split == TEMPORAL and self.candidate_seed == "record" else OFF
+
+    def num_negatives_of(self, split: str) -> int:
+        """Negatives of a record of a split."""
+        return self.pool_size if split == "train" and self.pool_size is not None else self.num_candidates - 1

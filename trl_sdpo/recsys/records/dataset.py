@@ -12,7 +12,7 @@ import pyarrow as pa
 from datasets import Dataset, DatasetDict
 
 from ..interactions.codes import sorted_catalogue
-from ..interactions.interactions import ITEM_ID, USER_ID, Interactions
+from ..interactions.interactions import ITEM_ID, USER_ID, Interactions, instants
 from ..negatives.candidates import CandidateSampler
 from ..negatives.strategies import parse_negatives
 from ..negatives.target_seeded import TargetSeededSampler
@@ -20,14 +20,16 @@ from ..prompts.rendering import plain
 from ..prompts.templates import select_templates
 from ..prompts.token_budget import TokenBudget
 from .config import RecordConfig
+from .phases import EVER, OFF, available_from, touched_by_phase
 from .rows import CHUNK_SIZE, ROW, Chunk, RecordBuilder
-from .sequences import build_sequences_with_report
+from .sequences import IN_FILE, IN_FILE_UNCHECKED, build_sequences_with_report
 from .splits import (
     BY_USER,
     BY_USER_IN_TIME,
     LEAVE_ONE_OUT,
     SPLIT,
     SPLITS,
+    TEMPORAL,
     leave_one_out_split,
     split_leaks,
     temporal_split,
@@ -77,7 +79,8 @@ def build_preference_dataset(
     Returns:
         `tuple[DatasetDict, dict]`: The data set, in order of user and position, with the columns `prompt`, `chosen`,
         `rejected`, `user_id`, `item_id` (of the target), `rejected_item_ids`, `history_item_ids` (oldest first),
-        `candidates` (titles in the order of the list), `timestamp`, `position`; and a report that counts, per split,
+        `candidates` (titles in the order of the list), `timestamp`, `position` (the target's place among the
+        user's events) and `num_earlier` (how many of these are before its time: the history is the last of them); and a report that counts, per split,
         targets, what was dropped and why, records, users and items.
 
     Raises:
@@ -134,11 +137,6 @@ class RecordPlan:
     train_counts: np.ndarray
     report: dict
 
-    def pool_size(self, split: str) -> int:
-        """Negatives of a record of this split."""
-        size = self.config.pool_size if split == "train" else None
-        return self.config.num_candidates - 1 if size is None else size
-
     def chunks(self, split: str, num_workers: int = 1) -> Iterator[Chunk]:
         """
         The records of a split in order, in chunks whose size does not depend on the number of threads.
@@ -146,9 +144,10 @@ class RecordPlan:
         Raises:
             ValueError: no record of the split fits `max_length`.
         """
-        targets, pool_size = self.targets[split], self.pool_size(split)
+        targets, pool_size = self.targets[split], self.config.num_negatives_of(split)
         shares = parse_negatives(self.config.negatives if split == "train" else self.config.eval_negatives)
-        parts = [targets[begin : begin + CHUNK_SIZE] for begin in range(0, targets.height, CHUNK_SIZE)]
+        size = min(CHUNK_SIZE, self.builder.largest_chunk(pool_size))
+        parts = [targets[begin : begin + size] for begin in range(0, targets.height, size)]
         counts = {"dropped_too_long": 0, "histories_shortened": 0, "records": 0}
         for chunk in _in_order(lambda part: self.builder.build(part, pool_size, shares), parts, num_workers):
             counts["dropped_too_long"] += chunk.dropped
@@ -202,6 +201,7 @@ def plan_records(
     """
     if config.max_length is not None and processing_class is None:
         raise ValueError(f"max_length={config.max_length} needs a tokenizer to count with. Pass processing_class.")
+    _check_times(interactions, config)
     sequences, source_report = build_sequences_with_report(
         interactions,
         min_rating=config.min_rating,
@@ -209,7 +209,9 @@ def plan_records(
         k_core=config.k_core,
         min_length=config.min_length,
         merge_repeats=config.merge_repeats,
-        order=config.order,
+        # leaving one out of a source without time takes the order of its rows by the option's very name
+        order=IN_FILE if config.file_order and not interactions.has_time else config.order,
+        seed=config.seed,
         with_rating=False,
     )
     events = _split(sequences, config)
@@ -218,19 +220,22 @@ def plan_records(
     report |= {"split": config.split, "leaks": split_leaks(events)}
     catalogue = sorted_catalogue(interactions.items.join(events, on=ITEM_ID, how="semi"))
     events = events.with_row_index(ROW)
+    builder = _make_builder(interactions, events, catalogue, config, processing_class)
     targets = {}
     for split, ratio in zip(SPLITS, config.ratios, strict=True):
         if ratio > 0 or config.split == LEAVE_ONE_OUT:
-            targets[split], report[split] = _select(events, split, config)
-    builder = _make_builder(interactions, events, catalogue, config, processing_class)
+            targets[split], report[split] = _select(events, split, config, builder)
     train = (events[SPLIT] == "train").to_numpy()
     train_counts = np.bincount(builder.event_items[train], minlength=catalogue.height)
-    plan = RecordPlan(config, targets, builder, catalogue, train_counts, report)
-    for split, rows in targets.items():
-        builder.sampler.check_enough(
-            rows, builder.sampler.rows(rows, np.empty((rows.height, 0), np.int64)), plan.pool_size(split)
+    return RecordPlan(config, targets, builder, catalogue, train_counts, report)
+
+
+def _check_times(interactions: Interactions, config: RecordConfig) -> None:
+    if config.resolved_existence != OFF and not interactions.has_time and config.split != TEMPORAL:
+        raise ValueError(
+            f"{interactions.name}: existence={config.existence!r} needs times, which the source does not have. Pass "
+            "'off'."
         )
-    return plan
 
 
 def _make_builder(
@@ -241,12 +246,18 @@ def _make_builder(
     processing_class: "PreTrainedTokenizerBase | None",
 ) -> RecordBuilder:
     by_target = config.candidate_seed == "target"
+    touched, phases = interactions.events, None
+    if config.exclude_seen != EVER:
+        in_time = interactions.has_time and config.order != IN_FILE_UNCHECKED
+        touched, phases = touched_by_phase(interactions.events, events, config.split, in_time)
     sampler = (TargetSeededSampler if by_target else CandidateSampler)(
-        interactions.events,
+        touched,
         catalogue,
         seed=config.seed,
         train_events=events.lazy().filter(pl.col(SPLIT) == "train").select(USER_ID, ITEM_ID),
         popularity_alpha=config.popularity_alpha,
+        phases=phases,
+        available_from=available_from(interactions.events, catalogue, config.resolved_existence),
     )
     sampler.prepare([*parse_negatives(config.negatives), *parse_negatives(config.eval_negatives)])
     sampler.train_events = None  # counted by now, and large
@@ -272,9 +283,17 @@ def _split(sequences: pl.DataFrame, config: RecordConfig) -> pl.DataFrame:
     return temporal_split(sequences, config.ratios)
 
 
-def _select(events: pl.DataFrame, split: str, config: RecordConfig) -> tuple[pl.DataFrame, dict[str, int]]:
-    train = split == "train"
-    return select_targets(
+def _select(
+    events: pl.DataFrame, split: str, config: RecordConfig, builder: RecordBuilder
+) -> tuple[pl.DataFrame, dict[str, int]]:
+    train, arrivals, times = split == "train", builder.sampler.arrivals, instants(events)
+    pool_size = config.num_negatives_of(split)
+
+    def exists(rows: np.ndarray) -> np.ndarray:
+        there = arrivals.count(times.gather(rows).to_numpy(), len(rows))
+        return arrivals.places[builder.event_items[rows]] < there
+
+    targets, report = select_targets(
         events,
         split,
         min_history=config.min_history,
@@ -282,7 +301,22 @@ def _select(events: pl.DataFrame, split: str, config: RecordConfig) -> tuple[pl.
         stride=config.train_stride if train else 1,
         windows=config.windows if train else config.eval_windows,
         limit=getattr(config, f"max_{split}_records"),
+        exists=None if arrivals.always else exists,
     )
+    rows = builder.rows(targets)
+    if arrivals.always:
+        builder.sampler.check_enough(targets, rows, pool_size)
+        return targets, report
+    # Early in a source there are too few items to draw from, which is nobody's mistake.
+    enough = builder.sampler.num_left(rows, pool_size) >= pool_size
+    kept = targets.filter(enough)
+    if kept.is_empty():
+        raise ValueError(
+            f"split '{split}': none of {targets.height} targets has {pool_size} items that existed by then to draw "
+            "negatives from. Draw fewer negatives, use more items, or pass existence='off'."
+        )
+    report |= {"dropped_small_catalogue": targets.height - kept.height, "records": kept.height}
+    return kept, report | {"users": kept[USER_ID].n_unique(), "items": kept[ITEM_ID].n_unique()}
 
 
 def popularity_scores(train_events: pl.DataFrame, records: Dataset) -> np.ndarray | list[np.ndarray]:

@@ -14,13 +14,14 @@ _S_DPO = {
     "lastfm": {
         "min_interactions": 4,
         "k_core": "once",
-        "order": "file",
+        "order": "file-unchecked",
         "split": "user-by-time",
         "candidate_seed": "target",
         "prompt_style": "candidates",
     },
     "movielens": {
         "min_rating": 3.0,
+        "order": "time-then-item",
         "split": "user-by-time",
         "eval_windows": "last",
         "candidate_seed": "target",

@@ -20,9 +20,11 @@ logger = logging.getLogger(__name__)
 _COUNTS = {
     "targets": "events of the split",
     "dropped_short_history": "dropped: too few events before",
+    "dropped_first_of_item": "dropped: nobody had met the item before, so no list could hold it",
     "dropped_by_stride": "dropped: stride",
     "dropped_by_windows": "dropped: not among the last of the user",
     "dropped_by_subsampling": "dropped: subsampling",
+    "dropped_small_catalogue": "dropped: too few items existed by then to draw from",
     "dropped_too_long": "dropped: too long for `max_length`",
     "records": "**records**",
     "histories_shortened": "of these with a shortened history",
@@ -77,6 +79,10 @@ def _source_rows(report: dict) -> list[list[str]]:
     counts = {f"loader: {key}": value for key, value in report["loader"].items()}
     names = ("events", "events_below_min_rating", "events_repeated", "events_below_min_interactions")
     counts |= {name: report[name] for name in (*names, "events_below_min_length", "users", "items")}
+    if report["events_tied_in_time"] is not None:
+        counts["events at the same time as another of their user, whose order is not known"] = report[
+            "events_tied_in_time"
+        ]
     return [[name.replace("_", " "), _number(value)] for name, value in counts.items()]
 
 

@@ -1,25 +1,29 @@
 """Multi-preference records as Arrow tables, chunk by chunk."""
 
+import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from ..interactions.codes import encode
 from ..interactions.interactions import ITEM_ID, TIMESTAMP, TITLE, USER_ID
 from ..interactions.random_streams import TEMPLATE_STREAM
-from ..negatives.candidates import CandidateSampler, history_codes, shown_candidates
-from ..negatives.strategies import TargetRows
+from ..negatives.candidates import CandidateSampler, history_codes, history_ends, shown_candidates
+from ..negatives.strategies import NUM_EARLIER, POSITION, TargetRows
 from ..prompts.rendering import Renderer, lists, message
 from ..prompts.templates import PromptTemplate
 from ..prompts.token_budget import TokenBudget
-from .sequences import POSITION
+from .splits import SPLIT
 
 
 ROW = "row"
 # The records of a chunk, which is also a row group on disk: part of what makes the bytes of a file.
 CHUNK_SIZE = 1 << 15
+# Arrow's strings of an array have 32-bit offsets.
+_LARGEST_TEXT = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -97,8 +101,18 @@ class RecordBuilder:
 
     def rows(self, targets: pl.DataFrame) -> TargetRows:
         """Targets with `row`, their place among the events, as whole numbers with their histories."""
-        places, positions = targets[ROW].to_numpy().astype(np.int64), targets[POSITION].to_numpy()
-        return self.sampler.rows(targets, history_codes(self.event_items, places, positions, self.history_size))
+        ends = history_ends(targets, targets[ROW].to_numpy().astype(np.int64))
+        histories = history_codes(self.event_items, *ends, self.history_size)
+        return self.sampler.rows(targets, histories, targets[SPLIT].to_physical().to_numpy())
+
+    def largest_chunk(self, pool_size: int) -> int:
+        """Records whose texts are sure to fit into one array of strings, however long titles and histories are."""
+        longest = pc.max(pc.binary_length(self.titles)).as_py()
+        affixes = max(sum(map(_length, _words(template))) for template in self.templates)
+        titles = self.history_size + self.num_candidates + pool_size + 1
+        return max(
+            1, _LARGEST_TEXT // (titles * (longest + affixes) + max(_length(one.text) for one in self.templates))
+        )
 
     def build(self, targets: pl.DataFrame, pool_size: int, shares: dict[str, float]) -> Chunk:
         """
@@ -131,7 +145,7 @@ class RecordBuilder:
             shortened = int(((histories != rows.histories).any(axis=1) & (tokens > 0)).sum())
             fits = np.flatnonzero(tokens > 0)
             dropped = len(rows) - len(fits)
-            rows = TargetRows(rows.users, rows.user_keys, rows.positions, rows.items, histories)[fits]
+            rows = dataclasses.replace(rows, histories=histories)[fits]
             pool, shown, wording, tokens = pool[fits], shown[fits], wording[fits], tokens[fits]
             targets = targets[fits]
         table = self._table(targets, rows, pool, shown, wording)
@@ -160,6 +174,7 @@ class RecordBuilder:
             "candidates": lists(titles, shown.shape[1], count),
             TIMESTAMP: targets[TIMESTAMP].to_arrow(),
             POSITION: targets[POSITION].to_arrow(),
+            NUM_EARLIER: targets[NUM_EARLIER].to_arrow(),
         }
         return pa.table(columns)
 
@@ -179,6 +194,16 @@ class RecordBuilder:
         """Completions, or bare titles of messages, as rows of a dictionary."""
         codes = self._completion_codes[items if self.conversational else wording * len(self.titles) + items]
         return pa.DictionaryArray.from_arrays(pa.array(codes.ravel(), pa.int32()), self._completions)
+
+
+def _words(template: PromptTemplate) -> tuple[str, ...]:
+    """What may stand around a title."""
+    separators = template.history_separator, template.candidate_separator
+    return (*separators, template.completion_prefix, template.completion_suffix)
+
+
+def _length(text: str) -> int:
+    return len(text.encode())
 
 
 def _ids(ids: pl.Series) -> pa.Array:

@@ -8,6 +8,7 @@ from typing import Any
 
 from datasets import Dataset
 
+from ..interactions.readers.text_files import TextFile
 from ..prompts.templates import PromptTemplate, select_templates
 
 
@@ -49,8 +50,8 @@ def load_sdpo_json(
     if not path.is_file():
         raise FileNotFoundError(f"{path}: there is no such file. Pass the json file of the records.")
     try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        rows = json.loads(TextFile(path).path.read_bytes())
+    except ValueError as error:
         raise ValueError(f"{path}: not a whole json file ({error}). Download it again.") from error
     if not isinstance(rows, list) or not rows:
         raise ValueError(f"{path}: expected a list of records, got {type(rows).__name__} {str(rows)[:80]!r}.")

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import polars as pl
 
-from ..interactions.interactions import ITEM_ID, TIMESTAMP, USER_ID, time_columns
+from ..interactions.interactions import ITEM_ID, TIMESTAMP, USER_ID, instants
 from ..interactions.random_streams import USER_SPLIT_STREAM, hash_keys, random_numbers, stream_keys
 
 
@@ -26,11 +26,11 @@ def temporal_split(sequences: pl.DataFrame, ratios: tuple[float, float, float] =
     All events of one time (a second, or what the source has) go to the same side, the later one, so training ends strictly before validation begins,
     and validation before the test.
 
-    What it leaks: filters before it (`min_interactions`, the merging of repeats and titles) have seen the whole data,
-    and so has the catalogue: items that appear only later are among the negatives of earlier targets. Negatives are
-    items with which the user *never* interacts, which is known only at the end. How popular an item is in the test
-    period is not seen. What it costs: users who come late have no training target, others no test target; a history
-    may hold events of the split before.
+    What it leaks: filters before it (`min_interactions`, the merging of repeats and titles) have seen the whole data.
+    Records made with the defaults of [`RecordConfig`] draw their negatives from what somebody had met by then, without
+    what the user took up to the end of the same split, so that neither the future of the catalogue nor that of the user
+    is seen. What it costs: users who come late have no training target, others no test target; a history may hold events
+    of the split before; an item's first event is no target.
 
     Args:
         sequences (`polars.DataFrame`):
@@ -62,7 +62,7 @@ def temporal_split(sequences: pl.DataFrame, ratios: tuple[float, float, float] =
             "cannot be split by time. Use a source with times, or split by 'user', or 'leave-one-out' with "
             "file_order=True."
         )
-    key = _time_key(sequences)
+    key = instants(sequences)
     times = key.sort()
     cuts = []
     for share in (ratios[0], ratios[0] + ratios[1]):
@@ -92,7 +92,9 @@ def leave_one_out_split(sequences: pl.DataFrame, *, file_order: bool = False) ->
     What it leaks: training events of some users lie after the test events of others, so a model learns from the future
     what becomes popular and what is watched together; [`split_leaks`] counts them. The protocol is common (SASRec,
     BERT4Rec), but its figures are not those of a system in use (Ji et al., https://huggingface.co/papers/2010.11060).
-    All that is said of filters, catalogue and negatives in [`temporal_split`] holds as well.
+    Negatives are from the whole catalogue by default, the items of the future among it: "somebody had met it by then"
+    alone finds .23 of the targets of MovieLens-latest-small where chance is .05. Which of several events at the last
+    time is the last one is drawn. What is said of filters in [`temporal_split`] holds as well.
 
     Args:
         sequences (`polars.DataFrame`):
@@ -175,7 +177,7 @@ def user_split(
     _check_ratios(ratios)
     if seed is None and sequences[TIMESTAMP].null_count():
         raise ValueError(f"column '{TIMESTAMP}' holds nulls: the source has no time. Pass a seed to draw the users.")
-    timed = sequences.select(USER_ID, _time_key(sequences))
+    timed = sequences.select(USER_ID, instants(sequences))
     users = timed.group_by(USER_ID).agg(pl.col(TIMESTAMP).min()).sort(USER_ID)
     if seed is None:
         users = users.sort(TIMESTAMP, maintain_order=True)
@@ -223,7 +225,7 @@ def split_leaks(events: pl.DataFrame) -> dict[str, int | None]:
     later = events.filter(pl.col(SPLIT) != "train")
     after = None
     if not events[TIMESTAMP].null_count():
-        timed = events.with_columns(_time_key(events))
+        timed = events.with_columns(instants(events))
         train, first = timed.filter(pl.col(SPLIT) == "train"), timed.filter(pl.col(SPLIT) != "train")[TIMESTAMP].min()
         after = 0 if first is None else train.select((pl.col(TIMESTAMP) >= first).sum()).item()
     shared = later.select(pl.col(USER_ID).unique()).join(train.select(pl.col(USER_ID).unique()), on=USER_ID).height
@@ -233,14 +235,6 @@ def split_leaks(events: pl.DataFrame) -> dict[str, int | None]:
         "users_in_train_and_evaluation": shared,
         "evaluation_items_without_train_event": unseen,
     }
-
-
-def _time_key(events: pl.DataFrame) -> pl.Series:
-    """Times as numbers in their order: the seconds, or the ranks of times that are finer."""
-    if time_columns(events) == [TIMESTAMP]:
-        return events[TIMESTAMP]
-    rank = pl.struct(time_columns(events)).rank("dense").cast(pl.Int64)
-    return events.select(rank.alias(TIMESTAMP)).to_series()
 
 
 def _split(name: str) -> pl.Expr:

@@ -1,11 +1,13 @@
 """Which events of a split become the targets of records."""
 
+from collections.abc import Callable
+
 import numpy as np
 import polars as pl
 
 from ..interactions.interactions import ITEM_ID, USER_ID
 from ..interactions.random_streams import SUBSAMPLE_STREAM, hash_keys, random_numbers, stream_keys
-from .sequences import POSITION
+from ..negatives.strategies import NUM_EARLIER, POSITION
 from .splits import SPLIT
 
 
@@ -50,6 +52,7 @@ def select_targets(
     stride: int = 1,
     windows: str | int = ALL,
     limit: int | None = None,
+    exists: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> tuple[pl.DataFrame, dict[str, int]]:
     """
     The events of a split that have enough history, thinned out as asked.
@@ -60,7 +63,7 @@ def select_targets(
         split (`str`):
             Which of them.
         min_history (`int`):
-            Fewest events of the user before a target, in whichever split.
+            Fewest events of the user at an earlier time than a target, in whichever split.
         seed (`int`):
             The seed of the subsampling.
         stride (`int`, *optional*, defaults to `1`):
@@ -69,6 +72,8 @@ def select_targets(
             See [`parse_windows`]. Applied after the stride.
         limit (`int`, *optional*):
             Keep this many, drawn uniformly. A smaller number gives a subset of a larger one.
+        exists (`Callable`, *optional*):
+            Tells of rows of the events `(n,)` whether the catalogue holds the item by the time of the event.
 
     Returns:
         `tuple[polars.DataFrame, dict[str, int]]`: The rows that stay, in order, and how many were dropped and why.
@@ -88,7 +93,10 @@ def select_targets(
         report[reason] = len(rows) - len(kept)
         rows = kept
 
-    keep("dropped_short_history", rows[events[POSITION].to_numpy()[rows] >= min_history])
+    earlier = events[NUM_EARLIER if NUM_EARLIER in events.columns else POSITION]
+    keep("dropped_short_history", rows[earlier.to_numpy()[rows] >= min_history])
+    if exists is not None:
+        keep("dropped_first_of_item", rows[exists(rows)])
     # From the last one back, so that every user keeps the target with the longest history.
     keep("dropped_by_stride", rows[_from_last(events, rows) % stride == 0] if stride > 1 else rows)
     keep("dropped_by_windows", rows[_from_last(events, rows) < most] if most is not None else rows)

@@ -1,5 +1,6 @@
 """Columns of a table, whatever holds it: a file, a frame, a data set in memory or on the Hub."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -97,13 +98,15 @@ class AnyTable:
     def raise_at(self, row: int, column: str, value: Any, problem: str) -> NoReturn:
         """Name a value by its line where there are lines, else by its row."""
         where = f"row {row} (counted from 0)"
-        if self.kind in _TEXT:
-            # The header is a record too.
-            where = f"line {next(islice(self.quoting.records(self.file), row + 1, None))[0]}"
-        elif self.kind == ".jsonl":
-            lines = (number for number, line in self.file.lines() if line.strip())
-            where = f"line {next(islice(lines, row, None))}"
+        if self.kind in (*_TEXT, ".jsonl"):
+            where = f"line {next(islice(self.line_numbers(), row, None))}"
         raise ValueError(f"{self.label}: {where}, column '{column}': {value!r} {problem}")
+
+    def line_numbers(self) -> Iterator[int]:
+        """The lines in which the rows of a text file end."""
+        if self.kind == ".jsonl":
+            return (number for number, line in self.file.lines() if line.strip())
+        return (number for number, _ in islice(self.quoting.records(self.file), 1, None))  # the first is the header
 
     def fail_at(self, column: str, values: pl.Series) -> Fail:
         """What raises for a row of a column."""
