@@ -18,24 +18,17 @@ is untrained; the less a model costs, the more the constraint shows.
 import argparse
 import itertools
 import statistics
-import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
+from trl_sdpo.pipeline import build_small_llama, resolve_model, train_title_tokenizer
 from trl_sdpo.recsys import get_template
 from trl_sdpo.scoring.catalogue_search import _prompt_cache, search_catalogue
 from trl_sdpo.scoring.generation import generating, left_padded
 from trl_sdpo.scoring.title_trie import TitleTrie
-
-
-sys.path.append(str(Path(__file__).resolve().parent.parent / "examples"))  # where the models come from
-
-from language_models import resolve_model
-from small_llama import build_small_llama, train_title_tokenizer
 
 
 WORDS = """

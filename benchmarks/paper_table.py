@@ -11,7 +11,7 @@ learning rate of each is chosen on validation records among three. The seeds are
 records, their order, the draw of negatives and the adapter; the SFT checkpoint and the candidates are the same for all.
 
 Every run is a folder under --output_dir with its settings, adapter, log and scores. A second start takes what is there
-and goes on with the rest; a run whose settings have changed begins anew.
+and goes on with the rest; one whose settings have changed is refused, and named.
 """
 
 import argparse
@@ -22,18 +22,17 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-
-sys.path.append(str(Path(__file__).resolve().parent.parent / "examples"))  # the stages are those of the examples
-
-import stages
 from paper_table_baselines import score_baselines, trained_scorer
 from paper_table_models import Style, make_base, train_sft
 from paper_table_plan import SIZES, STYLES, Run, Size, searched, sweeps, systems
 from paper_table_report import CHOSEN, read_chosen, write_report
 from paper_table_runs import generate, score, train
 
+from trl_sdpo.files import write_text
+from trl_sdpo.pipeline import TrainedStage, keep_freed_memory
+from trl_sdpo.pipeline.run import environment
 from trl_sdpo.recsys import mean_reciprocal_rank, ranks
-from trl_sdpo.recsys.interactions.sources.movielens_100k import load_movielens_100k
+from trl_sdpo.recsys.interactions.movielens_100k import load_movielens_100k
 
 
 logger = logging.getLogger("paper_table")
@@ -57,7 +56,7 @@ def run_folder(style: Style, run: Run) -> Path:
     return style.directory / "runs" / run.name
 
 
-def choose(style: Style, system: Run, sft: dict) -> Run:
+def choose(style: Style, system: Run, sft: TrainedStage) -> Run:
     """The point of the search of a system with the highest mrr on validation records, which is less noisy than hr@1."""
     found = {}
     for run in searched(system, style.size):
@@ -66,7 +65,7 @@ def choose(style: Style, system: Run, sft: dict) -> Run:
     return max(found, key=found.get)
 
 
-def choose_all(style: Style, sft: dict) -> list[Run]:
+def choose_all(style: Style, sft: TrainedStage) -> list[Run]:
     """The systems of the second stage with what was chosen for them, written to a file for the report."""
     score(style, style.directory / "sft", "validation")
     if style.name in style.size.search_styles:
@@ -74,11 +73,11 @@ def choose_all(style: Style, sft: dict) -> list[Run]:
     else:
         source = style.directory.parent / style.size.search_styles[0]
         chosen = list(read_chosen(source, style.size).values())
-    stages.write_json(style.directory / CHOSEN, {run.system: run.name for run in chosen})
+    write_text(style.directory / CHOSEN, json.dumps({run.system: run.name for run in chosen}))
     return chosen
 
 
-def run_table(style: Style, chosen: list[Run], sft: dict, seeds: int) -> None:
+def run_table(style: Style, chosen: list[Run], sft: TrainedStage, seeds: int) -> None:
     """Train and score the systems: seed by seed, so that what is there after an interruption can be compared."""
     score(style, style.directory / "sft", "test")
     for seed in range(seeds):
@@ -96,7 +95,7 @@ def run_generation(style: Style, chosen: list[Run], seeds: int) -> None:
             generate(style, run_folder(style, replace(system, seed=seed)))
 
 
-def run_sweeps(style: Style, chosen: Run, sft: dict) -> None:
+def run_sweeps(style: Style, chosen: Run, sft: TrainedStage) -> None:
     """Runs of one seed that change one thing, on the test records, which nothing is chosen on."""
     sasrec = trained_scorer(style.directory.parent / "baselines", "SASRec")
     for name, runs in sweeps(chosen, style.size).items():
@@ -144,7 +143,7 @@ def main(options: argparse.Namespace) -> None:
             # the model without the list has learned what follows what; with the list it goes on from there
             begin = base if name == "history" else directory / "history" / "sft"
             run_style(styles[name], begin, options)
-    stages.write_json(directory / "environment.json", stages.environment())
+    write_text(directory / "environment.json", json.dumps(environment()))
     write_report(directory, size)
     logger.info("%s: results.md, results.png, results.json; %.0f s.", directory, time.perf_counter() - start)
 
@@ -152,5 +151,5 @@ def main(options: argparse.Namespace) -> None:
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    stages.keep_freed_memory()
+    keep_freed_memory()
     main(parse_arguments())

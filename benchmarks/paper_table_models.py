@@ -7,16 +7,29 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 
-import stages
 import torch
-from arguments import SMALL_LLAMA
 from datasets import Dataset, DatasetDict
-from paper_table_plan import TEMPLATES, Size
-from peft import PeftModel
+from paper_table_plan import SMALL_LLAMA, TEMPLATES, Size
+from peft import LoraConfig
 from safetensors.torch import load_file, save_file
-from small_llama import build_small_llama, train_title_tokenizer
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from transformers import PreTrainedTokenizerBase, TrainerCallback
+from trl import SFTConfig
 
+from trl_sdpo.files import write_text
+from trl_sdpo.pipeline import (
+    StageState,
+    TrainedStage,
+    build_small_llama,
+    load_model,
+    load_tokenizer,
+    machine_defaults,
+    make_sft_trainer,
+    non_overlapping_windows,
+    run_stage,
+    train_title_tokenizer,
+)
+from trl_sdpo.pipeline.digests import digest
+from trl_sdpo.pipeline.stage_records import chosen_rows, tokenize_lines
 from trl_sdpo.recsys import Interactions, build_preference_dataset, hit_rate, mean_reciprocal_rank, ranks
 from trl_sdpo.recsys.prompts.templates import select_templates
 from trl_sdpo.scoring.log_probs import completion_log_probs
@@ -69,7 +82,7 @@ class ValidationCurve(TrainerCallback):
         logger.info("validation: %s", point)
         if self.best is point:
             save_file(dict(_trained(model)), self.best_path)
-        stages.write_json(self.path, {"n": len(self.records), "curve": self.curve})
+        write_text(self.path, json.dumps({"n": len(self.records), "curve": self.curve}))
         if len(self.curve) - 1 - self.curve.index(self.best) >= self.patience:
             control.should_training_stop = True
 
@@ -148,7 +161,7 @@ class Style:
 
     def tokenize(self, records: Dataset) -> Dataset:
         """Token ids in the place of texts: a completion ends with its line break, without an EOS behind it."""
-        return stages.tokenize_without_eos(records, self.tokenizer)
+        return tokenize_lines(records, self.name, self.tokenizer, None)
 
     def num_records(self, count: int | None = None) -> int:
         """Training records of the second stage, if a run has no number of its own."""
@@ -158,22 +171,39 @@ class Style:
         """The same training records for all systems of a seed, whatever their negatives; fewer are the first of more."""
         return records.shuffle(seed=seed).select(range(min(self.num_records(count), len(records))))
 
-    def training_arguments(self, directory: Path, records: int, sizes: dict, seed: int) -> dict:
-        """Arguments that all stages share."""
-        shared = {"micro_batch_size": self.size.micro_batch_size, "max_grad_norm": self.size.max_grad_norm}
-        return stages.training_arguments(directory, records, shared | sizes, seed)
+    def training_arguments(self, directory: Path, batch_size: int, micro_batch_size: int, **more) -> dict:
+        """Arguments that all stages share. A batch is as many micro-batches as it has records for."""
+        micro_batch_size = next(size for size in range(micro_batch_size, 0, -1) if batch_size % size == 0)
+        return {
+            "output_dir": str(directory),
+            "num_train_epochs": 1,
+            "per_device_train_batch_size": micro_batch_size,
+            "gradient_accumulation_steps": batch_size // micro_batch_size,
+            "max_grad_norm": self.size.max_grad_norm,
+            "lr_scheduler_type": "cosine",
+            "warmup_steps": 0.05,
+            "logging_steps": 0.025,
+            "save_steps": 0.25,
+            "save_total_limit": 1,
+            "max_length": None,
+            **machine_defaults(),
+            **more,
+        }
 
-    def load(self, place: str | Path, trainable: bool = False) -> PreTrainedModel | PeftModel:
-        """A model of the run, its adapter merged if a new one is to begin on it."""
-        return stages.load_model(place, trainable=trainable)
+    def stage(self, directory: Path, settings: dict) -> StageState:
+        """The state of a stage that depends on these settings."""
+        return StageState(directory, {name: digest(value) for name, value in settings.items()}, settings)
+
+
+def lora_config(r: int) -> LoraConfig:
+    """LoRA on all linear layers, with the scale and dropout of the S-DPO paper's code for r = 8."""
+    return LoraConfig(r=r, lora_alpha=4 * r, lora_dropout=0.1, target_modules="all-linear", task_type="CAUSAL_LM")
 
 
 def make_base(size: Size, interactions: Interactions, directory: Path) -> tuple[PreTrainedTokenizerBase, str]:
     """The tokenizer of both styles, and the model that SFT begins with: an id, or the directory of a new one."""
     if size.model != SMALL_LLAMA:
-        tokenizer = AutoTokenizer.from_pretrained(stages.resolve_model(size.model))
-        tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-        return tokenizer, size.model
+        return load_tokenizer(size.model), size.model
     headers = [
         re.split("{history}|{candidates}", select_templates(style, template)[0].text)[0]
         for style, template in TEMPLATES.items()
@@ -194,29 +224,25 @@ def sft_training_records(style: Style) -> Dataset:
     """
     records, sft = style.records["train"], style.size.sft[style.name]
     if sft.records is None:
-        window = style.size.history_size + 1
-        rows = stages.window_indices(records, window, max(1, round(sft.epochs)), RECORDS_SEED)
+        epochs = max(1, round(sft.epochs))
+        records = non_overlapping_windows(records, style.size.history_size + 1, epochs, RECORDS_SEED)
     else:
-        rows = range(min(sft.records, len(records)))
-        records = records.shuffle(seed=RECORDS_SEED)
-    records = style.tokenize(records.select(rows).remove_columns("rejected"))
-    return records if style.name == "history" else mask_list(records, style.tokenizer)
+        records = records.shuffle(seed=RECORDS_SEED).select(range(min(sft.records, len(records))))
+    rows = chosen_rows(records, "train", style.tokenizer, "", None, None)
+    return rows if style.name == "history" else mask_list(rows, style.tokenizer)
 
 
-def mask_list(records: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:
-    """Tokenized records as whole rows, with the mask of what stands behind the list."""
+def mask_list(rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:
+    """Rows of prompt and chosen completion with the mask of what stands behind the list."""
     header = select_templates("history", TEMPLATES["history"])[0].text.partition("{history}")[0]
     header_ids = tokenizer(header, add_special_tokens=False)["input_ids"]
 
-    def mask(example):
-        prompt, chosen = example["prompt_ids"], example["chosen_ids"]
-        unlearned = _find(prompt, header_ids) + len(header_ids)
-        return {
-            "input_ids": prompt + chosen,
-            "completion_mask": [0] * unlearned + [1] * (len(prompt) - unlearned + len(chosen)),
-        }
+    def mask(row):
+        ids = row["input_ids"]
+        unlearned = _find(ids, header_ids) + len(header_ids)
+        return {"completion_mask": [0] * unlearned + [1] * (len(ids) - unlearned)}
 
-    return records.map(mask, remove_columns=records.column_names, desc="Masking the list")
+    return rows.map(mask, desc="Masking the list")
 
 
 def _find(ids: list[int], part: list[int]) -> int:
@@ -227,7 +253,7 @@ def _find(ids: list[int], part: list[int]) -> int:
     raise ValueError(f"The tokens {part} of the header before the history are not in the prompt: {ids}.")
 
 
-def train_sft(style: Style, begin: str | Path) -> dict:
+def train_sft(style: Style, begin: str | Path) -> TrainedStage:
     """
     SFT of a style until validation hr@1 stops rising, or taken as an earlier start left it.
 
@@ -238,33 +264,26 @@ def train_sft(style: Style, begin: str | Path) -> dict:
             The model to begin with.
 
     Returns:
-        `dict`: What [`stages.run_stage`] returns.
+        [`~trl_sdpo.pipeline.TrainedStage`]: The stage.
     """
     sft, directory = style.size.sft[style.name], style.directory / "sft"
     adapter = style.size.lora_r if style.size.model != SMALL_LLAMA and begin == style.base else None
 
     def make_trainer():
         rows = sft_training_records(style)
-        sizes = {
-            "epochs": 1,
-            "batch_size": sft.batch_size,
+        more = {
             "learning_rate": sft.learning_rate,
-            "micro_batch_size": sft.micro_batch_size,
+            "seed": RECORDS_SEED,
+            "completion_only_loss": style.name != "history",
         }
+        args = SFTConfig(**style.training_arguments(directory, sft.batch_size, sft.micro_batch_size, **more))
+        peft_config = None if adapter is None else lora_config(adapter)
+        model = load_model(begin, trainable=True)
+        trainer = make_sft_trainer(model, args, rows, style.tokenizer, peft_config=peft_config)
         steps = max(1, len(rows) // sft.batch_size)
-        arguments = style.training_arguments(directory, len(rows), sizes, RECORDS_SEED)
-        trainer = stages.sft_trainer(
-            style.load(begin, trainable=True),
-            style.tokenizer,
-            rows,
-            arguments,
-            all_tokens=style.name == "history",
-            lora_r=adapter,
-        )
-        rankings = max(1, round(sft.rankings * sft.epochs))
-        every = max(1, steps // rankings)
+        every = max(1, steps // max(1, round(sft.rankings * sft.epochs)))
         trainer.add_callback(ValidationCurve(directory, style.curve_records(), style.tokenizer, every, sft.patience))
         return trainer
 
     settings = {"style": style.name, "begin": Path(begin).name, "seed": RECORDS_SEED, **asdict(sft)}
-    return stages.run_stage(directory, settings, True, make_trainer)
+    return run_stage(style.stage(directory, settings), make_trainer)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 
 
+SMALL_LLAMA = "small-llama"
 STYLES = ("history", "candidates")
 # Each title is a line of its own in both, and the one with the list ends in the one without.
 TEMPLATES = {"history": "lines", "candidates": "list-and-lines"}
@@ -87,7 +88,7 @@ class Size:
 
 SIZES = {
     "cpu": Size(
-        model="small-llama",
+        model=SMALL_LLAMA,
         curve_records=500,
         validation_records=1000,
         test_records=2000,
@@ -108,7 +109,7 @@ SIZES = {
         max_grad_norm=0.3,
     ),
     "tiny": Size(
-        model="small-llama",
+        model=SMALL_LLAMA,
         curve_records=10,
         validation_records=10,
         test_records=20,

@@ -6,12 +6,12 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-import stages
 from paper_table_markdown import markdown
 from paper_table_plan import STYLES, Run, Size, searched, sweeps, systems
 from paper_table_plot import plot_results
 from paper_table_statistics import best_weight, hits, minus, paired_difference, summary, weighted_sum
 
+from trl_sdpo.files import write_text
 from trl_sdpo.recsys import read_scores
 
 
@@ -211,7 +211,7 @@ def write_report(directory: Path, size: Size) -> dict:
     """Write results.json, results.md and results.png of what is there."""
     content = collect(directory, size)
     content["environment"] = json.loads((directory / "environment.json").read_text(encoding="utf-8"))
-    stages.write_json(directory / "results.json", content)
+    write_text(directory / "results.json", json.dumps(content, indent=2))
     (directory / "results.md").write_text(markdown(content), encoding="utf-8")
     plot_results(content, directory / "results.png")
     return content

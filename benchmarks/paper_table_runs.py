@@ -6,13 +6,16 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
-import stages
 from datasets import Dataset
-from paper_table_models import RECORDS_SEED, Style
+from paper_table_models import RECORDS_SEED, Style, lora_config
 from paper_table_plan import Run
 from peft import PeftModel
 from transformers import Trainer
+from trl import SFTConfig
 
+from trl_sdpo import SoftmaxDPOConfig
+from trl_sdpo.files import write_text
+from trl_sdpo.pipeline import TrainedStage, load_model, make_sft_trainer, make_softmax_dpo_trainer, run_stage
 from trl_sdpo.recsys import read_scores, score_records, write_scores
 from trl_sdpo.recsys.baselines.scores import Scorer
 from trl_sdpo.scoring.generation import generate_answers, generation_metrics
@@ -63,7 +66,7 @@ def training_records(style: Style, run: Run, sasrec: Scorer | None = None) -> Da
         return style.tokenize(hardest_of_scorer(records, sasrec, run.num_negatives))
     records = style.tokenize(records)
     if run.negatives == "mined":
-        model = style.load(style.directory / "sft")
+        model = load_model(style.directory / "sft")
         return mine_negatives(records, model, style.tokenizer, num_negatives=run.num_negatives)
     return records
 
@@ -71,31 +74,29 @@ def training_records(style: Style, run: Run, sasrec: Scorer | None = None) -> Da
 def make_trainer(style: Style, run: Run, records: Dataset, directory: Path) -> Trainer:
     """The trainer of a run: an adapter on the SFT checkpoint, new where the checkpoint has none, whatever the loss."""
     size = style.size
-    model = style.load(style.directory / "sft", trainable=True)
-    adapter = None if isinstance(model, PeftModel) else size.lora_r
-    sizes = {"epochs": 1, "batch_size": size.batch_size, "learning_rate": run.learning_rate}
-    arguments = style.training_arguments(directory, len(records), sizes, run.seed)
+    model = load_model(style.directory / "sft", trainable=True)
+    peft_config = None if isinstance(model, PeftModel) else lora_config(size.lora_r)
+    more = {"learning_rate": run.learning_rate, "seed": run.seed}
+    arguments = style.training_arguments(directory, size.batch_size, size.micro_batch_size, **more)
     if run.loss == "sft":
-        records = records.remove_columns("rejected_ids")
-        return stages.sft_trainer(model, style.tokenizer, records, arguments, all_tokens=False, lora_r=adapter)
-    options = {"loss_type": run.loss, "num_negatives": run.num_negatives, "beta": run.beta, "max_length": None}
-    return stages.softmax_dpo_trainer(model, style.tokenizer, records, arguments, lora_r=adapter, **options)
+        return make_sft_trainer(model, SFTConfig(**arguments), records, style.tokenizer, peft_config=peft_config)
+    options = {"loss_type": run.loss, "num_negatives": run.num_negatives, "beta": run.beta}
+    args = SoftmaxDPOConfig(**arguments, **options)
+    return make_softmax_dpo_trainer(model, args, records, style.tokenizer, peft_config=peft_config)
 
 
-def train(style: Style, run: Run, sft: dict, sasrec: Scorer | None = None) -> dict:
-    """Train a run, or take it as an earlier start left it. Returns what [`stages.run_stage`] does."""
+def train(style: Style, run: Run, sft: TrainedStage, sasrec: Scorer | None = None) -> TrainedStage:
+    """Train a run, or take it as an earlier start left it."""
     directory = style.directory / "runs" / run.name
     settings = asdict(run) | {
         "style": style.name,
         "records": style.num_records(run.records),
         "batch_size": style.size.batch_size,
         "lora_r": style.size.lora_r,
-        "sft": sft["settings"],
+        "sft": json.loads((sft.directory / "_run.json").read_text(encoding="utf-8"))["digests"],
     }
-    return stages.run_stage(
-        directory,
-        settings,
-        True,
+    return run_stage(
+        style.stage(directory, settings),
         lambda: make_trainer(style, run, training_records(style, run, sasrec), directory),
     )
 
@@ -104,7 +105,7 @@ def score(style: Style, place: Path, split: str) -> list[np.ndarray]:
     """Log-probabilities of the candidates of a split by the model in a directory, from disk if they are there."""
 
     def compute():
-        model = style.load(place)
+        model = load_model(place)
         return completion_log_probs(model, style.held_out[split], style.tokenizer, desc=f"Ranking, {place.name}")
 
     return cached_scores(place / f"{split}.parquet", compute)
@@ -114,11 +115,11 @@ def generate(style: Style, place: Path) -> dict:
     """hr@1 and ValidRatio of what the model in a directory writes for the test prompts, from disk if it is there."""
     path = place / "generation.json"
     if not path.is_file():
-        records, model = style.held_out["test"], style.load(place)
+        records, model = style.held_out["test"], load_model(place)
         answers = generate_answers(model, records, style.tokenizer, batch_size=32)
         metrics = {
             rule: generation_metrics(answers, records, rule, seed=RECORDS_SEED, processing_class=style.tokenizer)
             for rule in ("whole", "substring")
         }
-        stages.write_json(path, metrics | {"answers": answers})
+        write_text(path, json.dumps(metrics | {"answers": answers}))
     return json.loads(path.read_text(encoding="utf-8"))

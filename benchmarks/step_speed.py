@@ -32,8 +32,6 @@ from pathlib import Path
 from step_speed_systems import RECORDS_OF_A_STEP, SYSTEMS, load_groups
 
 
-sys.path.append(str(Path(__file__).resolve().parent.parent / "examples"))  # where the model comes from
-
 ANSWER = "step_speed:"
 
 

@@ -18,7 +18,7 @@ def load_groups(args: argparse.Namespace, negatives: int) -> list[list[dict]]:
     of the data; with them, the padded rows for K = 15 do not fit 24 GiB.
     """
     from trl_sdpo.recsys import build_preference_dataset
-    from trl_sdpo.recsys.interactions.sources.movielens_100k import load_movielens_100k
+    from trl_sdpo.recsys.interactions.movielens_100k import load_movielens_100k
 
     size = RECORDS_OF_A_STEP
     dataset, _ = build_preference_dataset(
@@ -42,8 +42,9 @@ def load_groups(args: argparse.Namespace, negatives: int) -> list[list[dict]]:
 
 def load_model(args: argparse.Namespace, attn_implementation: str = "sdpa"):
     import torch
-    from language_models import resolve_model
     from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from trl_sdpo.pipeline import resolve_model
 
     path = resolve_model(args.model)
     model = AutoModelForCausalLM.from_pretrained(

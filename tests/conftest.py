@@ -36,6 +36,51 @@ gc.collect()
 gc.freeze()
 
 
+# What other versions of the libraries can break, in a few minutes: the seams to TRL, the loss, the trainer and its layouts,
+# checkpoints, one way from interactions to records, and the command line.
+CORE = (
+    "commands/test_cli.py",
+    "losses/test_multi_negative.py",
+    "prefix_sharing/test_rows.py",
+    "recsys/records/test_preparation.py",
+    "scoring/test_log_probs.py",
+    "trainer/softmax_dpo_trainer/test_equivalence.py",
+    "trainer/softmax_dpo_trainer/test_layouts.py",
+    "trainer/softmax_dpo_trainer/test_runs.py",
+    "trainer/test_checkpoints.py",
+    "trainer/test_reference.py",
+    "trainer/test_softmax_dpo_config.py",
+    "trainer/test_trl_contract.py",
+)
+
+
+def pytest_ignore_collect(collection_path, config):
+    """Under `-m core` other files are not even imported: they need the libraries of the extras."""
+    if config.getoption("markexpr") != "core" or not collection_path.is_relative_to(TESTS):
+        return None
+    path = collection_path.relative_to(TESTS).as_posix()
+    return None if path == "." or any(f"{core}/".startswith(f"{path}/") for core in CORE) else True
+
+
+def _is_core(path):
+    return path.is_relative_to(TESTS) and path.relative_to(TESTS).as_posix() in CORE
+
+
+# Rooms whose tests need no trainer: `python -m pytest -m quick` runs them in less than two minutes on two cores
+QUICK = ("recsys", "losses", "prefix_sharing/test_rows.py", "prefix_sharing/test_masks.py", "recommender")
+QUICK += ("test_rooms.py", "test_files.py", "test_data_utils.py", "hub/test_cards.py", "pipeline/test_small_llama.py")
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m selects by markers
+def pytest_collection_modifyitems(items):
+    for item in items:
+        name = item.path.relative_to(TESTS).as_posix()
+        if name.startswith(QUICK):
+            item.add_marker(pytest.mark.quick)
+        if _is_core(item.path):
+            item.add_marker(pytest.mark.core)
+
+
 @pytest.fixture(scope="session")
 def tokenizer():
     return build_tokenizer()

@@ -19,7 +19,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "trl_sdpo"
 # What only a data set, a figure or a report needs: the trainer and `--help` do not wait for it.
-NOT_FOR_TRAINING = {"polars", "matplotlib", "pooch", "torchmetrics", "trl_sdpo.recsys"}
+NOT_FOR_TRAINING = {"polars", "matplotlib", "torchmetrics", "trl_sdpo.recsys"}
 NOT_FOR_HELP = {"torch", "transformers", "trl", "peft", "datasets", "accelerate", "numpy", "pandas"} | NOT_FOR_TRAINING
 
 # Imported by functions that look first whether the library is there, or that name the extra
@@ -107,7 +107,7 @@ def test_every_library_that_the_package_imports_is_required():
     setup.read(ROOT / "setup.cfg")
     required = {line.split(">")[0] for line in setup["options"]["install_requires"].split("\n")[1:]}
     # pyarrow holds the tables of datasets; the others are what transformers reads its models with
-    required |= {"pyarrow", "huggingface_hub", "safetensors", "tokenizers"}
+    required |= {"pyarrow", "safetensors", "tokenizers"}
     distributions = packages_distributions()
     for path in PACKAGE.rglob("*.py"):
         for name in imported_libraries(path) - MODULES_OF_OPTIONAL_LIBRARIES.get(

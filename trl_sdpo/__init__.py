@@ -1,6 +1,7 @@
 from typing import TYPE_CHECKING
 
 from ._lazy import lazy_names
+from ._versions import warn_of_untested_trl
 
 
 if TYPE_CHECKING:
@@ -86,6 +87,8 @@ _NAMES_BY_MODULE = {
 }
 
 __getattr__ = lazy_names(__name__, _NAMES_BY_MODULE)
+
+warn_of_untested_trl()
 
 
 def __dir__() -> list[str]:

@@ -195,10 +195,18 @@ def tokenize_multi_preference(
             of the chosen one; or if the tokenizer has no EOS token for a standard record.
     """
     check_multi_preference(example, index)
-    if "rejected_ids" in example:
+    tokens = None if "rejected_ids" in example else _tokenize_completions(example, processing_class, eos_token)
+    return tokenized_record(example, index, tokens, stream)
+
+
+def tokenized_record(
+    example: dict[str, Any], index: int, tokens: tuple[list[int], list[list[int]]] | None, stream: bool
+) -> dict[str, Any]:
+    """What [`tokenize_multi_preference`] returns, of the tokens of prompt and completions, `None` where they are there."""
+    if tokens is None:
         prompt_ids, completions = example["prompt_ids"], [example["chosen_ids"], *example["rejected_ids"]]
     else:
-        prompt_ids, completions = _tokenize_completions(example, processing_class, eos_token)
+        prompt_ids, completions = tokens
         _check_tokenized(example, index, completions)
     output = {"prompt_ids": prompt_ids, "chosen_ids": completions[0], "rejected_ids": completions[1:]}
     output["record_id"] = _record_id({**example, **output}, index, stream)

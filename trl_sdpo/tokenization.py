@@ -1,4 +1,11 @@
-"""Tokens of multi-preference records: what they are, and whether a model has rows for them."""
+"""
+Tokens of multi-preference records: each prompt once and each distinct completion once, with the tokens that TRL gives
+prompt + completion together, and whether a model has rows for them.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -7,11 +14,223 @@ import torch
 from datasets import Dataset, IterableDataset
 from transformers import PreTrainedTokenizerBase
 
+from .data_utils import _tokenize_completions, check_multi_preference, tokenized_record
+
+
+_LETTER, _DIGIT = re.compile(r"[^\W\d_]"), re.compile(r"\d")
+_SPACES = (" ", "\n")
+_CONTEXT = 32  # characters of a prompt that its end is judged by
+_START = 4  # characters of a completion that its start is judged by
+_KEPT = 1_000_000  # completions, before they are forgotten and made anew
+
+
+class CompletionTokenizer:
+    """
+    Tokenizes the completions of prompts as [`~trl.DPOTrainer`] does, prompt and completion together, at the price of each
+    prompt once and each distinct completion once.
+
+    A text may be cut where no piece of the vocabulary can lie across: between white space and something else, if no piece
+    holds the two characters side by side. There, what is left and right of the cut has tokens of its own, but for what a
+    tokenizer splits its text by first. So for every kind of junction (the characters around the cut by their class) the
+    tokens are compared with TRL's on the first record that has it. Every other text is tokenized wholly, as TRL does:
+    conversations, tokenizers that are not fast, that end every text with a token of theirs, or whose pieces cross.
+
+    Args:
+        processing_class ([`~transformers.PreTrainedTokenizerBase`]):
+            Tokenizer.
+        eos_token (`str` or `None`):
+            Token to end the completions of a standard record with, empty for none.
+    """
+
+    def __init__(self, processing_class: PreTrainedTokenizerBase, eos_token: str | None) -> None:
+        self.processing_class, self.eos_token = processing_class, eos_token
+        self._pairs: set[str] | None = None  # characters side by side in a piece
+        self._separable: dict[tuple[str, str], bool] = {}  # kinds of junctions
+        # tokens of a completion behind a kind of end, `None` where text is tokenized wholly
+        self._tails: dict[tuple[str, str], list[int] | None] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        # what `map` hashes, and sends to its processes
+        return {"processing_class": self.processing_class, "eos_token": self.eos_token}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)
+
+    def __call__(self, examples: Sequence[dict[str, Any]]) -> Iterator[tuple[list[int], list[list[int]]]]:
+        """
+        Tokenize records.
+
+        Args:
+            examples (`Sequence[dict]`):
+                Records with `prompt`, `chosen` and `rejected`, standard or conversational.
+
+        Returns:
+            `Iterator` of the tokens of each prompt, and of its completions, the chosen one first.
+        """
+        texts = [self._texts(example) for example in examples]
+        prompts = list(dict.fromkeys(text[0] for text in texts if text is not None))
+        prompt_ids = dict(zip(prompts, self._ids(prompts), strict=True))
+        self._prepare([text for text in texts if text is not None])
+        for example, text in zip(examples, texts, strict=True):
+            tails = [None]
+            if text is not None:
+                prompt, end, completions = text
+                tails = [self._tails[end, completion] for completion in completions]
+            if None in tails:
+                yield _tokenize_completions(example, self.processing_class, self.eos_token)
+            else:
+                yield prompt_ids[prompt], tails
+
+    def _texts(self, example: dict[str, Any]) -> tuple[str, str, list[str]] | None:
+        """Prompt, the kind of its end, and completions with their ends, or `None` for what is left to TRL's way."""
+        prompt, eos_token = example["prompt"], self.eos_token
+        if not isinstance(prompt, str) or not prompt or eos_token is None or not self.processing_class.is_fast:
+            return None
+        completions = [example["chosen"], *example["rejected"]]
+        return prompt, _end(prompt), [text if text.endswith(eos_token) else text + eos_token for text in completions]
+
+    def _ids(self, texts: list[str]) -> list[list[int]]:
+        return self.processing_class(text=texts)["input_ids"] if texts else []
+
+    def _prepare(self, texts: list[tuple[str, str, list[str]]]) -> None:
+        """Tokenize the completions that are new in one call, and find out the junctions that are."""
+        if len(self._tails) > _KEPT:
+            self._tails.clear()
+        new: dict[tuple[str, str], str] = {}
+        kinds: dict[tuple[str, str], tuple[str, str]] = {}
+        for prompt, end, completions in texts:
+            for completion in completions:
+                if (end, completion) in self._tails or (end, completion) in new:
+                    continue
+                kind = (end, _classes(completion[:_START]))
+                if kind not in self._separable:
+                    kinds.setdefault(kind, (prompt, completion))
+                new[end, completion] = prompt[-_CONTEXT:]
+        self._judge(kinds)
+        contexts = list(dict.fromkeys(new.values()))
+        alone = dict(zip(contexts, self._ids(contexts), strict=True))
+        together = self._ids([context + completion for (_, completion), context in new.items()])
+        for ((end, completion), context), ids in zip(new.items(), together, strict=True):
+            prefix, tail = alone[context], ids[len(alone[context]) :]
+            # unknown characters side by side are one token
+            is_cut = self._separable[end, _classes(completion[:_START])] and ids[: len(prefix)] == prefix
+            is_known = bool(tail) and tail[0] != self.processing_class.unk_token_id
+            self._tails[end, completion] = tail if is_cut and is_known else None
+
+    def _judge(self, kinds: dict[tuple[str, str], tuple[str, str]]) -> None:
+        """Compare, of each kind, one record's tokens in two parts with those that TRL gives the whole."""
+        for kind, (prompt, completion) in kinds.items():
+            self._separable[kind] = False
+            if self._may_cross(prompt[-1], completion[0]):
+                continue
+            context = prompt[-_CONTEXT:]
+            alone, whole, short, short_whole = self._ids([prompt, prompt + completion, context, context + completion])
+            tail = short_whole[len(short) :]
+            self._separable[kind] = short_whole[: len(short)] == short and bool(tail) and whole == alone + tail
+
+    def _may_cross(self, left: str, right: str) -> bool:
+        """Whether a piece may lie across two characters: both or neither white space, or side by side in a piece."""
+        if (left in _SPACES) == (right in _SPACES):
+            return True
+        if self._pairs is None:
+            pieces = [*self.processing_class.get_vocab(), *map(str, self.processing_class.get_added_vocab())]
+            self._pairs = {piece[i : i + 2] for piece in pieces for i in range(len(piece) - 1)}
+        bytes_of = _byte_characters()
+        as_bytes = bytes_of[left.encode()[-1]] + bytes_of[right.encode()[0]]
+        as_metaspace = (left + right).replace(" ", "\u2581")
+        return any(pair in self._pairs for pair in (left + right, as_bytes, as_metaspace))
+
+
+def _end(prompt: str) -> str:
+    """The kind of a prompt's end: its last characters by their class, white space and the last one as they are."""
+    return _classes(prompt[-_CONTEXT // 4 : -1]) + prompt[-1]
+
+
+def _classes(text: str) -> str:
+    """Letters, digits and other characters by what tokenizers split by; ASCII punctuation and white space stay."""
+    return _LETTER.sub("a", _DIGIT.sub("0", text))
+
+
+def _byte_characters() -> dict[int, str]:
+    """The characters that byte-level tokenizers write bytes as (`bytes_to_unicode` of GPT-2)."""
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in set(plain)]
+    return {byte: chr(byte) for byte in plain} | {byte: chr(256 + i) for i, byte in enumerate(others)}
+
+
+def tokenize_records(
+    examples: dict[str, list], indices: list[int], tokenizer: CompletionTokenizer, stream: bool = False
+) -> dict[str, list]:
+    """
+    [`tokenize_multi_preference`] for many records at once, for `map(..., batched=True, with_indices=True)`.
+
+    Args:
+        examples (`dict[str, list]`):
+            Columns of the records.
+        indices (`list[int]`):
+            Row numbers.
+        tokenizer ([`CompletionTokenizer`]):
+            Keeps the tokens of completions from one call to the next.
+        stream (`bool`, *optional*, defaults to `False`):
+            See [`tokenize_multi_preference`].
+
+    Returns:
+        `dict[str, list]`: `prompt_ids`, `chosen_ids`, `rejected_ids`, `record_id` and `length`.
+    """
+    rows = [dict(zip(examples, values, strict=True)) for values in zip(*examples.values(), strict=True)]
+    for row, index in zip(rows, indices, strict=True):
+        check_multi_preference(row, index)
+    texts = [row for row in rows if "rejected_ids" not in row]
+    tokens = tokenizer(texts)
+    records = [
+        tokenized_record(row, index, next(tokens) if "rejected_ids" not in row else None, stream)
+        for row, index in zip(rows, indices, strict=True)
+    ]
+    return {name: [record[name] for record in records] for name in records[0]} if records else {}
+
+
+def tokenize_dataset(
+    dataset: Dataset | IterableDataset,
+    processing_class: PreTrainedTokenizerBase,
+    eos_token: str | None,
+    **map_kwargs,
+) -> Dataset | IterableDataset:
+    """
+    Check and tokenize the records of a dataset, see [`tokenize_multi_preference`].
+
+    Args:
+        dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
+            Records, standard, conversational or tokenized. Of a stream no record is read ahead.
+        processing_class ([`~transformers.PreTrainedTokenizerBase`]):
+            Tokenizer.
+        eos_token (`str` or `None`):
+            Token to end the completions of a standard record with, empty for none.
+        **map_kwargs:
+            Passed on to `map`.
+
+    Returns:
+        [`~datasets.Dataset`] or [`~datasets.IterableDataset`]: The records, with their tokens.
+    """
+    stream = not isinstance(dataset, Dataset)
+    fn_kwargs = {"tokenizer": CompletionTokenizer(processing_class, eos_token), "stream": stream}
+    batch_size = 1 if stream else 1_000
+    return dataset.map(
+        tokenize_records, with_indices=True, batched=True, batch_size=batch_size, fn_kwargs=fn_kwargs, **map_kwargs
+    )
+
 
 def column_lengths(dataset: Dataset, column: str) -> np.ndarray:
     """Lengths of the lists of a column, of shape `(rows,)`, by Arrow: no list becomes one of Python."""
     table = dataset.select_columns([column]).with_format("arrow")
     return np.concatenate([pc.list_value_length(batch[column]).to_numpy() for batch in table.iter(10_000)])
+
+
+def inner_lengths(dataset: Dataset, column: str) -> np.ndarray:
+    """Lengths of the lists in the lists of a column, those of all rows one after the other."""
+    table = dataset.select_columns([column]).with_format("arrow")
+    return np.concatenate(
+        [pc.list_value_length(batch[column].combine_chunks().flatten()).to_numpy() for batch in table.iter(10_000)]
+    )
 
 
 def largest_token(dataset: Dataset) -> int:

@@ -21,7 +21,7 @@ from sphinx.application import Sphinx
 from sphinx.util.inspect import stringify_signature
 
 
-PACKAGES = ("trl_sdpo", "trl_sdpo.recsys")
+PACKAGES = ("trl_sdpo", "trl_sdpo.recsys", "trl_sdpo.evaluation", "trl_sdpo.pipeline")
 SECTIONS = ("Args", "Parameters", "Returns", "Yields", "Raises", "Example", "Examples")
 # Beyond so many, a dataclass has inherited most of its fields, which its parent documents.
 MOST_FIELDS = 30

@@ -4,16 +4,17 @@ from types import SimpleNamespace
 
 import numpy as np
 import paper_table
+import paper_table_models
 import paper_table_runs
 import pytest
-import stages
 from datasets import Dataset
 from paper_table_models import mask_list
 from paper_table_plan import SIZES, searched, sweeps, systems
 from paper_table_statistics import best_weight, paired_difference, summary, weighted_sum
-from small_llama import train_title_tokenizer
 from synthetic_movielens import write_movielens
 
+from trl_sdpo.pipeline import train_title_tokenizer
+from trl_sdpo.pipeline.stage_records import chosen_rows
 from trl_sdpo.recsys import get_template, read_scores
 
 
@@ -35,14 +36,14 @@ class TestProgram:
         output = tmp_path_factory.mktemp("table")
         arguments = ["--size", "tiny", "--seeds", "1", "--data", str(movielens_files), "--output_dir", str(output)]
         trained, scored = [], []
-        run_stage, log_probs = stages.run_stage, paper_table_runs.completion_log_probs
+        run_stage, log_probs = paper_table_runs.run_stage, paper_table_runs.completion_log_probs
 
-        def counting_run_stage(directory, settings, resume, make_trainer):
+        def counting_run_stage(state, make_trainer):
             def counting():
-                trained.append(directory.relative_to(output / "tiny").as_posix())
+                trained.append(state.directory.relative_to(output / "tiny").as_posix())
                 return make_trainer()
 
-            return run_stage(directory, settings, resume, counting)
+            return run_stage(state, counting)
 
         def interrupted_log_probs(*args, **kwargs):
             scored.append(kwargs["desc"])
@@ -51,7 +52,8 @@ class TestProgram:
             return log_probs(*args, **kwargs)
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(stages, "run_stage", counting_run_stage)
+            for module in (paper_table_runs, paper_table_models):
+                patch.setattr(module, "run_stage", counting_run_stage)
             patch.setattr(paper_table_runs, "completion_log_probs", interrupted_log_probs)
             with pytest.raises(InterruptedByTestError):
                 paper_table.main(paper_table.parse_arguments(arguments))
@@ -130,8 +132,9 @@ def test_of_the_list_nothing_is_learned():
     template = get_template("list-and-lines")
     history_header = get_template("lines").text.partition("{history}")[0]
     tokenizer = train_title_tokenizer(titles, [history_header], vocab_size=400)
-    record = {"prompt": template.render(titles[:2], titles[2:6]), "chosen": template.complete(titles[6])}
-    (row,) = mask_list(stages.tokenize_without_eos(Dataset.from_list([record]), tokenizer), tokenizer)
+    prompt, chosen = template.render(titles[:2], titles[2:6]), template.complete(titles[6])
+    records = Dataset.from_list([{"prompt": prompt, "chosen": chosen, "rejected": [template.complete(titles[7])]}])
+    (row,) = mask_list(chosen_rows(records, "train", tokenizer, "", None, None), tokenizer)
     learned = [token for token, mask in zip(row["input_ids"], row["completion_mask"], strict=True) if mask]
     assert tokenizer.decode(learned) == "".join(f"{title}\n" for title in (*titles[:2], titles[6]))
 

@@ -139,7 +139,7 @@ def test_what_was_made_with_other_settings_is_kept_until_told(workplace, start, 
 def test_what_another_command_left_is_kept(workplace, start, capsys):
     assert main("prepare", "--config", "mine.yaml") == 0
     assert main("run", "mine.yaml") == 1
-    assert "prepare: data holds what no `trl-sdpo run` left. Pass --overwrite" in capsys.readouterr().err
+    assert "prepare: data holds what no run left. Pass --overwrite" in capsys.readouterr().err
     assert main("run", "mine.yaml", "--stages", "sft") == 0
     assert start == [("sft", [])]
 

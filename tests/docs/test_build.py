@@ -87,6 +87,6 @@ def test_every_page_is_on_the_map():
 def test_the_map_is_the_navigation(site):
     text = (site / "index.html").read_text(encoding="utf-8")
     tree = text[text.index('class="sidebar-tree"') :]
-    order = [tree.index(f'href="{page}.html"') for page in ("overview", "quickstart", "losses", "api/trl_sdpo")]
+    order = [tree.index(f'href="{page}.html"') for page in ("readme", "quickstart", "losses", "api/trl_sdpo")]
     assert order == sorted(order)
     assert "Quick start</a>" in tree

@@ -1,4 +1,4 @@
-"""The examples import each other as siblings: their directory is on the path, as it is when one of them is run."""
+"""The directory of the examples is on the path, as it is when one of them is run."""
 
 import sys
 from pathlib import Path

@@ -157,6 +157,34 @@ def precomputed_reference(folder):
     return result(trainer)
 
 
+def precomputed_reference_in_memory(folder):
+    args = {"precompute_ref_log_probs": True, "eval_strategy": "steps", "eval_steps": 4}
+    train, test = Dataset.from_list(make_records(8)), Dataset.from_list(make_records(7))
+    trainer = make_trainer(folder, train, args=args, eval_dataset=test)
+    trainer.train()
+    return result(trainer)
+
+
+def loss_that_is_not_finite(folder):
+    """Of the second process alone."""
+    trainer = make_trainer(folder, Dataset.from_list(make_records(8)))
+    if trainer.accelerator.is_last_process:
+        original = trainer._score
+
+        def score(*args, **kwargs):
+            scores = original(*args, **kwargs)
+            return scores._replace(log_probs=scores.log_probs * torch.nan)
+
+        trainer._start_is_checked = True
+        trainer._score = score
+    trainer._start_is_checked = True
+    try:
+        trainer.train()
+    except ValueError as error:
+        return {"error": str(error)}
+    return {"error": "none"}
+
+
 def resumed(folder):
     """The last checkpoint is only half there, and all processes must take the one before it."""
     args = {"save_strategy": "steps", "save_steps": 2, "num_negatives": 2}
@@ -240,6 +268,8 @@ SCENARIOS = (
     stream,
     resumed_stream,
     precomputed_reference,
+    precomputed_reference_in_memory,
+    loss_that_is_not_finite,
     resumed,
     sampled_ranking,
     sharded_forward,

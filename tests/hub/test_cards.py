@@ -106,7 +106,7 @@ class TestTrainer:
         text = read(trainer)
         card = ModelCard(text)
         assert card.data.library_name == ("peft" if adapter else "transformers")
-        assert card.data.tags == ["generated_from_trainer", "mine", "trl", "softmax-dpo", "recommendation"]
+        assert card.data.tags == ["generated_from_trainer", "mine", "trl", "dpo", "softmax-dpo", "recommendation"]
         assert card.data.datasets == "me/records"
         results = {(one.dataset_name, one.metric_type): one for one in card.data.eval_results}
         last = trainer.state.log_history

@@ -99,7 +99,7 @@ class TestModel:
     def test_card_of_a_folder_without_one(self, hub, worker, model):
         worker.push(model, "me/pushed")
         text = hub.repos["models", "me/pushed"].files["README.md"].decode()
-        assert ModelCard(text).data.tags[-3:] == ["trl", "softmax-dpo", "recommendation"]
+        assert ModelCard(text).data.tags[-4:] == ["trl", "dpo", "softmax-dpo", "recommendation"]
         assert "a LoRA adapter of `base`, a local model" in text
 
     def test_card_of_the_folder_without_what_is_private(self, hub, worker, model, home):

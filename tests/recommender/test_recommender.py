@@ -63,7 +63,7 @@ class TestWhatWasTrainedIsServed:
         tokenized = training_tokens(records, tokenizer, lines=template == "lines")
         seen = []
         tokenize = Recommender._tokenize
-        monkeypatch.setattr(Recommender, "_tokenize", lambda *args: seen.append(tokenize(*args)) or seen[-1])
+        monkeypatch.setattr(Recommender, "_tokenize", lambda *args: seen.extend(tokenize(*args)) or list(seen))
         # an id where there is one, and of candidates the order in which the list is shown
         results = served.recommend(records["history_item_ids"], records["candidates"], top_k=9)
         with torch.no_grad():

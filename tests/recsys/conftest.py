@@ -29,6 +29,9 @@ class Answer:
 class Handler(BaseHTTPRequestHandler):
     def do_GET(self):
         self.server.seen.append(self.path)
+        # The first request only asks whether the server is there. Counted before it is answered, since the next may come
+        # as soon as it is.
+        asked = self.server.seen.count(self.path) > 1
         self.server.ranges.append(self.headers.get("Range"))
         answer = self.server.routes.get(self.path, Answer(b"<html>not here</html>", 404))
         if answer.pause == "before":
@@ -38,8 +41,6 @@ class Handler(BaseHTTPRequestHandler):
         for name, value in {"Content-Length": answer.declared or len(body), **answer.headers, **headers}.items():
             self.send_header(name, str(value))
         self.end_headers()
-        # The first request only asks whether the server is there.
-        asked = self.server.seen.count(self.path) > 1
         self.wfile.write(body[: answer.cut.pop(0)] if answer.cut and asked else body)
         if answer.pause == "after":
             self.wfile.flush()

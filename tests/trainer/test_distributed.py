@@ -118,6 +118,20 @@ def test_stream(one_and_two):
     assert_same_records(one, two)
 
 
+def test_precomputed_reference_in_memory(one_and_two):
+    """What the first process computes, the other finds, of data that lie on no disk."""
+    one, two = one_and_two(two_processes.precomputed_reference_in_memory)
+    assert_same_trajectory(one, two)
+
+
+def test_loss_that_is_not_finite_on_one_process(one_and_two):
+    """All processes end: one alone would leave the others waiting for its gradients."""
+    one, two = one_and_two(two_processes.loss_that_is_not_finite)
+    assert "The loss is" in one["error"]
+    assert two[0]["error"] == "The loss of another process is not finite at step 0. Its error names the records."
+    assert "The loss is" in two[1]["error"]
+
+
 def test_precomputed_reference(one_and_two):
     one, two = one_and_two(two_processes.precomputed_reference)
     assert_same_trajectory(one, two)

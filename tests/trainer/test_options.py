@@ -239,7 +239,7 @@ class TestArguments:
     def test_predict(self, llama, records, make_trainer):
         trainer = make_trainer(llama(), records(4))
         dataset = trainer.train_dataset
-        with pytest.raises(ValueError, match="`predict` and `compute_metrics` want logits per label"):
+        with pytest.raises(ValueError, match="`predict` wants logits per label"):
             trainer.predict(dataset, ignore_keys=[])
 
 

@@ -1,7 +1,9 @@
 import numpy as np
 import pytest
+from datasets import Dataset
 
-from trl_sdpo.trainer.sampler import LengthGroupedSampler
+from trl_sdpo.prefix_sharing.collator import DataCollatorForMultiPreference
+from trl_sdpo.trainer.sampler import DrawnLengths, LengthGroupedSampler
 
 
 @pytest.fixture
@@ -48,3 +50,31 @@ class TestLengthGroupedSampler:
         assert len(firsts) == 126
         # after the first the batches are in no order of length
         assert abs(np.corrcoef(np.arange(1, 125), firsts[1:125])[0, 1]) < 0.3
+
+
+def test_lengths_of_what_is_drawn():
+    """As the collator lays them out in that epoch, and little padding where pools differ and draws do not."""
+    generator = np.random.default_rng(0)
+
+    def tokens(low, high):
+        return [5] * int(generator.integers(low, high))
+
+    rows = [
+        {
+            "record_id": 7 * i,
+            "prompt_ids": tokens(1, 40),
+            "chosen_ids": tokens(1, 9),
+            "rejected_ids": [tokens(1, 9) for _ in range(int(generator.integers(1, 60)))],
+        }
+        for i in range(200)
+    ]
+    lengths = DrawnLengths(Dataset.from_list(rows), num_negatives=3, seed=4)
+    collator = DataCollatorForMultiPreference(pad_token_id=0, num_negatives=3, seed=4, pad_to_multiple_of=1)
+    for epoch in (0, 2):
+        collator.epoch.fill_(epoch)
+        expected = [collator([row])["attention_mask"].sum().item() for row in rows]
+        assert lengths(epoch).tolist() == expected
+    sampler = LengthGroupedSampler(lengths, batch_size=8, seed=0)
+    sampler.set_epoch(2)
+    batches = np.array(expected)[list(sampler)].reshape(-1, 8)
+    assert (batches.max(axis=1) * 8).sum() / batches.sum() < 1.1

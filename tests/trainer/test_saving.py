@@ -8,6 +8,7 @@ from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
+from trl_sdpo.recommender.loading import load_model_and_tokenizer
 from trl_sdpo.trainer.saving import why_not_reloaded
 
 
@@ -135,3 +136,22 @@ def test_trainer_says_so(on_disk, records, make_trainer, caplog, tmp_path):
         caplog.clear()
         make_trainer(on_disk(), records(4), peft_config=lora()).save_model(str(tmp_path / "saved"))
         assert "on the disk" not in caplog.text
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_added_tokens(llama, tokenizer, tmp_path, tied):
+    """The larger embeddings lie with the adapter, and the base is resized to them."""
+    llama(tie_word_embeddings=tied).save_pretrained(tmp_path / "base")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    model.resize_token_embeddings(model.config.vocab_size + 2)
+    saved = ["embed_tokens"] if tied else ["embed_tokens", "lm_head"]
+    config = LoraConfig(
+        task_type="CAUSAL_LM", target_modules=["q_proj"], modules_to_save=saved, ensure_weight_tying=tied
+    )
+    model = get_peft_model(model, config)
+    model.save_pretrained(tmp_path / "adapter")
+    tokenizer.save_pretrained(tmp_path / "adapter")
+    loaded, _ = load_model_and_tokenizer(tmp_path / "adapter", device="cpu")
+    inputs = torch.tensor([[3, model.config.vocab_size - 1, 5]])
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(inputs).logits, model.eval()(inputs).logits)

@@ -31,7 +31,12 @@ class TestDefaults:
         ours, theirs = config().to_dict(), config(DPOConfig).to_dict()
         changed = {name for name in theirs if ours[name] != theirs[name]}
         assert changed == {"beta", "learning_rate", "loss_type"}
-        assert set(ours) - set(theirs) == {"num_negatives", "prefix_sharing", "redistribution_permitted"}
+        assert set(ours) - set(theirs) == {
+            "num_negatives",
+            "prefix_sharing",
+            "max_row_length",
+            "redistribution_permitted",
+        }
 
 
 class TestValues:

@@ -54,7 +54,7 @@ SIGNATURES = [
     (
         DPOTrainer._precompute_ref_logps,
         "self dataset name batch_size",
-        f"{TRAINER}: SoftmaxDPOTrainer._precompute_ref_logps wraps it",
+        "trl_sdpo/trainer/reference_trainer.py: FixedReferenceTrainer._precompute_ref_logps wraps it",
     ),
     (
         Trainer.push_to_hub,
@@ -85,27 +85,27 @@ SIGNATURES = [
     (
         Trainer.train,
         "self resume_from_checkpoint trial ignore_keys_for_eval",
-        f"{TRAINER}: SoftmaxDPOTrainer.train looks the checkpoint up before it",
+        "trl_sdpo/trainer/checkpoints.py: WholeCheckpoints.train looks the checkpoint up before it",
     ),
     (
         Trainer._init_training_state,
         "self max_steps num_update_steps_per_epoch num_train_epochs resume_from_checkpoint trial",
-        f"{TRAINER}: SoftmaxDPOTrainer._init_training_state corrects the place in a stream that it returns",
+        "trl_sdpo/trainer/checkpoints.py: WholeCheckpoints._init_training_state corrects the place in a stream that it returns",
     ),
     (
         DPOTrainer._save_checkpoint,
         "self model trial",
-        f"{TRAINER}: SoftmaxDPOTrainer._save_checkpoint invalidates the folder before it",
+        "trl_sdpo/trainer/checkpoints.py: WholeCheckpoints._save_checkpoint invalidates the folder before it",
     ),
     (
         Trainer._save_rng_state,
         "self output_dir",
-        f"{TRAINER}: SoftmaxDPOTrainer._save_rng_state waits for all processes after it",
+        "trl_sdpo/trainer/checkpoints.py: WholeCheckpoints._save_rng_state waits for all processes after it",
     ),
     (
         Trainer._save,
         "self output_dir state_dict",
-        f"{TRAINER}: SoftmaxDPOTrainer._save removes the reference adapter after it",
+        "trl_sdpo/trainer/reference_trainer.py: FixedReferenceTrainer._save removes the reference adapter after it",
     ),
     (
         add_fused_lm_head,
@@ -117,11 +117,15 @@ SIGNATURES = [
         "tensors padding_value padding_side pad_to_multiple_of",
         "trl_sdpo/prefix_sharing/collator.py: DataCollatorForMultiPreference pads with it",
     ),
-    (use_adapter, "model adapter_name", f"{TRAINER}: SoftmaxDPOTrainer._reference uses it"),
+    (
+        use_adapter,
+        "model adapter_name",
+        "trl_sdpo/trainer/reference_trainer.py: FixedReferenceTrainer._reference uses it",
+    ),
     (
         disable_gradient_checkpointing,
         "model gradient_checkpointing_kwargs",
-        f"{TRAINER}: SoftmaxDPOTrainer._reference uses it",
+        "trl_sdpo/trainer/reference_trainer.py: FixedReferenceTrainer._reference uses it",
     ),
     (
         _tokenize,
@@ -239,7 +243,7 @@ def test_reference_adapter_is_called_ref(llama, records, make_trainer):
     trainer = make_trainer(model, rows, DPOTrainer, DPOConfig)
     assert set(trainer.model.peft_config) == {"default", "ref"}, (
         "DPOTrainer does not keep the adapter of a PEFT model as 'ref' any more, only "
-        f"{set(trainer.model.peft_config)}. See {TRAINER}: _reference."
+        f"{set(trainer.model.peft_config)}. See trl_sdpo/trainer/reference_trainer.py: _reference."
     )
 
 

@@ -1,32 +1,35 @@
-"""What `trl-sdpo sft` and `trl-sdpo train` share: their flags, the model to train, and what a run leaves."""
+"""What `trl-sdpo sft` and `trl-sdpo train` share: their flags, and the way from these to a trainer."""
 
 import argparse
 import dataclasses
 import logging
+import os
 import shutil
-from collections.abc import Sequence
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from trl import ModelConfig, ScriptArguments
 from trl.scripts.utils import TrlParser
 
 from ..cli import suggest
-from ._launch import launch_flags
+from ..pipeline.machine import machine_defaults
 from ._parser import CommandParser, FlagHelpFormatter
 
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
-    from peft import PeftModel
-    from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments
-
-    from ..recsys.records.recommender_files import RecommenderFiles
+    from transformers import TrainingArguments
 
 logger = logging.getLogger(__name__)
 
 NO_SPLIT = "none"
+
+ACCELERATE_CONFIG = "--accelerate_config"
+# What launchers set in the processes that they start
+_OF_A_LAUNCHER = ("LOCAL_RANK", "RANK", "WORLD_SIZE", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
 
 DATA_FLAGS = ("dataset_name", "dataset_train_split", "dataset_test_split", "template", "max_length")
 MODEL_FLAGS = (
@@ -92,7 +95,7 @@ class TrainingParser(CommandParser):
     """
     A parser of [`RecordArguments`], a configuration of a trainer and TRL's `ModelConfig`.
 
-    Flags of `accelerate launch` and `--accelerate_config` are taken as well, see [`_launch`].
+    Flags of `accelerate launch` and `--accelerate_config` are taken as well, see [`launch`].
 
     Args:
         config (`type`):
@@ -114,8 +117,7 @@ class TrainingParser(CommandParser):
             **kwargs,
         )
         self.set_defaults(output_dir=None)
-        if not torch.accelerator.is_available():
-            self.set_defaults(use_cpu=True, bf16=False, gradient_checkpointing=False, dataloader_pin_memory=False)
+        self.set_defaults(**machine_defaults())
 
     def parse_args(self, args: list[str]) -> TrainingRun:
         """As the parent; dataset, model and output directory must be there."""
@@ -160,73 +162,6 @@ def _to_words(name: str, value: Any) -> list[str]:
     return [] if value is False else [f"--{name}", str(value)]
 
 
-def load_policy(
-    model_args: ModelConfig, training_args: "TrainingArguments"
-) -> tuple["str | PeftModel", "PreTrainedTokenizerBase", dict]:
-    """
-    The model that a stage trains.
-
-    Args:
-        model_args ([`~trl.ModelConfig`]):
-            What the flags say of the model.
-        training_args ([`~transformers.TrainingArguments`]):
-            Configuration of the trainer, whose `model_init_kwargs` are completed.
-
-    Returns:
-        `tuple`: The name of a model for the trainer to load, or where that is an adapter, its base with the adapter,
-        to train it further; the tokenizer; and more arguments of the trainer.
-    """
-    from peft import PeftConfig, PeftModel
-    from transformers.utils.peft_utils import find_adapter_config_file
-    from trl import get_peft_config, get_quantization_config
-    from trl.trainer.utils import create_model_from_path
-
-    name, revision = model_args.model_name_or_path, model_args.model_revision
-    init_kwargs = {
-        "revision": revision,
-        "attn_implementation": model_args.attn_implementation,
-        "dtype": model_args.dtype,
-        "trust_remote_code": training_args.trust_remote_code,
-    } | (training_args.model_init_kwargs or {})
-    quantization_config = get_quantization_config(model_args)
-    is_adapter = find_adapter_config_file(name, revision=revision) is not None
-    base = PeftConfig.from_pretrained(name, revision=revision).base_model_name_or_path if is_adapter else name
-    tokenizer = _load_tokenizer(name, revision, base, training_args.trust_remote_code)
-    if not is_adapter:
-        training_args.model_init_kwargs = init_kwargs
-        peft_config = get_peft_config(model_args)
-        return name, tokenizer, {"quantization_config": quantization_config, "peft_config": peft_config}
-
-    # the revision is the adapter's, not its base's
-    model = create_model_from_path(
-        base, **init_kwargs | {"revision": "main", "quantization_config": quantization_config}
-    )
-    training_args.model_init_kwargs = None
-    zero3 = training_args.deepspeed_plugin is not None and training_args.deepspeed_plugin.zero_stage == 3
-    model = PeftModel.from_pretrained(
-        model,
-        name,
-        is_trainable=True,
-        revision=revision,
-        # as TRL for a new adapter: DeepSpeed gathers parameters of one type only
-        autocast_adapter_dtype=not zero3 or quantization_config is not None,
-    )
-    logger.info("%s: an adapter of %s, which is trained further. The LoRA flags are its own.", name, base)
-    return model, tokenizer, {}
-
-
-def _load_tokenizer(name: str, revision: str, base: str, trust_remote_code: bool) -> "PreTrainedTokenizerBase":
-    """The tokenizer that lies beside a model; an adapter may have come without one."""
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError):
-        if name == base:
-            raise
-        return AutoTokenizer.from_pretrained(base, trust_remote_code=trust_remote_code)
-
-
 def load_splits(
     script_args: RecordArguments,
 ) -> tuple["Dataset | IterableDataset", "Dataset | IterableDataset | None"]:
@@ -265,82 +200,77 @@ def check_output_dir(script_args: RecordArguments, training_args: "TrainingArgum
             shutil.rmtree(checkpoint)
 
 
-def prepare_quantized(trainer: "Trainer", model_args: ModelConfig) -> None:
-    """Keep what TRL and bitsandbytes make of an adapter on a base in 4 or 8 bits from hindering its training."""
-    from ..trainer.adapters import keep_4bit_layers_differentiable, raise_adapter_to_float32
-
-    if not model_args.load_in_4bit and not model_args.load_in_8bit:
-        return
-    keep_4bit_layers_differentiable(trainer.model)
-    # sharded, all parameters are to have one type
-    if not trainer.is_fsdp_enabled and not trainer.is_deepspeed_enabled:
-        raise_adapter_to_float32(trainer.model)
-
-
-def train_and_save(trainer: "Trainer", script_args: RecordArguments, append_eos: bool) -> None:
+def train_here(args: TrainingRun, make_trainer: Callable) -> None:
     """
-    Train, evaluate where there is a split for it, and save the model with its metrics.
-
-    The output directory then holds the adapter or the model, its tokenizer, `train_results.json`, `eval_results.json`,
-    `trainer_state.json` with the log, and where the dataset has them, `recommender.json` and `catalogue.json`.
+    Train in this process, which may be one of several.
 
     Args:
-        trainer ([`~transformers.Trainer`]):
-            The trainer.
-        script_args ([`RecordArguments`]):
-            Where the dataset is.
-        append_eos (`bool`):
-            Whether an EOS token ended the completions, which a recommender must know.
+        args ([`TrainingRun`]):
+            The flags.
+        make_trainer (`Callable`):
+            [`make_sft_trainer`] or [`make_softmax_dpo_trainer`].
     """
-    from ..hub.model_card import copy_data_report
-    from ..hub.pushes import push_command, try_again
-    from ..recsys.records.recommender_files import CATALOGUE_FILE, save_recommender_files
-    from ..trainer.checkpoints import resolve_checkpoint
+    from ..pipeline.models import load_policy, prepare_quantized
+    from ..pipeline.stage_records import completions_are_lines
+    from ..pipeline.training import train_and_save
 
-    args = trainer.args
-    checkpoint = resolve_checkpoint(args.resume_from_checkpoint, args.output_dir, args.save_only_model)
-    files = _recommender_files(script_args.dataset_name, append_eos) if args.should_save else None
-    if files is not None:
-        save_recommender_files(args.output_dir, files.config)
-        # of an earlier run; it comes back at the end
-        Path(args.output_dir, CATALOGUE_FILE).unlink(missing_ok=True)
-        copy_data_report(script_args.dataset_name, args.output_dir)
-    result = trainer.train(resume_from_checkpoint=checkpoint)
-    trainer.save_model(args.output_dir, _internal_call=True)  # pushed below, when all that belongs to it is on disk
-    trainer.log_metrics("train", result.metrics)
-    # with what a report of several models plots them over
-    facts = {name: getattr(args, name, None) for name in ("num_negatives", "beta")}
-    trainer.save_metrics("train", result.metrics | {name: value for name, value in facts.items() if value is not None})
-    trainer.save_state()
-    if trainer.eval_dataset is not None:
-        metrics = trainer.evaluate()
-        trainer.log_metrics("eval", metrics)
-        trainer.save_metrics("eval", metrics)
-    is_local = Path(script_args.dataset_name).exists()
-    trainer.accelerator.print(f"{args.output_dir}: the model, its tokenizer and all_results.json.")
+    script_args, training_args, model_args = args.script_args, args.training_args, args.model_args
+    check_output_dir(script_args, training_args)
+    train, evaluation = load_splits(script_args)
+    model, tokenizer, kwargs = load_policy(model_args, training_args)
+    if getattr(training_args, "eos_token", None) is not None:
+        tokenizer.eos_token = training_args.eos_token
+    trainer = make_trainer(model, training_args, train, tokenizer, evaluation, **kwargs)
+    prepare_quantized(trainer, model_args)
+    append_eos = not completions_are_lines(train)
+    train_and_save(trainer, script_args.dataset_name, training_args.resume_from_checkpoint, append_eos)
+
+
+def launch_flags() -> list[str]:
+    """The flags of `accelerate launch`, and TRL's name for a file of them."""
+    from accelerate.commands.launch import launch_command_parser
+
+    return [ACCELERATE_CONFIG, *launch_command_parser()._option_string_actions]
+
+
+def needs_launch(launch_words: Sequence[str]) -> bool:
+    """
+    Whether a run is to be started by accelerate rather than in this process: it was asked for, accelerate was
+    configured on this machine, or there are several accelerators. In a process of a launcher it never is.
+    """
+    import torch
+    from accelerate.commands.config import default_config_file
+
+    if any(name in os.environ for name in _OF_A_LAUNCHER):
+        return False
+    return bool(launch_words) or os.path.isfile(default_config_file) or torch.accelerator.device_count() > 1
+
+
+def launch(module: str, launch_words: Sequence[str], words: Sequence[str]) -> None:
+    """
+    Run a module under `accelerate launch`.
+
+    Args:
+        module (`str`):
+            Name of the module.
+        launch_words (`Sequence[str]`):
+            Flags of `accelerate launch`; `--accelerate_config` takes a file or the name of a file that TRL ships.
+        words (`Sequence[str]`):
+            The words of the module.
+
+    Raises:
+        ValueError: there is no such file, or the flags do not go together.
+        SystemExit: the run failed.
+    """
+    from accelerate.commands.launch import launch_command, launch_command_parser
+    from trl.cli.accelerate_config import resolve_accelerate_config_argument
+
+    # the processes find this very package, wherever it is
+    root = str(Path(__file__).parents[2])
+    os.environ["PYTHONPATH"] = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
+    launch_words = resolve_accelerate_config_argument(list(launch_words))
+    args = launch_command_parser().parse_args([*launch_words, "--module", module, *words])
     try:
-        if args.push_to_hub:
-            # a path of this machine is no name for others
-            trainer.push_to_hub(dataset_name=None if is_local else script_args.dataset_name)
-            trainer.accelerator.print(f"Pushed to {trainer.hub_model_id}.")
-    except Exception as error:
-        if not getattr(error, "__notes__", None):  # of a trainer of TRL's own
-            command = push_command(args.output_dir, trainer.hub_model_id, args.hub_private_repo is True)
-            error.add_note(try_again(Path(args.output_dir), command))
-        raise
-    finally:
-        if files is not None:
-            # behind all pushes: few publishers let their catalogue be passed on, and `trl-sdpo push` knows which
-            save_recommender_files(args.output_dir, files.config, files.catalogue)
-    trainer.end()
-
-
-def _recommender_files(dataset_name: str, append_eos: bool) -> "RecommenderFiles | None":
-    """What a recommender needs of the dataset, with what became of the end of its completions."""
-    from ..recsys.records.recommender_files import RecommenderFiles, load_recommender_files
-
-    files = load_recommender_files(dataset_name) if Path(dataset_name).is_dir() else RecommenderFiles()
-    if files.config is None:
-        return None
-    config = dataclasses.replace(files.config, append_eos=append_eos)
-    return dataclasses.replace(files, config=config)
+        launch_command(args)
+    except subprocess.CalledProcessError as error:
+        sys.exit(error.returncode)

@@ -149,10 +149,10 @@ def run(args: EvaluateArguments) -> None:
     found, differing = _found(args, task, systems)
     results = _results(args, task, found, facts)
     results["settings"] |= {f"differences, {name}": "; ".join(what) for name, what in differing.items()}
-    from ..evaluation.report import write_report
+    from ..evaluation.report import results_text, write_report
 
     paths = write_report(results, args.output)
-    _show(results)
+    print(f"\n{results_text(results)}")
     print(f"{args.output}: {', '.join(path.name for path in paths)}.")
 
 
@@ -339,9 +339,9 @@ def _check_output(args: EvaluateArguments) -> None:
 
 def _end_run(output: str) -> None:
     """What is written from outside a run is not what the run made: its note that this is done goes."""
-    from .run import STATE
+    from ..pipeline.state import STATE_FILE
 
-    state = Path(output) / STATE
+    state = Path(output) / STATE_FILE
     if _read_object(state).get("done"):
         state.unlink()
 
@@ -370,26 +370,3 @@ def _settings(args: EvaluateArguments) -> dict[str, Any]:
     if args.baseline:
         settings["baselines"] = ", ".join(args.baseline)
     return settings | {"trl-sdpo": __version__} | {name: version(name) for name in ("trl", "transformers", "torch")}
-
-
-def _show(results: dict) -> None:
-    from ..evaluation.report import comparison_table, metric_table, probe_sentence
-
-    for section in results["sections"]:
-        print(f"\n{section['label'][0].upper()}{section['label'][1:]}\n")
-        _print_table(*metric_table(section, results["facts"]))
-        if section["comparisons"]:
-            print()
-            _print_table(*comparison_table(section))
-    if results["leak_probe"]:
-        print(f"\n{probe_sentence(results['leak_probe'])}")
-
-
-def _print_table(header: list[str], rows: list[list[str]]) -> None:
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    for row in (header, *rows):
-        cells = [
-            cell.ljust(width) if not number else cell.rjust(width)
-            for number, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        print("  ".join(cells).rstrip())

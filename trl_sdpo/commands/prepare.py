@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from ..recsys.prompts.templates import PromptTemplate
-from ..recsys.records.config import RecordConfig
+from ..recsys.records.config import DEFAULT, RECIPES, RecordConfig
 from ..recsys.records.preparation import prepare
-from ..recsys.records.recipes import DEFAULT, RECIPES
 from ..recsys.records.splits import SPLITS
 from ._parser import CommandParser, flat_fields
 
@@ -86,6 +85,11 @@ def run(arguments: Any) -> None:
         f"Leak probe, hr@1 without the history: {probe['hr_at_1']:.3f} (95% interval {probe['ci'][0]:.3f} to "
         f"{probe['ci'][1]:.3f}), chance {probe['chance']:.3f}, popularity {probe['popularity']:.3f}, n = {probe['n']:,}."
     )
+
+    for rule in (one for one in report["leak_probes"] if one["leaks"]):
+        print(
+            f"Leak: the rule '{rule['name']}' finds {rule['hr_at_1']:.3f} of the targets. To close it, {rule['remedy']}."
+        )
 
 
 def _read_template(path: Path) -> PromptTemplate:

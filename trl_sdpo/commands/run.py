@@ -1,9 +1,7 @@
 """`trl-sdpo run CONFIG.yaml`: the sections of a file, one command after the other, and where it broke off."""
 
 import argparse
-import hashlib
 import importlib
-import json
 import logging
 import os
 import subprocess
@@ -17,6 +15,8 @@ from typing import Any
 import yaml
 
 from ..cli import COMMANDS, suggest
+from ..pipeline.digests import digest, state_of_files
+from ..pipeline.state import BEGUN, DONE, NEW, StageState
 from ._config_file import ENVIRONMENT, has_sections, read_config, section_of
 
 
@@ -25,8 +25,6 @@ logger = logging.getLogger(__name__)
 # In the order in which they build on each other
 STAGES = tuple(name for name in ("prepare", "sft", "train", "evaluate", "recommend", "push") if name in COMMANDS)
 TRAINING = ("sft", "train")
-# A name that TRL leaves out of what it pushes
-STATE = "_run.json"
 
 
 @dataclass
@@ -53,6 +51,11 @@ class Stage:
         """The directory that the command makes; others, such as a push, are done each time."""
         flag = {"prepare": "output", "evaluate": "output", "sft": "output_dir", "train": "output_dir"}.get(self.name)
         return Path(self.flags[flag]) if self.flags.get(flag) else None
+
+    @property
+    def state(self) -> StageState:
+        """What the directory says of an earlier run."""
+        return StageState(self.output, self.digests)
 
 
 def make_parser(prog: str) -> argparse.ArgumentParser:
@@ -122,24 +125,12 @@ def plan(config: dict[str, Any], path: str) -> list[Stage]:
         # flags of `accelerate launch` say where a result is computed, and are no part of it
         known = parser.flags
         flags, _ = section_of(config, name, known, path)
-        digests = {flag: _digest(value) for flag, value in flags.items() if flag in known}
-        digests["the files of `path`"] = _digest(_state_of_files(flags.get("path")))
+        digests = {flag: digest(value) for flag, value in flags.items() if flag in known}
+        digests["the files of `path`"] = digest(state_of_files(flags.get("path")))
         digests["the stages before it"] = before
         stages.append(Stage(name, flags, digests))
-        before = _digest([before, digests])
+        before = digest([before, digests])
     return stages
-
-
-def _digest(value: Any) -> str:
-    text = json.dumps(value, sort_keys=True, default=str)
-    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
-
-
-def _state_of_files(path: str | None) -> list[tuple[str, int, int]]:
-    if path is None or not Path(path).exists():
-        return []
-    files = [Path(path)] if Path(path).is_file() else sorted(one for one in Path(path).rglob("*") if one.is_file())
-    return [(one.name, one.stat().st_size, one.stat().st_mtime_ns) for one in files]
 
 
 def _change(config: dict[str, Any], changes: Sequence[str], path: str) -> dict[str, Any]:
@@ -182,32 +173,29 @@ def run_stages(stages: Sequence[Stage], path: str, overwrite: bool = False) -> N
             continue
         logger.info("── %s%s", stage.name, f" {' '.join(words)}" if words else "")
         if stage.output is not None and stage.name != "prepare":  # whose directory appears when it is whole
-            _write_state(stage, done=False)
+            stage.state.write(done=False)
         status = _start(stage.name, ["--config", path, *words])
         if status != 0:
             raise ChildProcessError(
                 f"{stage.name} ended with status {status}. When its error is mended, the same command goes on from there."
             )
         if stage.output is not None:
-            _write_state(stage, done=True)
+            stage.state.write(done=True)
 
 
 def _words_to_go_on(stage: Stage, overwrite: bool) -> list[str] | None:
     """More words for a command that begins, begins anew or goes on; `None` where it is done."""
-    output = stage.output
-    if output is None or not output.is_dir() or not any(output.iterdir()):
+    found = NEW if stage.output is None else stage.state.look()
+    if found == NEW:
         return []
-    state = _read_state(output)
-    changed = _changed(stage, state)
-    if state is not None and not changed:
-        if state["done"]:
-            return None
+    if found == DONE:
+        return None
+    if found == BEGUN:
         return _words_to_resume(stage)
     if not overwrite:
-        why = "what no `trl-sdpo run` left" if state is None else f"what was made with other settings ({changed})"
         raise ValueError(
-            f"{stage.name}: {output} holds {why}. Pass --overwrite to make it anew, another directory in the file, or "
-            "--stages to leave this one out."
+            f"{stage.name}: {stage.output} holds {stage.state.what_is_there()}. Pass --overwrite to make it anew, "
+            "another directory in the file, or --stages to leave this one out."
         )
     return (
         ["--overwrite_output_dir"]
@@ -225,26 +213,6 @@ def _words_to_resume(stage: Stage) -> list[str]:
         return ["--overwrite"] if stage.name == "evaluate" else []
     checkpoint, _ = find_last_checkpoint(stage.output, not stage.flags.get("save_only_model", False))
     return ["--overwrite_output_dir"] if checkpoint is None else ["--resume_from_checkpoint", "True"]
-
-
-def _changed(stage: Stage, state: dict | None) -> str:
-    before = {} if state is None else state["digests"]
-    names = before.keys() | stage.digests.keys()
-    return ", ".join(sorted(name for name in names if before.get(name) != stage.digests.get(name)))
-
-
-def _read_state(output: Path) -> dict | None:
-    try:
-        return json.loads((output / STATE).read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError):
-        return None
-
-
-def _write_state(stage: Stage, done: bool) -> None:
-    stage.output.mkdir(parents=True, exist_ok=True)
-    temporary = stage.output / f"{STATE}.{os.getpid()}"
-    temporary.write_text(json.dumps({"done": done, "digests": stage.digests}, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(stage.output / STATE)
 
 
 def _start(name: str, words: list[str]) -> int:

@@ -4,16 +4,7 @@ import sys
 
 from trl import SFTConfig
 
-from ._launch import launch, needs_launch
-from ._training import (
-    TrainingParser,
-    TrainingRun,
-    check_output_dir,
-    load_policy,
-    load_splits,
-    prepare_quantized,
-    train_and_save,
-)
+from ._training import TrainingParser, TrainingRun, launch, needs_launch, train_here
 
 
 def make_parser(prog: str) -> TrainingParser:
@@ -39,35 +30,14 @@ def run(args: TrainingRun) -> None:
 
 def run_here(args: TrainingRun) -> None:
     """Train in this process, which may be one of several."""
-    from ..pipeline.stage_records import chosen_rows, completions_are_lines
-    from ._sft_trainer import PublicCardSFTTrainer
+    from ..pipeline.trainers import make_sft_trainer
 
-    script_args, training_args, model_args = args.script_args, args.training_args, args.model_args
-    if training_args.chat_template_path is not None or training_args.assistant_only_loss:
+    if args.training_args.chat_template_path is not None or args.training_args.assistant_only_loss:
         raise ValueError(
             "--chat_template_path and --assistant_only_loss are not for these records: the tokens are to be those of "
             "`trl-sdpo train`. Save the tokenizer with the template that you want, and train on the completions."
         )
-    check_output_dir(script_args, training_args)
-    train, evaluation = load_splits(script_args)
-    model, tokenizer, kwargs = load_policy(model_args, training_args)
-    if training_args.eos_token is not None:
-        tokenizer.eos_token = training_args.eos_token
-    if training_args.completion_only_loss is None:
-        training_args.completion_only_loss = True  # which TRL sees in a column that these rows do not need
-    append_eos = not completions_are_lines(train)
-    eos_token = tokenizer.eos_token if append_eos else ""
-    options = tokenizer, eos_token, training_args.max_length, training_args.dataset_num_proc
-    trainer = PublicCardSFTTrainer(
-        model=model,
-        args=training_args,
-        train_dataset=chosen_rows(train, "train", *options),
-        eval_dataset=None if evaluation is None else chosen_rows(evaluation, "eval", *options),
-        processing_class=tokenizer,
-        **kwargs,
-    )
-    prepare_quantized(trainer, model_args)
-    train_and_save(trainer, script_args, append_eos)
+    train_here(args, make_sft_trainer)
 
 
 if __name__ == "__main__":

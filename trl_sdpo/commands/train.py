@@ -3,16 +3,7 @@
 import sys
 
 from ..trainer.softmax_dpo_config import SoftmaxDPOConfig
-from ._launch import launch, needs_launch
-from ._training import (
-    TrainingParser,
-    TrainingRun,
-    check_output_dir,
-    load_policy,
-    load_splits,
-    prepare_quantized,
-    train_and_save,
-)
+from ._training import TrainingParser, TrainingRun, launch, needs_launch, train_here
 
 
 def make_parser(prog: str) -> TrainingParser:
@@ -38,28 +29,9 @@ def run(args: TrainingRun) -> None:
 
 def run_here(args: TrainingRun) -> None:
     """Train in this process, which may be one of several."""
-    from ..pipeline.stage_records import completions_are_lines, tokenize_lines
-    from ..trainer.softmax_dpo_trainer import SoftmaxDPOTrainer
+    from ..pipeline.trainers import make_softmax_dpo_trainer
 
-    script_args, training_args, model_args = args.script_args, args.training_args, args.model_args
-    check_output_dir(script_args, training_args)
-    train, evaluation = load_splits(script_args)
-    model, tokenizer, kwargs = load_policy(model_args, training_args)
-    append_eos = not completions_are_lines(train)
-    if not append_eos:
-        options = tokenizer, training_args.dataset_num_proc
-        train = tokenize_lines(train, "train", *options)
-        evaluation = None if evaluation is None else tokenize_lines(evaluation, "eval", *options)
-    trainer = SoftmaxDPOTrainer(
-        model=model,
-        args=training_args,
-        train_dataset=train,
-        eval_dataset=evaluation,
-        processing_class=tokenizer,
-        **kwargs,
-    )
-    prepare_quantized(trainer, model_args)
-    train_and_save(trainer, script_args, append_eos)
+    train_here(args, make_softmax_dpo_trainer)
 
 
 if __name__ == "__main__":

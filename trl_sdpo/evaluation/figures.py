@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import matplotlib
 import numpy as np
-from markupsafe import Markup
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
@@ -45,13 +44,13 @@ class Drawing(NamedTuple):
     A figure of a page.
 
     Args:
-        svg (`Markup`):
+        svg (`str`):
             The element.
         caption (`str`):
             What stands below it.
     """
 
-    svg: Markup
+    svg: str
     caption: str
 
 
@@ -85,7 +84,7 @@ def draw_section(section: dict, facts: dict[str, dict], axes: dict[str, str]) ->
     return drawings
 
 
-def _draw(name: str, plot: Callable[..., None], *args) -> Markup:
+def _draw(name: str, plot: Callable[..., None], *args) -> str:
     with matplotlib.rc_context(_STYLE):
         figure = Figure(layout="constrained")
         FigureCanvasSVG(figure)
@@ -101,7 +100,7 @@ def _draw(name: str, plot: Callable[..., None], *args) -> Markup:
         svg = svg.replace(color, f"var({variable})")
     # as large as the page has room for
     svg = re.sub(r'<svg ([^>]*?)width="[^"]*" height="[^"]*"', r'<svg role="img" \1', svg, count=1)
-    return Markup(re.sub(r'<svg ([^>]*?)height="[^"]*"([^>]*?)width="[^"]*"', r"<svg \1\2", svg, count=1))
+    return re.sub(r'<svg ([^>]*?)height="[^"]*"([^>]*?)width="[^"]*"', r"<svg \1\2", svg, count=1)
 
 
 def _short(name: str, length: int = 26) -> str:

@@ -218,6 +218,38 @@ def to_markdown(results: dict) -> str:
     return "\n".join(lines)
 
 
+def results_text(results: dict) -> str:
+    """
+    The tables of the results for a terminal, aligned, with a sentence on what the lists tell.
+
+    Args:
+        results (`dict`):
+            Of [`collect_results`].
+
+    Returns:
+        `str`: Metrics of every system, and the paired tests.
+    """
+    lines = []
+    for section in results["sections"]:
+        lines += [f"{section['label'][0].upper()}{section['label'][1:]}", ""]
+        lines += [*_aligned(*metric_table(section, results["facts"])), ""]
+        lines += [*_aligned(*comparison_table(section)), ""] if section["comparisons"] else []
+    lines += [probe_sentence(results["leak_probe"])] if results["leak_probe"] else []
+    return "\n".join(lines)
+
+
+def _aligned(header: list[str], rows: list[list[str]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    lines = []
+    for row in (header, *rows):
+        first, *others = (
+            cell.rjust(width) if number else cell.ljust(width)
+            for number, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        lines.append("  ".join([first, *others]).rstrip())
+    return lines
+
+
 def _markdown_examples(examples: dict) -> list[str]:
     lines = []
     for kind in ("hits", "misses"):

@@ -17,7 +17,7 @@ from .licences import Licence, find_licence
 
 
 CURVES_FILE, REPORT_FILE = "training_curves.png", "report.json"
-TAGS = ("trl", "softmax-dpo", "recommendation")
+TAGS = ("trl", "dpo", "softmax-dpo", "recommendation")
 _FRAMEWORKS = ("trl", "transformers", "peft", "torch", "datasets")
 # Two titles of a history and two candidates, by the domain of `recommender.json`
 _EXAMPLES = {

@@ -1,14 +1,15 @@
 """What the stages do to records before a trainer takes them: the same tokens for both."""
 
-from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from accelerate.logging import get_logger
 from datasets import Dataset, IterableDataset
 from transformers import PreTrainedTokenizerBase
 from trl.trainer.utils import global_then_local_main_first
 
-from ..data_utils import _tokenize_completions, check_multi_preference, tokenize_multi_preference
+from ..data_utils import check_multi_preference, plain_records
+from ..tokenization import CompletionTokenizer, tokenize_dataset
 
 
 logger = get_logger(__name__)
@@ -63,9 +64,16 @@ def tokenize_lines(
     Raises:
         `ValueError`: If a record is malformed, see [`check_multi_preference`].
     """
-    options = {"processing_class": processing_class, "eos_token": "", "stream": not isinstance(dataset, Dataset)}
-    desc = f"Tokenizing {dataset_name} dataset"
-    return _map(dataset, tokenize_multi_preference, desc, num_proc, list(_COLUMNS), options)
+    # a stream takes neither `desc` nor `num_proc`
+    options = {"desc": f"Tokenizing {dataset_name} dataset", "num_proc": num_proc}
+    with global_then_local_main_first():
+        return tokenize_dataset(
+            plain_records(dataset),
+            processing_class,
+            "",
+            remove_columns=list(_COLUMNS),
+            **(options if isinstance(dataset, Dataset) else {}),
+        )
 
 
 def chosen_rows(
@@ -100,34 +108,78 @@ def chosen_rows(
     Raises:
         `ValueError`: If a record is malformed, see [`check_multi_preference`], or none fits.
     """
+    dataset = plain_records(dataset)
     columns = list(dataset.column_names or next(iter(dataset), {}))
     if not {"prompt", "chosen", "rejected"} <= set(columns) and "rejected_ids" not in columns:
         raise ValueError(
             f"The {dataset_name} dataset has no `prompt`, `chosen` and `rejected`, only {columns}. Prompts with "
             "completions and bare texts are what `trl sft` trains on."
         )
-
-    def join(example: dict[str, Any], index: int) -> dict[str, list[int]]:
-        prompt_ids, chosen_ids = _tokenize_chosen(example, index, processing_class, eos_token)
-        mask = [0] * len(prompt_ids) + [1] * len(chosen_ids)
-        return {"input_ids": prompt_ids + chosen_ids, "completion_mask": mask}
-
-    rows = _map(dataset, join, f"Tokenizing {dataset_name} dataset", num_proc, columns)
+    # a stream takes neither `desc` nor `num_proc`, and no record of it is read ahead
+    options = {"desc": f"Tokenizing {dataset_name} dataset", "num_proc": num_proc}
+    with global_then_local_main_first():
+        rows = dataset.map(
+            _chosen_rows,
+            with_indices=True,
+            batched=True,
+            batch_size=1_000 if isinstance(dataset, Dataset) else 1,
+            remove_columns=columns,
+            fn_kwargs={"tokenizer": CompletionTokenizer(processing_class, eos_token)},
+            **(options if isinstance(dataset, Dataset) else {}),
+        )
     if max_length is None:
         return rows
     return _drop_long_rows(rows, max_length, dataset_name, num_proc)
 
 
-def _tokenize_chosen(
-    example: dict[str, Any], index: int, processing_class: PreTrainedTokenizerBase, eos_token: str
-) -> tuple[list[int], list[int]]:
-    if isinstance(example.get("rejected"), str) or _is_messages(example.get("rejected")):
-        example = {**example, "rejected": [example["rejected"]]}
-    check_multi_preference(example, index)
-    if "rejected_ids" in example:
-        return example["prompt_ids"], example["chosen_ids"]
-    prompt_ids, (chosen_ids,) = _tokenize_completions({**example, "rejected": []}, processing_class, eos_token)
-    return prompt_ids, chosen_ids
+def non_overlapping_windows(dataset: Dataset, window: int, epochs: int = 1, seed: int = 0) -> Dataset:
+    """
+    The records whose windows of history and target do not overlap, cut anew in every epoch.
+
+    With a loss on all tokens of a row, each title of a user is then learned once an epoch, at a place in the window that
+    changes.
+
+    Args:
+        dataset ([`~datasets.Dataset`]):
+            Records with the columns `user_id` and `position`, as [`build_preference_dataset`] makes them.
+        window (`int`):
+            Titles in a window: the history and the target.
+        epochs (`int`, *optional*, defaults to `1`):
+            Number of cuts. All of them are among the records, so that a trainer goes through these once.
+        seed (`int`, *optional*, defaults to `0`):
+            Seed of the cuts.
+
+    Returns:
+        [`~datasets.Dataset`]: The records of one cut after the other. A trainer shuffles them all.
+    """
+    generator = np.random.default_rng(seed)
+    _, users = np.unique(np.asarray(dataset["user_id"]), return_inverse=True)
+    positions = np.asarray(dataset["position"])
+    chosen = []
+    for _ in range(epochs):
+        offsets = generator.integers(window, size=users.max() + 1)
+        chosen.append(np.flatnonzero((positions - offsets[users]) % window == 0))
+    return dataset.select(np.concatenate(chosen))
+
+
+def _chosen_rows(examples: dict[str, list], indices: list[int], tokenizer: CompletionTokenizer) -> dict[str, list]:
+    records = []
+    for values, index in zip(zip(*examples.values(), strict=True), indices, strict=True):
+        record = dict(zip(examples, values, strict=True))
+        if isinstance(record.get("rejected"), str) or _is_messages(record.get("rejected")):
+            record["rejected"] = [record["rejected"]]
+        check_multi_preference(record, index)
+        records.append(record)
+    tokens = tokenizer([{**record, "rejected": []} for record in records if "rejected_ids" not in record])
+    rows: dict[str, list] = {"input_ids": [], "completion_mask": []}
+    for record in records:
+        if "rejected_ids" in record:
+            prompt_ids, chosen_ids = record["prompt_ids"], record["chosen_ids"]
+        else:
+            prompt_ids, (chosen_ids,) = next(tokens)
+        rows["input_ids"].append(prompt_ids + chosen_ids)
+        rows["completion_mask"].append([0] * len(prompt_ids) + [1] * len(chosen_ids))
+    return rows
 
 
 def _is_messages(rejected: Any) -> bool:
@@ -149,17 +201,3 @@ def _drop_long_rows(
             raise ValueError(f"{message}, so none is left. Raise `max_length`.")
         logger.warning(f"{message}, and are dropped. Raise `max_length`, or shorten the prompts, to keep them.")
     return kept
-
-
-def _map(
-    dataset: Dataset | IterableDataset,
-    function: Callable,
-    desc: str,
-    num_proc: int | None,
-    remove_columns: list[str],
-    fn_kwargs: dict[str, Any] | None = None,
-) -> Dataset | IterableDataset:
-    # a stream takes neither `desc` nor `num_proc`
-    options = {"desc": desc, "num_proc": num_proc} if isinstance(dataset, Dataset) else {}
-    with global_then_local_main_first():
-        return dataset.map(function, with_indices=True, remove_columns=remove_columns, fn_kwargs=fn_kwargs, **options)

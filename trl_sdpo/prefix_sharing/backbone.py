@@ -6,6 +6,7 @@ below it. All that a pass depends on is an argument of it, so nothing is left be
 """
 
 import functools
+import inspect
 import types
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,12 @@ from transformers.modeling_outputs import BaseModelOutput
 def is_extended(backbone: torch.nn.Module) -> bool:
     """Whether [`extend_backbone`] was called on the model."""
     return getattr(backbone.forward, "takes_prefix_mask", False)
+
+
+def hands_on_keywords(causal_lm: PreTrainedModel) -> bool:
+    """Whether the forward pass of a model takes keywords that it does not know, as most hand them on to the backbone."""
+    parameters = inspect.signature(type(causal_lm).forward).parameters.values()
+    return any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
 
 
 def extend_backbone(causal_lm: PreTrainedModel) -> None:
@@ -52,8 +59,8 @@ def extend_backbone(causal_lm: PreTrainedModel) -> None:
     ) -> BaseModelOutput:
         mask = attention_mask if prefix_mask is None else prefix_mask
         output = self._plain_forward(*args, attention_mask=mask, **kwargs)
-        if scored is not None:
-            hidden_states = output.last_hidden_state
+        hidden_states = getattr(output, "last_hidden_state", None)  # Llama 4's text model is its own "backbone"
+        if scored is not None and hidden_states is not None:
             # from the end, because prompt-learning PEFT prepends virtual tokens
             rows, positions = scored.to(hidden_states.device)
             width = hidden_states.size(1)

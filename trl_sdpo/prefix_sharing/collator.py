@@ -11,7 +11,7 @@ from trl.trainer.dpo_trainer import DataCollatorForPreference
 from trl.trainer.utils import pad
 
 from .masks import PADDING_SEGMENT
-from .rows import expand_shared_rows, shared_prefix_row, with_targets
+from .rows import expand_shared_rows, shared_prefix_row, split_completions, with_targets
 
 
 ROW_MULTIPLE = 16
@@ -84,6 +84,10 @@ class DataCollatorForMultiPreference(DataCollatorMixin):
             multiple of 16, which the kernels of attention on a GPU want of a mask, and other rows are not.
         prefix_sharing (`bool`, *optional*, defaults to `True`):
             Whether to lay the completions of a record out in one row.
+        max_row_length (`int`, *optional*):
+            Most tokens of a shared-prefix row. A longer record has several rows, each with its prompt and some of its
+            completions, and `"row_records"` and `"row_completions"` say of each row of such a batch whose it is and how
+            many completions it has. `None` is no bound.
         num_negatives (`int`, *optional*):
             Number of rejected completions to draw for each record, see [`draw_negatives`]. `None` takes all.
         seed (`int`, *optional*, defaults to `0`):
@@ -114,6 +118,7 @@ class DataCollatorForMultiPreference(DataCollatorMixin):
     truncation_mode: str = "keep_start"
     pad_to_multiple_of: int | None = None
     prefix_sharing: bool = True
+    max_row_length: int | None = None
     num_negatives: int | None = None
     seed: int = 0
     evaluation: bool = False
@@ -131,12 +136,7 @@ class DataCollatorForMultiPreference(DataCollatorMixin):
             return collator(examples)
 
         draws = [self._draw(example) for example in examples]
-        rows = [
-            shared_prefix_row(
-                example["prompt_ids"], [example["chosen_ids"], *(example["rejected_ids"][i] for i in draw)]
-            )
-            for example, draw in zip(examples, draws, strict=True)
-        ]
+        rows, spans = self._rows(examples, draws)
         # First, because transformers reads the number of records in a batch off the first tensor
         output = {"num_completions": torch.tensor([1 + len(draw) for draw in draws])}
         padding = {"input_ids": self.pad_token_id, "segment_ids": PADDING_SEGMENT}
@@ -148,6 +148,9 @@ class DataCollatorForMultiPreference(DataCollatorMixin):
                 pad_to_multiple_of=self.pad_to_multiple_of or (ROW_MULTIPLE if self.prefix_sharing else None),
             )
         output["attention_mask"] = (output["segment_ids"] != PADDING_SEGMENT).long()
+        if len(spans) > len(examples):
+            output["row_records"] = torch.tensor([record for record, _ in spans])
+            output["row_completions"] = torch.tensor([count for _, count in spans])
         if "record_id" in examples[0]:
             output["record_id"] = torch.tensor([example["record_id"] for example in examples])
         if "ref_chosen_logps" in examples[0]:
@@ -163,6 +166,20 @@ class DataCollatorForMultiPreference(DataCollatorMixin):
         if not self.prefix_sharing:
             output = expand_shared_rows(output, self.pad_token_id, self.pad_to_multiple_of)
         return with_targets(output)
+
+    def _rows(
+        self, examples: list[dict[str, Any]], draws: list[list[int]]
+    ) -> tuple[list[dict[str, list[int]]], list[tuple[int, int]]]:
+        """The shared rows of all records, and of each row its record and how many completions it has."""
+        rows, spans = [], []
+        for record, (example, draw) in enumerate(zip(examples, draws, strict=True)):
+            prompt_ids = example["prompt_ids"]
+            completions = [example["chosen_ids"], *(example["rejected_ids"][i] for i in draw)]
+            limit = self.max_row_length if self.prefix_sharing else None
+            for start, stop in split_completions(len(prompt_ids), [len(ids) for ids in completions], limit):
+                rows.append(shared_prefix_row(prompt_ids, completions[start:stop], 1 + start))
+                spans.append((record, stop - start))
+        return rows, spans
 
     def _draw(self, example: dict[str, Any]) -> list[int]:
         pool_size = len(example["rejected_ids"])

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from transformers.utils import logging
 
-from .backbone import extended_backbone
+from .backbone import extended_backbone, hands_on_keywords
 from .masks import PADDING_SEGMENT, PROMPT_SEGMENT, BatchMasks, base_model
 
 
@@ -24,7 +24,43 @@ logger = logging.get_logger(__name__)
 TARGETS = ("completion_exists", "target_rows", "target_positions", "target_ids", "target_completions")
 
 
-def shared_prefix_row(prompt_ids: list[int], completions: list[list[int]]) -> dict[str, list[int]]:
+# Tensors with an entry per row rather than per record; the last two are there where a record has several shared rows
+ROW_TENSORS = (
+    *("input_ids", "position_ids", "segment_ids", "completion_mask", "attention_mask"),
+    *("row_records", "row_completions"),
+)
+
+
+def split_completions(prompt_length: int, lengths: list[int], max_row_length: int | None) -> list[tuple[int, int]]:
+    """
+    Cut the completions of a record into runs that fit a row each, the prompt repeated.
+
+    Args:
+        prompt_length (`int`):
+            Tokens of the prompt.
+        lengths (`list[int]`):
+            Tokens of each completion.
+        max_row_length (`int` or `None`):
+            Most tokens of a row, see [`shared_prefix_row`]; a completion that does not fit has a row by itself.
+
+    Returns:
+        `list[tuple[int, int]]`: First completion of each row, and the one behind its last.
+    """
+    if max_row_length is None:
+        return [(0, len(lengths))]
+    starts, room = [0], 0
+    for number, length in enumerate(lengths):
+        width = length + (1 if prompt_length else 0)  # with the repeat of the last prompt token
+        if number == 0 or width > room:
+            starts += [number] if number else []
+            room = max_row_length - max(prompt_length - 1, 0)
+        room -= width
+    return list(zip(starts, [*starts[1:], len(lengths)], strict=True))
+
+
+def shared_prefix_row(
+    prompt_ids: list[int], completions: list[list[int]], first_segment: int = 1
+) -> dict[str, list[int]]:
     """
     Lay a prompt and its completions out in one row.
 
@@ -34,6 +70,8 @@ def shared_prefix_row(prompt_ids: list[int], completions: list[list[int]]) -> di
             in a row of its own, where nothing predicts it.
         completions (`list[list[int]]`):
             Tokens of the completions, the chosen one first.
+        first_segment (`int`, *optional*, defaults to `1`):
+            Number of the first of them, where a record has several rows.
 
     Returns:
         `dict[str, list[int]]`: `input_ids`, `position_ids`, `segment_ids` (0 for the prompt, 1 to 1 + K for the
@@ -46,7 +84,7 @@ def shared_prefix_row(prompt_ids: list[int], completions: list[list[int]]) -> di
         "segment_ids": [PROMPT_SEGMENT] * start,
         "completion_mask": [0] * start,
     }
-    for number, completion in enumerate(completions, start=1):
+    for number, completion in enumerate(completions, start=first_segment):
         segment = list(prompt_ids[start:]) + list(completion)
         row["input_ids"] += segment
         row["position_ids"] += range(start, start + len(segment))
@@ -63,6 +101,8 @@ def is_shared(batch: dict[str, torch.Tensor]) -> bool:
 
 def record_of_row(batch: dict[str, torch.Tensor]) -> torch.Tensor:
     """Index of the record that each row of a batch belongs to, of shape `(rows,)`."""
+    if "row_records" in batch:
+        return batch["row_records"]
     num_completions = batch["num_completions"]
     records = torch.arange(num_completions.size(0), device=num_completions.device)
     if is_shared(batch):
@@ -101,6 +141,31 @@ def completion_exists(num_completions: torch.Tensor) -> torch.Tensor:
     return columns < num_completions.unsqueeze(1)
 
 
+def _completions_of_rows(batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of each shared row the number of its first completion, from 1, and how many it has."""
+    num_completions = batch["num_completions"]
+    if "row_records" not in batch:
+        return torch.ones_like(num_completions), num_completions
+    counts, records = batch["row_completions"], batch["row_records"]
+    before = counts.cumsum(0) - counts
+    is_first = torch.nn.functional.pad(records[1:] != records[:-1], (1, 0), value=True)
+    first = before - before[is_first][records - records[0]] + 1
+    # where `num_completions` was lowered, the first so many are meant
+    return first, torch.minimum(counts, num_completions[records] + 1 - first).clamp(min=0)
+
+
+def first_records(batch: dict[str, torch.Tensor], num_records: int) -> dict[str, torch.Tensor]:
+    """The first records of a batch in shared rows, without what [`with_targets`] adds."""
+    rows = num_records
+    if "row_records" in batch:
+        rows = int((batch["row_records"] < num_records).sum())
+    return {
+        name: tensor[: rows if name in ROW_TENSORS else num_records]
+        for name, tensor in batch.items()
+        if name not in TARGETS
+    }
+
+
 def expand_shared_rows(
     batch: dict[str, torch.Tensor], pad_token_id: int, pad_to_multiple_of: int | None = None
 ) -> dict[str, torch.Tensor]:
@@ -119,11 +184,12 @@ def expand_shared_rows(
     Returns:
         `dict[str, torch.Tensor]`: The batch with `sum(1 + K)` rows and no `position_ids`.
     """
-    num_completions, segment_ids = batch["num_completions"], batch["segment_ids"]
+    segment_ids = batch["segment_ids"]
     device = segment_ids.device
-    records = torch.arange(num_completions.size(0), device=device).repeat_interleave(num_completions)
-    first_row = (num_completions.cumsum(0) - num_completions).repeat_interleave(num_completions)
-    number = torch.arange(records.size(0), device=device) - first_row + 1  # 1 for the chosen, 2.. for the rejected
+    first, counts = _completions_of_rows(batch)
+    records = torch.arange(counts.size(0), device=device).repeat_interleave(counts)  # rows, one each but for long ones
+    start = (counts.cumsum(0) - counts).repeat_interleave(counts)
+    number = torch.arange(records.size(0), device=device) - start + first[records]  # 1 for the chosen, 2.. rejected
     segments = segment_ids[records]
     keep = (segments == PROMPT_SEGMENT) | (segments == number.unsqueeze(1))
     multiple = pad_to_multiple_of or 1
@@ -135,7 +201,11 @@ def expand_shared_rows(
     def rows(name: str, padding: int) -> torch.Tensor:
         return batch[name][records].gather(1, order).masked_fill(~kept, padding)
 
-    expanded = {name: value for name, value in batch.items() if name not in ("position_ids", *TARGETS)}
+    expanded = {
+        name: value
+        for name, value in batch.items()
+        if name not in ("position_ids", "row_records", "row_completions", *TARGETS)
+    }
     expanded["input_ids"] = rows("input_ids", pad_token_id)
     expanded["segment_ids"] = rows("segment_ids", PADDING_SEGMENT)
     expanded["completion_mask"] = rows("completion_mask", 0)
@@ -178,8 +248,29 @@ def _tokens_of_padded_rows(batch: dict[str, torch.Tensor]) -> torch.Tensor:
     """How often each position stands in padded rows, of shape `(rows, L)`: a shared prompt in 1 + K of them."""
     if not is_shared(batch):
         return batch["attention_mask"]
-    repeats = batch["num_completions"].unsqueeze(1) - 1
+    repeats = _completions_of_rows(batch)[1].unsqueeze(1) - 1
     return batch["attention_mask"] + repeats * (batch["segment_ids"] == PROMPT_SEGMENT)
+
+
+def log_probs_of(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Log-probabilities, in float32, of labels of shape `(..., N)` under logits of shape `(..., N, vocab)`."""
+    logits = logits.float()
+    labels = labels.to(logits.device).unsqueeze(-1)
+    return logits.gather(-1, labels).squeeze(-1) - logits.logsumexp(-1)
+
+
+def has_plain_head(model: torch.nn.Module) -> bool:
+    """Whether TRL's fused LM head can multiply with the head of a model, of which it takes `weight` and `bias`."""
+    head = base_model(model).get_output_embeddings()
+    return hasattr(head, "weight") and hasattr(head, "bias")
+
+
+def _scored_logits(logits: torch.Tensor, scored: torch.Tensor) -> torch.Tensor:
+    """Logits of the scored positions, of shape `(N, vocab)`, where the head was given them alone and where it was not."""
+    if logits.size(0) == 1 and logits.size(1) == scored.size(1):
+        return logits.squeeze(0)
+    rows, from_the_end = scored.to(logits.device)
+    return logits[rows, logits.size(1) + from_the_end]
 
 
 def score_completions(
@@ -187,6 +278,7 @@ def score_completions(
     batch: dict[str, torch.Tensor],
     unwrapped_model: torch.nn.Module | None = None,
     masks: BatchMasks | None = None,
+    fused_lm_head: bool = True,
     **model_kwargs,
 ) -> CompletionScores:
     """
@@ -194,14 +286,18 @@ def score_completions(
 
     Args:
         model (`torch.nn.Module`):
-            Model to call, wrapped for distributed training or not. The transformers model inside must have been given
-            a fused LM head by `trl.trainer.utils.add_fused_lm_head`, as the trainers of TRL do.
+            Model to call, wrapped for distributed training or not.
         batch (`dict[str, torch.Tensor]`):
             Batch of [`DataCollatorForMultiPreference`], in shared-prefix or padded rows.
         unwrapped_model (`torch.nn.Module`, *optional*):
             The model inside the wrappers of distributed training. Defaults to `model`.
         masks ([`BatchMasks`], *optional*):
             Those of the batch, if they serve several models.
+        fused_lm_head (`bool`, *optional*, defaults to `True`):
+            Whether TRL's fused LM head multiplies, which the transformers model must have been given by
+            `trl.trainer.utils.add_fused_lm_head`, as the trainers of TRL do. It keeps no logits, and knows the weight of
+            the head alone. If `False` the head is what the model itself makes of it, with adapters, quantisation, scaling
+            and soft-capping: there are logits of all N tokens, and `log_probs` are all that comes out.
         **model_kwargs:
             Passed on to the forward, for example `output_router_logits`.
 
@@ -217,17 +313,21 @@ def score_completions(
     if is_shared(batch):
         masks = BatchMasks(batch) if masks is None else masks
         model_kwargs |= {"position_ids": batch["position_ids"], "prefix_mask": masks.of(causal_lm)}
-    from_the_end = batch["target_positions"] - batch["input_ids"].size(1)
+    scored = torch.stack([batch["target_rows"], batch["target_positions"] - batch["input_ids"].size(1)])
+    if fused_lm_head:
+        model_kwargs |= {"shift_labels": batch["target_ids"].unsqueeze(0), "fused_lm_head": True}
+    if fused_lm_head or hands_on_keywords(causal_lm):
+        model_kwargs["scored"] = scored
     with extended_backbone(causal_lm):
-        outputs = model(
-            input_ids=batch["input_ids"],
-            attention_mask=attention_mask,
-            shift_labels=batch["target_ids"].unsqueeze(0),
-            scored=torch.stack([batch["target_rows"], from_the_end]),
-            fused_lm_head=True,
-            use_cache=False,
-            **model_kwargs,
-        )
+        outputs = model(input_ids=batch["input_ids"], attention_mask=attention_mask, use_cache=False, **model_kwargs)
+    if not fused_lm_head:
+        if is_shared(batch) and outputs.logits.size(1) != scored.size(1):
+            raise ValueError(
+                f"The forward pass of {type(causal_lm).__name__} calls another module than its backbone, or hands on no "
+                "keywords, so that the mask of shared-prefix rows does not reach its layers. Use padded rows."
+            )
+        logits = _scored_logits(outputs.logits, scored)
+        outputs["log_probs"] = log_probs_of(logits, batch["target_ids"]).unsqueeze(0)
     exists, slots = batch["completion_exists"], batch["target_completions"]
 
     def per_completion(values: torch.Tensor) -> torch.Tensor:  # (N,) -> (B, C)
@@ -240,7 +340,7 @@ def score_completions(
         log_probs=per_completion(outputs.log_probs.squeeze(0)),
         num_tokens=per_completion(torch.ones_like(slots, dtype=torch.float32)),
         token_sums={name: per_completion(outputs[name].squeeze(0).detach()) for name in names},
-        aux_loss=outputs.aux_loss,
+        aux_loss=outputs.get("aux_loss"),
         token_log_probs=outputs.log_probs.squeeze(0).to(slots.device, torch.float32),
     )
 
@@ -277,7 +377,7 @@ def sharing_excess(
         `torch.Tensor`: Scalar, the largest difference beyond the tolerance, in nats: not above 0 if they agree,
         infinite if the model raises an error on shared-prefix rows, which is logged.
     """
-    sample = {name: tensor[:2] for name, tensor in batch.items() if name not in TARGETS}
+    sample = first_records(batch, 2)
     # a wrong mask shows in the second completion already; 1 + K padded rows could need more memory than the training
     few = {**sample, "num_completions": sample["num_completions"].clamp(max=4)}
     with torch.no_grad():
@@ -294,3 +394,51 @@ def sharing_excess(
     excess = excess.masked_fill(excess.isnan(), torch.inf)
     # weights of NaN say nothing about the mask
     return excess.masked_fill(~padded.isfinite() | ~completion_exists(few["num_completions"]), 0).max()
+
+
+def head_excess(
+    model: torch.nn.Module,
+    batch: dict[str, torch.Tensor],
+    pad_token_id: int,
+    dtype: torch.dtype,
+    unwrapped_model: torch.nn.Module | None = None,
+) -> torch.Tensor:
+    """
+    Score the first two completions of a batch in padded rows by TRL's fused LM head, and by the logits of the model's own
+    forward pass, without any keyword of ours, to find out a head that is more than its weight.
+
+    Args:
+        model (`torch.nn.Module`):
+            Model to call, in evaluation mode.
+        batch (`dict[str, torch.Tensor]`):
+            Batch in shared-prefix or padded rows.
+        pad_token_id (`int`):
+            Token to pad with.
+        dtype (`torch.dtype`):
+            Type that the model computes in, for the tolerance.
+        unwrapped_model (`torch.nn.Module`, *optional*):
+            The model inside the wrappers of distributed training. Defaults to `model`.
+
+    Returns:
+        `torch.Tensor`: Scalar, the largest difference beyond the tolerance, in nats: not above 0 if they agree.
+    """
+    if is_shared(batch):
+        sample = first_records(batch, 1)
+        sample = expand_shared_rows(
+            {**sample, "num_completions": sample["num_completions"].clamp(max=2)}, pad_token_id
+        )
+    else:
+        sample = {
+            name: tensor[: 2 if name in ROW_TENSORS else 1] for name, tensor in batch.items() if name not in TARGETS
+        }
+        sample["num_completions"] = sample["num_completions"].clamp(max=2)
+    sample = with_targets(sample)
+    with torch.no_grad():
+        fused = score_completions(model, sample, unwrapped_model).token_log_probs
+        logits = model(input_ids=sample["input_ids"], attention_mask=sample["attention_mask"], use_cache=False).logits
+    scored = torch.stack([sample["target_rows"], sample["target_positions"] - sample["input_ids"].size(1)])
+    own = log_probs_of(_scored_logits(logits, scored), sample["target_ids"]).to(fused.device)
+    atol, rtol = sharing_tolerance(dtype)
+    excess = (fused - own).abs() - rtol * own.abs() - atol
+    # weights of NaN say nothing about the head
+    return excess.masked_fill(excess.isnan(), torch.inf).masked_fill(~own.isfinite(), 0).max()

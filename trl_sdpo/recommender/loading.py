@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import ADAPTER_SAFE_WEIGHTS_NAME
 
 from ..recsys.records.recommender_files import find_file
 
@@ -41,7 +43,8 @@ def load_model_and_tokenizer(
 
     Raises:
         OSError: there is no such model, or the base of the adapter cannot be loaded.
-        ValueError: there is a base model for something that is no adapter.
+        ValueError: there is a base model for something that is no adapter, or the adapter was trained on added tokens and
+            does not hold all of their rows.
     """
     model, hub_kwargs = str(model), hub_kwargs or {}
     if device is None:
@@ -66,7 +69,42 @@ def load_model_and_tokenizer(
         raise OSError(
             f"{model}: is an adapter of {base!r}, which cannot be loaded ({error}). Pass the model as `base_model`."
         ) from error
+    _add_rows(loaded, adapter, find_file(model, ADAPTER_SAFE_WEIGHTS_NAME, **hub_kwargs))
     own_tokenizer = find_file(model, "tokenizer_config.json", **hub_kwargs) is not None
     place, options = (model, hub_kwargs) if own_tokenizer else (base, shared)
     tokenizer = AutoTokenizer.from_pretrained(place, **options)
     return PeftModel.from_pretrained(loaded, model, **hub_kwargs).eval(), tokenizer
+
+
+def _add_rows(base: PreTrainedModel, adapter_config: Path, weights: Path | None) -> None:
+    """Give a base the rows of tokens that were added to it in training, whose embeddings lie with the adapter."""
+    names = {
+        name: module
+        for name, module in base.named_modules()
+        if module is base.get_input_embeddings() or module is base.get_output_embeddings()
+    }
+    size = base.get_input_embeddings().weight.shape[0]
+    saved: dict[str, int] = {}
+    if weights is not None:
+        with safe_open(weights, framework="pt") as tensors:
+            for key in tensors.keys():  # noqa: SIM118 - not a dict
+                name = next((name for name in names if f"{name}." in key and key.endswith(".weight")), None)
+                if name is not None and "lora_" not in key:
+                    saved[name] = tensors.get_slice(key).get_shape()[0]
+    indices = json.loads(adapter_config.read_text(encoding="utf-8")).get("trainable_token_indices") or []
+    lists = indices.values() if isinstance(indices, dict) else [indices]
+    rows = max([size, *saved.values(), *(index + 1 for some in lists for index in some)])
+    if rows == size:
+        return
+    tied = base.get_input_embeddings().weight is getattr(base.get_output_embeddings(), "weight", None)
+    if not tied and (missing := sorted(name for name in names if saved.get(name) != rows)) and not indices:
+        raise ValueError(
+            f"{adapter_config.parent}: was trained with {rows - size} tokens more than its base has, and the rows of "
+            f"{missing} are not saved with it. Save the base with the added tokens, and pass it as `base_model`."
+        )
+    if indices and not tied:
+        raise ValueError(
+            f"{adapter_config.parent}: trains tokens of its own (`trainable_token_indices`), of which the LM head of the base "
+            "has no rows. Save the base with the added tokens, and pass it as `base_model`."
+        )
+    base.resize_token_embeddings(rows, mean_resizing=False)

@@ -10,7 +10,7 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from ..data_utils import _tokenize_completions, tokenize_multi_preference
+from ..data_utils import plain_records
 from ..prefix_sharing.masks import why_prefix_sharing_is_unsound
 from ..recsys.prompts.templates import PromptTemplate
 from ..recsys.records.recommender_files import (
@@ -26,6 +26,7 @@ from ..scoring.catalogue_search import search_catalogue
 from ..scoring.generation import candidate_titles, generate_answers, stop_strings_of, title_of_completion
 from ..scoring.log_probs import completion_log_probs, score_tokenized, sharing_agrees
 from ..scoring.title_trie import TitleTrie
+from ..tokenization import CompletionTokenizer, tokenize_dataset
 from .loading import load_model_and_tokenizer
 from .prompts import PromptMaker, select_template
 from .title_lookup import UNKNOWN_TITLES, TitleLookup
@@ -100,6 +101,7 @@ class Recommender:
         self.template = select_template(config, template)
         self.lookup = TitleLookup(catalogue)
         self._prompts = PromptMaker(self.template, config, processing_class)
+        self._completions = CompletionTokenizer(processing_class, self._eos_token)
         self._prefix_sharing: bool | None = None
         self._trie: TitleTrie | None = None
 
@@ -350,12 +352,7 @@ class Recommender:
     def tokenize(self, dataset: Dataset) -> Dataset:
         """The records with the tokens that the model was trained on: with or without an EOS token, as it was then."""
         # not a function of its own, which would hold the model, and be hashed with its weights
-        return dataset.map(
-            tokenize_multi_preference,
-            with_indices=True,
-            fn_kwargs={"processing_class": self.processing_class, "eos_token": self._eos_token},
-            desc="Tokenizing",
-        )
+        return tokenize_dataset(plain_records(dataset), self.processing_class, self._eos_token, desc="Tokenizing")
 
     @property
     def trie(self) -> TitleTrie:
@@ -439,25 +436,30 @@ class Recommender:
         desc: str | None,
     ) -> list[np.ndarray]:
         prompts = self._prompts.make(histories, candidates)
-        records = [self._tokenize(prompt, row) for prompt, row in zip(prompts, candidates, strict=True)]
+        records = self._tokenize(prompts, candidates)
         pad_token_id = self.processing_class.pad_token_id
         if self._prefix_sharing is None:
-            self._prefix_sharing = why_prefix_sharing_is_unsound(self.model) is None and sharing_agrees(
-                self.model, records, pad_token_id, batch_size
-            )
+            sound = why_prefix_sharing_is_unsound(self.model) is None
+            self._prefix_sharing = sharing_agrees(self.model, records, pad_token_id, batch_size, prefix_sharing=sound)
         scores = score_tokenized(
             self.model, records, pad_token_id, batch_size, prefix_sharing=self._prefix_sharing, desc=desc
         )
         return [values[: len(row)] for values, row in zip(scores, candidates, strict=True)]
 
-    def _tokenize(self, prompt: str | list[dict], titles: Sequence[str]) -> dict[str, Any]:
-        completions = [self._prompts.complete(title) for title in titles]
-        example = {"prompt": prompt, "chosen": completions[0], "rejected": completions[1:]}
-        prompt_ids, ids = _tokenize_completions(example, self.processing_class, self._eos_token)
-        if len(ids) == 1:
-            ids = ids * 2  # a record has at least two completions
-        length = len(prompt_ids) + sum(map(len, ids)) + len(ids) - 1
-        return {"prompt_ids": prompt_ids, "chosen_ids": ids[0], "rejected_ids": ids[1:], "length": length}
+    def _tokenize(
+        self, prompts: Sequence[str | list[dict]], candidates: Sequence[Sequence[str]]
+    ) -> list[dict[str, Any]]:
+        examples = []
+        for prompt, titles in zip(prompts, candidates, strict=True):
+            chosen, *rejected = [self._prompts.complete(title) for title in titles]
+            examples.append({"prompt": prompt, "chosen": chosen, "rejected": rejected})
+        records = []
+        for prompt_ids, ids in self._completions(examples):
+            if len(ids) == 1:
+                ids = ids * 2  # a record has at least two completions
+            length = len(prompt_ids) + sum(map(len, ids)) + len(ids) - 1
+            records.append({"prompt_ids": prompt_ids, "chosen_ids": ids[0], "rejected_ids": ids[1:], "length": length})
+        return records
 
 
 def _titles(found: Sequence[Sequence[tuple[int | None, str]]]) -> list[list[str]]:

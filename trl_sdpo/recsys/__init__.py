@@ -53,10 +53,9 @@ from .metrics.statistics import (
 from .negatives.candidates import sample_negatives
 from .prompts.templates import CANDIDATE_TEMPLATES, HISTORY_TEMPLATES, TEMPLATES, PromptTemplate, get_template
 from .prompts.token_budget import check_token_boundary
-from .records.config import RecordConfig
+from .records.config import RecordConfig, recipe_options
 from .records.dataset import build_preference_dataset, popularity_scores
 from .records.preparation import prepare
-from .records.recipes import recipe_options
 from .records.sdpo_json import load_sdpo_json
 from .records.sequences import build_sequences
 from .records.splits import leave_one_out_split, split_leaks, temporal_split, user_split

@@ -16,12 +16,13 @@ from transformers import (
 )
 from trl.data_utils import is_conversational
 
-from ..data_utils import plain_records, tokenize_multi_preference
+from ..data_utils import plain_records
 from ..prefix_sharing.masks import base_model
 from ..recsys.metrics.intervals import wilson_interval
 from ..recsys.metrics.matching import match_title
 from ..recsys.metrics.ranking import mean_per_group
 from ..recsys.prompts.templates import PromptTemplate
+from ..tokenization import tokenize_dataset
 
 
 END_OF_TITLE = ("\n",)
@@ -121,16 +122,9 @@ def generate_answers(
         raise ValueError(f"max_new_tokens={max_new_tokens} is below 1. Pass at least 1, or None.")
     if len(dataset) == 0:
         raise ValueError("There are no prompts to answer: the dataset is empty.")
-    tokenized = (
-        plain_records(dataset)
-        .map(
-            tokenize_multi_preference,
-            with_indices=True,
-            fn_kwargs={"processing_class": processing_class, "eos_token": processing_class.eos_token},
-            desc=f"{desc}: tokenizing",
-        )
-        .select_columns(["prompt_ids", "chosen_ids", "rejected_ids"])
-    )
+    tokenized = tokenize_dataset(
+        plain_records(dataset), processing_class, processing_class.eos_token, desc=f"{desc}: tokenizing"
+    ).select_columns(["prompt_ids", "chosen_ids", "rejected_ids"])
     prompts = tokenized["prompt_ids"][:]
     check_prompts(prompts, processing_class, batch_size)
     config = GenerationConfig(

@@ -9,15 +9,20 @@ import json
 import os
 import zipfile
 from pathlib import Path
+from typing import Any
 
+import torch
 from accelerate.logging import get_logger
 from accelerate.utils import broadcast_object_list
+from datasets import Dataset
 from safetensors import SafetensorError, safe_open
+from transformers import Trainer
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import TrainerState
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 
 from ..prefix_sharing.collator import passes_of_stream
+from .checks import check_trained
 
 
 logger = get_logger(__name__)
@@ -182,3 +187,54 @@ def place_in_stream(checkpoint: str | os.PathLike, gradient_accumulation_steps: 
     state = TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME))
     passes = passes_of_stream(state.epoch)
     return passes, round((state.epoch - passes) * state.max_steps * gradient_accumulation_steps)
+
+
+class WholeCheckpoints(Trainer):
+    """
+    A trainer that resumes from the last whole checkpoint of a run that was killed, and at the place of a stream where it was.
+    To stand before the trainer of TRL among the bases of a class.
+    """
+
+    _saving_checkpoint = False  # whether what is saved is a checkpoint, and not the model of the run
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs) -> TrainOutput:
+        resume_from_checkpoint = resolve_checkpoint(
+            resume_from_checkpoint, self.args.output_dir, self.args.save_only_model
+        )
+        output = super().train(resume_from_checkpoint, *args, **kwargs)
+        check_trained(self.state, self.args)
+        return output
+
+    def _init_training_state(
+        self,
+        max_steps: int,
+        num_update_steps_per_epoch: int,
+        num_train_epochs: int,
+        resume_from_checkpoint: str | None,
+        trial: Any,
+    ) -> tuple[int, int]:
+        epochs_trained, steps_trained_in_current_epoch = super()._init_training_state(
+            max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
+        )
+        if self.state.global_step >= max_steps:
+            # The parent would take one more step, since it looks at the number after a step only
+            return num_train_epochs, 0
+        if resume_from_checkpoint is None or isinstance(self.train_dataset, Dataset):
+            return epochs_trained, steps_trained_in_current_epoch
+        # The parent takes all steps of a stream as those of its first pass
+        passes, batches = place_in_stream(resume_from_checkpoint, self.args.gradient_accumulation_steps)
+        return passes, 0 if self.args.ignore_data_skip else batches
+
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        if self.args.should_save:
+            invalidate_checkpoint(self._get_output_dir(trial=trial), self.state.global_step)
+        self._saving_checkpoint = True
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self._saving_checkpoint = False
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        # The state of the trainer is written next, and says that what every process writes is there
+        self.accelerator.wait_for_everyone()

@@ -15,6 +15,11 @@ from ..losses.loss_types import MULTI_PREFERENCE_LOSS_TYPES, PAIRWISE_LOSSES, RE
 # Losses of the difference of two rewards, in which the constant that a divergence adds to both cancels: as in TRL
 F_DIVERGENCE_LOSS_TYPES = ("sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "robust", "discopop", "sft")
 LABEL_SMOOTHING_LOSS_TYPES = ("exo_pair", "robust")
+NO_LOGITS = (
+    "wants logits per label, which rows with several completions do not have. Use `evaluate` without `compute_metrics`: "
+    "hr@k, ndcg@k and mrr are logged in every evaluation. For scores per record, use "
+    "`trl_sdpo.scoring.log_probs.completion_log_probs`."
+)
 
 
 def check_supported(
@@ -54,6 +59,21 @@ def check_supported(
             _check_columns(dataset, name)
 
 
+def check_trainable(model: torch.nn.Module) -> None:
+    """Refuse a model in which training would change nothing."""
+    if not any(param.requires_grad for param in model.parameters()):
+        raise ValueError(
+            "The model has no trainable parameter, so training would change nothing. An adapter is loaded for "
+            "training with `PeftModel.from_pretrained(..., is_trainable=True)`."
+        )
+
+
+def check_compute_metrics(is_given: bool) -> None:
+    """Refuse `compute_metrics`, which would be handed what there is not."""
+    if is_given:
+        raise ValueError(f"`compute_metrics` is not supported with several rejected completions: it {NO_LOGITS}")
+
+
 def check_trained(state: TrainerState, args: DPOConfig) -> None:
     """
     Refuse to let a run that took no step pass for a success.
@@ -74,6 +94,15 @@ def check_trained(state: TrainerState, args: DPOConfig) -> None:
         raise ValueError(
             f"Training ended at step 0 of {state.max_steps}: the training data gave no batch. Either {', or '.join(causes)}. "
             "Raise `max_length`, or check the data."
+        )
+
+
+def check_evaluated(num_records: int, args: DPOConfig) -> None:
+    """Refuse an evaluation that has read no record, as [`check_trained`] does a run without a step."""
+    if num_records == 0:
+        raise ValueError(
+            "The evaluation has read no record: every record of its stream is longer than "
+            f"`max_length={args.max_length}`, or there is none. Raise `max_length`, or check the data."
         )
 
 

@@ -45,6 +45,9 @@ class SoftmaxDPOConfig(DPOConfig):
             values are: `"auto"` (share where the model allows it, otherwise fall back to one padded row per
             completion, with one warning that says why), `"true"` (an error where the model does not allow it) and
             `"false"`. Booleans are accepted. The results are the same up to rounding.
+        max_row_length (`int`, *optional*):
+            Most tokens of a row that completions share. A record with more has several rows, the prompt repeated in each,
+            with the same results. If `None`, `max_length`. Larger rows compute a prompt less often, in more memory.
         redistribution_permitted (`bool`, *optional*, defaults to `False`):
             The statement that you may pass on the titles of the data, so that pushes to the Hub take `catalogue.json`
             with them. Without it, that file stays behind where the licence of its source forbids redistribution, and
@@ -104,6 +107,14 @@ class SoftmaxDPOConfig(DPOConfig):
         },
     )
 
+    max_row_length: int | None = field(
+        default=None,
+        metadata={
+            "help": "Most tokens of a row that completions share; a record with more has several rows, the prompt repeated. "
+            "If `None`, `max_length`."
+        },
+    )
+
     redistribution_permitted: bool = field(
         default=False,
         metadata={
@@ -120,6 +131,10 @@ class SoftmaxDPOConfig(DPOConfig):
             raise ValueError(
                 f"`num_negatives` must be at least 1, got {self.num_negatives}. Leave it out to use every rejected "
                 "completion of a record."
+            )
+        if self.max_row_length is not None and self.max_row_length < 1:
+            raise ValueError(
+                f"`max_row_length` must be at least 1, got {self.max_row_length}. Leave it out for `max_length`."
             )
         super().__post_init__()
         if self.hub_token is not None:

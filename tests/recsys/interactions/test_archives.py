@@ -23,33 +23,6 @@ def everything_in(folder):
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*")) if folder.exists() else []
 
 
-class TestStagedDirectory:
-    def test_appears_at_the_end(self, tmp_path):
-        with archives.staged_directory(tmp_path / "a" / "b") as stage:
-            (stage / "file").write_text("x")
-            assert not (tmp_path / "a" / "b").exists()
-        assert everything_in(tmp_path / "a") == ["b", "b/file"]
-
-    @pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()])
-    def test_nothing_left_after_an_error(self, tmp_path, error):
-        def write():
-            with archives.staged_directory(tmp_path / "a" / "b") as stage:
-                (stage / "half").write_text("x")
-                raise error
-
-        with pytest.raises(type(error)):
-            write()
-        assert everything_in(tmp_path / "a") == []
-
-    def test_the_faster_process_wins(self, tmp_path):
-        with archives.staged_directory(tmp_path / "a" / "b") as stage:
-            (stage / "file").write_text("slow")
-            with archives.staged_directory(tmp_path / "a" / "b") as other:
-                (other / "file").write_text("fast")
-        assert everything_in(tmp_path / "a") == ["b", "b/file"]
-        assert (tmp_path / "a" / "b" / "file").read_text() == "fast"
-
-
 class TestUnpackZip:
     def unpack(self, tmp_path, data, **options):
         (tmp_path / "archive.zip").write_bytes(data)

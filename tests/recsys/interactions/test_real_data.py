@@ -14,7 +14,7 @@ import polars as pl
 import pytest
 
 from trl_sdpo.recsys import load_goodbooks, load_goodreads, load_lastfm, load_movielens, load_recbole, load_sdpo_json
-from trl_sdpo.recsys.interactions.sources.movielens_100k import RECBOLE_MOVIELENS_100K
+from trl_sdpo.recsys.interactions.movielens_100k import RECBOLE_MOVIELENS_100K
 
 
 DATA, WHEEL = (

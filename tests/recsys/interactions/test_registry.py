@@ -83,7 +83,7 @@ def test_the_checksum_of_a_file_that_changes_is_the_publishers(publish, server, 
 def test_a_checksum_that_cannot_be_had_is_said(publish, server, archive, caplog):
     publish("movielens-latest", {"ml-latest.zip": archive}, published.PUBLISHED_MD5)
     assert load_source("movielens-latest").events.height == 2
-    assert "ml-latest.zip.md5 cannot be had (404" in caplog.text
+    assert "ml-latest.zip.md5 cannot be had (HTTP Error 404" in caplog.text
 
 
 def test_a_page_in_place_of_the_checksum(publish, server, archive):

@@ -62,7 +62,14 @@ def test_records_hold_what_the_sequences_say():
     dataset, report = build(history_size=4)
     assert list(dataset) == ["train", "validation", "test"]
     names = ["prompt", "chosen", "rejected", "user_id", "item_id", "rejected_item_ids", "history_item_ids"]
-    assert dataset["train"].column_names == [*names, "candidates", "timestamp", "position", "num_earlier"]
+    assert dataset["train"].column_names == [
+        *names,
+        "candidates",
+        "timestamp",
+        "position",
+        "num_earlier",
+        "consumed_item_ids",
+    ]
     template = get_template("lines")
     for record in all_records(dataset):
         items, times = own_events(record["user_id"])

@@ -8,7 +8,7 @@ from trl_sdpo.recsys import Interactions, build_preference_dataset
 from trl_sdpo.recsys.records.phases import available_from
 
 
-TOO_SMALL = ("has no record", "gets none", "items to draw", "three events", "that existed by then")
+TOO_SMALL = ("no event is left", "has no record", "gets none", "items to draw", "three events", "that existed by then")
 SPLITS = ("train", "validation", "test")
 QUICK = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 
@@ -96,6 +96,11 @@ def test_records_of_the_temporal_split(interactions, seed, history_size, min_his
             user, item, time = record["user_id"], record["item_id"], record["timestamp"]
             check_history(record["history_item_ids"], plain.earlier(user, time), history_size)
             assert set(record["rejected_item_ids"]) <= plain.allowed(user, item, time, end, existence)
+            # all that the user had before, liked or not, and only of records that are evaluated
+            before = plain.touched(user, time) & plain.catalogue
+            consumed = record["consumed_item_ids"]
+            assert (split == "train") == (consumed is None)
+            assert split == "train" or (set(consumed) == before and len(consumed) == len(before))
 
 
 def check_history(history, earlier, size):

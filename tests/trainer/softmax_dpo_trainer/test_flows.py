@@ -62,11 +62,6 @@ def test_finished_run_stays_as_it_is(llama, records, make_trainer, kind):
     assert longer.state.global_step == 5
 
 
-def test_compute_metrics_is_refused_at_once(llama, records, make_trainer):
-    with pytest.raises(ValueError, match="`compute_metrics` is not supported with several rejected completions"):
-        make_trainer(llama(), records(4), compute_metrics=lambda prediction: {})
-
-
 def test_loss_that_is_not_finite(llama, records, make_trainer):
     """An error, but under a gradient scaler, which skips such a step and trains on with a smaller scale."""
     model = llama()

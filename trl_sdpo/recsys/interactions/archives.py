@@ -3,41 +3,13 @@
 import os
 import shutil
 import stat
-import uuid
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
-
-@contextmanager
-def staged_directory(destination: str | Path) -> Iterator[Path]:
-    """
-    A new directory to write to, which becomes `destination` when the block ends without an error.
-
-    Args:
-        destination (`str` or `Path`):
-            Where the directory goes. When another process has made it in the meantime, that one stays.
-
-    Returns:
-        A context manager that gives the `Path` of an empty directory beside `destination`. It is removed on an error.
-    """
-    destination = Path(destination)
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    # Not tempfile.mkdtemp: its directories are closed to everybody else, and would stay so.
-    stage = destination.parent / f".{destination.name}.{uuid.uuid4().hex[:12]}"
-    stage.mkdir()
-    try:
-        yield stage
-        try:
-            os.replace(stage, destination)
-        except OSError:
-            if not destination.is_dir():
-                raise
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)
+from ...files import writing_directory
 
 
 def _checked_members(archive: zipfile.ZipFile, patterns: Sequence[str]) -> list[zipfile.ZipInfo]:
@@ -91,7 +63,7 @@ def unpack_zip(archive: str | Path, destination: str | Path, *, members: Sequenc
     if destination.is_dir():
         return destination
     try:
-        with zipfile.ZipFile(archive) as opened, staged_directory(destination) as stage:
+        with zipfile.ZipFile(archive) as opened, writing_directory(destination) as stage:
             for info in _checked_members(opened, members):
                 target = stage / info.filename
                 target.parent.mkdir(parents=True, exist_ok=True)

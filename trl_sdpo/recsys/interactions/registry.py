@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from .interactions import Interactions
+from .movielens_100k import load_movielens_100k
 from .published import fetch_source, find_source, show_terms
-from .sources.movielens_100k import load_movielens_100k
 
 
 def load_source(source: str, path: str | Path | None = None, **options) -> Interactions:

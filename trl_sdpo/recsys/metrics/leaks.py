@@ -71,6 +71,15 @@ def leak_probe(records: Any, reference: Any = None, *, max_records: int | None =
 
         ```
     """
+    return probe_lists(*_coded(records, reference), max_records=max_records, seed=seed)
+
+
+def leak_probe_hits(records: Any, reference: Any = None) -> np.ndarray:
+    """Whether the lookup of [`leak_probe`] finds the target of each record: of shape `(n,)`."""
+    return _hits_and_popular(*_coded(records, reference), np.arange(len(records["chosen"])))[0]
+
+
+def _coded(records: Any, reference: Any) -> "tuple[CodedLists, CodedLists | None]":
     targets, lists = _titles(records, "records")
     seen_targets, seen_lists = ([], []) if reference is None else _titles(reference, "reference")
     names = pl.Series([*targets, *seen_targets, *_flatten(lists), *_flatten(seen_lists)], dtype=pl.String)
@@ -79,7 +88,7 @@ def leak_probe(records: Any, reference: Any = None, *, max_records: int | None =
     targets, seen_targets, flat, seen_flat = np.split(codes, cuts)
     probed = CodedLists(targets, flat, np.array([len(row) for row in lists]))
     seen = None if reference is None else CodedLists(seen_targets, seen_flat, np.array(list(map(len, seen_lists))))
-    return probe_lists(probed, seen, max_records=max_records, seed=seed)
+    return probed, seen
 
 
 class CodedLists(NamedTuple):
@@ -104,18 +113,25 @@ def probe_lists(
     records: CodedLists, reference: CodedLists | None, *, max_records: int | None = 5000, seed: int = 0
 ) -> LeakProbe:
     """As [`leak_probe`], of lists of whole numbers."""
+    places = _spread(len(records.targets), max_records)
+    hits, popular = _hits_and_popular(records, reference, places)
+    chance = float(np.mean(1 / records.lengths[places]))
+    return LeakProbe(
+        float(hits.mean()), bootstrap_interval(hits, seed=seed), chance, float(popular.mean()), len(places)
+    )
+
+
+def _hits_and_popular(
+    records: CodedLists, reference: CodedLists | None, places: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     rows = np.split(records.candidates, np.cumsum(records.lengths)[:-1])
-    places = _spread(len(rows), max_records)
     index = _Index(*(records if reference is None else reference))
     hits, popular = np.zeros(len(places)), np.zeros(len(places))
     for number, place in enumerate(tqdm(places, desc="Leak probe", unit=" records")):
         end = place if reference is None else len(reference.targets)
         hits[number] = index.lookup(rows[place], end) == records.targets[place]
         popular[number] = index.most_popular(rows[place], end) == records.targets[place]
-    chance = float(np.mean(1 / records.lengths[places]))
-    return LeakProbe(
-        float(hits.mean()), bootstrap_interval(hits, seed=seed), chance, float(popular.mean()), len(places)
-    )
+    return hits, popular
 
 
 class _Index:

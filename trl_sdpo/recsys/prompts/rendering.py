@@ -116,6 +116,8 @@ def plain(array: pa.Array) -> pa.Array:
     """An array with its dictionaries replaced by what they stand for."""
     if pa.types.is_dictionary(array.type):
         return array.dictionary_decode()
+    if array.null_count == len(array):  # lists that are not there have nothing to replace, and stay nulls
+        return array
     if pa.types.is_list(array.type):
         return pa.ListArray.from_arrays(array.offsets, plain(array.values))
     if pa.types.is_struct(array.type):

@@ -20,9 +20,10 @@ from ..prompts.rendering import plain
 from ..prompts.templates import select_templates
 from ..prompts.token_budget import TokenBudget
 from .config import RecordConfig
+from .consumed import Consumed, ConsumedInOrder, ConsumedInTime
 from .phases import EVER, OFF, available_from, touched_by_phase
 from .rows import CHUNK_SIZE, ROW, Chunk, RecordBuilder
-from .sequences import IN_FILE, IN_FILE_UNCHECKED, build_sequences_with_report
+from .sequences import IN_FILE, IN_FILE_UNCHECKED, IN_TIME, build_sequences_with_report
 from .splits import (
     BY_USER,
     BY_USER_IN_TIME,
@@ -80,7 +81,8 @@ def build_preference_dataset(
         `tuple[DatasetDict, dict]`: The data set, in order of user and position, with the columns `prompt`, `chosen`,
         `rejected`, `user_id`, `item_id` (of the target), `rejected_item_ids`, `history_item_ids` (oldest first),
         `candidates` (titles in the order of the list), `timestamp`, `position` (the target's place among the
-        user's events) and `num_earlier` (how many of these are before its time: the history is the last of them); and a report that counts, per split,
+        user's events) and `num_earlier` (how many of these are before its time: the history is the last of them) and, but for training, `consumed_item_ids` (all that the user had before the target's time,
+        also what filters left out of the sequences); and a report that counts, per split,
         targets, what was dropped and why, records, users and items.
 
     Raises:
@@ -225,9 +227,20 @@ def plan_records(
     for split, ratio in zip(SPLITS, config.ratios, strict=True):
         if ratio > 0 or config.split == LEAVE_ONE_OUT:
             targets[split], report[split] = _select(events, split, config, builder)
+    builder.consumed = _consumed(interactions, targets, builder, config)
     train = (events[SPLIT] == "train").to_numpy()
     train_counts = np.bincount(builder.event_items[train], minlength=catalogue.height)
     return RecordPlan(config, targets, builder, catalogue, train_counts, report)
+
+
+def _consumed(
+    interactions: Interactions, targets: dict[str, pl.DataFrame], builder: RecordBuilder, config: RecordConfig
+) -> Consumed:
+    if not interactions.has_time or config.order != IN_TIME:
+        return ConsumedInOrder(builder.event_items)
+    users = [rows[USER_ID] for split, rows in targets.items() if split != "train"]
+    users = pl.concat(users) if users else interactions.events[USER_ID].clear()
+    return ConsumedInTime(interactions.events, users, builder.sampler.ids)
 
 
 def _check_times(interactions: Interactions, config: RecordConfig) -> None:

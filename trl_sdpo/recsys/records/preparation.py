@@ -4,10 +4,6 @@ import dataclasses
 import json
 import logging
 import os
-import shutil
-import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,16 +12,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm.auto import tqdm
 
+from ...files import writing_directory
 from ..interactions.interactions import ITEM_ID, TITLE, Interactions
 from ..interactions.registry import load_source
 from ..metrics.leaks import probe_lists
+from ..metrics.probes import leak_probes
 from ..prompts.templates import select_templates
 from . import recommender_files
-from .config import RecordConfig
+from .config import DEFAULT, RecordConfig, recipe_loader_options, recipe_options
 from .dataset import RecordPlan, plan_records
-from .recipes import DEFAULT, recipe_loader_options, recipe_options
-from .report import plot_report, write_markdown
-from .split_statistics import SplitStatistics
+from .report import SplitStatistics, plot_report, write_markdown
 
 
 if TYPE_CHECKING:
@@ -37,6 +33,9 @@ REPORT = "report.json"
 # Titles are a dictionary in every row group; a larger catalogue than fits falls back to plain text.
 _LARGEST_DICTIONARY = 1 << 26
 _PROBED = 2000
+_LEARNED_FROM = 50_000
+_PROBED_COLUMNS = ["chosen", "rejected", "candidates", "user_id", "item_id", "rejected_item_ids", "history_item_ids"]
+_PROBED_COLUMNS += ["timestamp"]
 
 
 def prepare(
@@ -111,13 +110,14 @@ def prepare(
     plan = plan_records(source, config, processing_class)
     del source  # large, and not needed for the records
     num_workers = min(4, os.cpu_count() or 1) if num_workers is None else num_workers
-    with _staged(output) as stage:
+    with writing_directory(output, replace=True) as stage:
         statistics = _write_records(plan, stage / "data", num_workers)
         report = {"recipe": recipe, "source_name": name, "options": _options(config), "loader": loaded, **plan.report}
         report["negatives_drawn_uniformly_instead"] = plan.builder.sampler.filled_uniformly
         for split, gathered in statistics.items():
             report[split] |= gathered.summary()
         report["leak_probe"] = _probe(statistics)
+        report["leak_probes"] = _probe_rules(stage / "data", list(statistics))
         (stage / REPORT).write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         figure = plot_report(report, statistics, stage / "report.png")
         write_markdown(report, stage / "report.md", figure)
@@ -170,6 +170,23 @@ def _probe(statistics: dict[str, SplitStatistics]) -> dict | None:
     return {"split": last, "reference": looked_up, **probe._asdict(), "ci": list(probe.ci)}
 
 
+def _probe_rules(folder: Path, splits: list[str]) -> list[dict]:
+    """The rules of [`leak_probes`] on the last split, learned from the training records."""
+    last = splits[-1]
+    reference = None if last == "train" or "train" not in splits else _read_some(folder, "train", _LEARNED_FROM)
+    probes = leak_probes(_read_some(folder, last, _LEARNED_FROM), reference, max_records=_PROBED)
+    return [{**probe._asdict(), "ci": list(probe.ci)} for probe in probes]
+
+
+def _read_some(folder: Path, split: str, most: int) -> dict[str, list]:
+    """Records of a split, of a large one whole row groups and so the records of whole users, evenly spread."""
+    with pq.ParquetFile(folder / f"{split}-00000-of-00001.parquet") as file:
+        groups = file.num_row_groups
+        wanted = max(1, min(groups, groups * most // max(1, file.metadata.num_rows)))
+        chosen = [number * groups // wanted for number in range(wanted)]
+        return file.read_row_groups(chosen, columns=_PROBED_COLUMNS).slice(0, most).to_pydict()
+
+
 def _write_recommender_files(plan: RecordPlan, source: str, folder: Path) -> None:
     config = plan.config
     recommender_config = recommender_files.RecommenderConfig(
@@ -201,20 +218,3 @@ def _check_free(output: Path, overwrite: bool) -> None:
         raise FileExistsError(
             f"{output}: holds a data set already. Pass overwrite=True (--overwrite), or another directory."
         )
-
-
-@contextmanager
-def _staged(output: Path) -> Iterator[Path]:
-    """A directory beside the output, which takes its place at the end of the block unless there is an error."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    mark = uuid.uuid4().hex[:12]
-    stage, former = (output.parent / f".{output.name}.{kind}.{mark}" for kind in ("new", "old"))
-    stage.mkdir()
-    try:
-        yield stage
-        if output.exists():
-            output.rename(former)
-        stage.rename(output)
-        shutil.rmtree(former, ignore_errors=True)
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)

@@ -16,10 +16,12 @@ from ..negatives.strategies import NUM_EARLIER, POSITION, TargetRows
 from ..prompts.rendering import Renderer, lists, message
 from ..prompts.templates import PromptTemplate
 from ..prompts.token_budget import TokenBudget
-from .splits import SPLIT
+from .consumed import Consumed
+from .splits import SPLIT, SPLITS
 
 
 ROW = "row"
+CONSUMED = "consumed_item_ids"
 # The records of a chunk, which is also a row group on disk: part of what makes the bytes of a file.
 CHUNK_SIZE = 1 << 15
 # Arrow's strings of an array have 32-bit offsets.
@@ -88,6 +90,8 @@ class RecordBuilder:
         self.sampler, self.templates = sampler, templates
         self.history_size, self.num_candidates = history_size, num_candidates
         self.conversational, self.budget = conversational, budget
+        # What users had before: of validation and test records, see `plan_records`.
+        self.consumed: Consumed | None = None
         self.event_items = encode(events[ITEM_ID], sampler.ids).astype(np.int32)
         self.titles = catalogue[TITLE].to_arrow().cast(pa.string())
         self._item_ids = _ids(catalogue[ITEM_ID])
@@ -175,8 +179,16 @@ class RecordBuilder:
             TIMESTAMP: targets[TIMESTAMP].to_arrow(),
             POSITION: targets[POSITION].to_arrow(),
             NUM_EARLIER: targets[NUM_EARLIER].to_arrow(),
+            CONSUMED: self._consumed(targets),
         }
         return pa.table(columns)
+
+    def _consumed(self, targets: pl.DataFrame) -> pa.Array:
+        """All that the users had before, of validation and test records; nulls of those for training, who have no use."""
+        if self.consumed is None or not targets.height or targets[SPLIT][0] == SPLITS[0]:
+            return pa.nulls(targets.height, pa.list_(self._item_ids.type))
+        lengths, items = self.consumed(targets)
+        return lists(self._item_ids.take(pa.array(items)), lengths, targets.height)
 
     def _prompts(self, wording: np.ndarray, histories: np.ndarray, shown: np.ndarray) -> pa.StringArray:
         if len(self._renderers) == 1:

@@ -5,14 +5,12 @@ import shutil
 import zipfile
 from pathlib import Path
 
-import pooch
-
-from ..archives import unpack_zip
-from ..download import cache_dir, fetch_wheel
-from ..interactions import Interactions
-from ..published import MOVIELENS_TERMS, SOURCES, fetch_source, is_cached, show_terms
-from .movielens import load_movielens
-from .recbole import load_recbole
+from .archives import unpack_zip
+from .download import cache_dir, fetch_wheel, file_digest
+from .interactions import Interactions
+from .published import MOVIELENS_TERMS, SOURCES, fetch_source, is_cached, show_terms
+from .sources.movielens import load_movielens
+from .sources.recbole import load_recbole
 
 
 logger = logging.getLogger(__name__)
@@ -39,7 +37,7 @@ def _explicit(path: Path) -> Path:
     if path.is_file():
         if not zipfile.is_zipfile(path):
             raise ValueError(f"{path} is neither a directory nor a whole zip archive: give the one or the other")
-        path = unpack_zip(path, cache_dir() / f"{path.stem}-{pooch.file_hash(str(path))[:16]}")
+        path = unpack_zip(path, cache_dir() / f"{path.stem}-{file_digest(path)[:16]}")
     candidates = [path, *sorted(child for child in path.iterdir() if child.is_dir())]
     found = [candidate for candidate in candidates if _layout(candidate)]
     if not found:

@@ -1,13 +1,15 @@
-"""A Llama of a few million parameters, from scratch, that learns to recommend within minutes on a CPU.
+"""A Llama of a few million parameters, from scratch, that learns to recommend within minutes on a CPU."""
 
-Imported by the examples as a sibling module.
-"""
-
+import re
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from ..files import writing_directory
+from ..recsys.records.recommender_files import CATALOGUE_FILE, RECOMMENDER_FILE, load_recommender_files, missing_file
 
 
 BOS, EOS, PAD = "<s>", "</s>", "<pad>"
@@ -96,3 +98,56 @@ def build_small_llama(
         pad_token_id=tokenizer.pad_token_id,
     )
     return LlamaForCausalLM(config)
+
+
+def make_small_llama(
+    dataset: str | Path,
+    directory: str | Path,
+    *,
+    vocab_size: int = 8192,
+    hidden_size: int = 256,
+    num_layers: int = 2,
+    seed: int = 0,
+) -> str:
+    """
+    Make a small Llama for a prepared data set: with random weights, and a tokenizer of its titles and prompts.
+
+    For machines without a GPU. It has no knowledge of the world; what it recommends it has learned from the records.
+
+    Args:
+        dataset (`str` or `Path`):
+            Directory that [`prepare`] wrote.
+        directory (`str` or `Path`):
+            Where the model goes. What is there is replaced.
+        vocab_size (`int`, *optional*, defaults to `8192`), hidden_size (`int`, *optional*, defaults to `256`),
+            num_layers (`int`, *optional*, defaults to `2`), seed (`int`, *optional*, defaults to `0`):
+            See [`train_title_tokenizer`] and [`build_small_llama`].
+
+    Returns:
+        `str`: `directory`.
+
+    Raises:
+        ValueError: the data set has no `recommender.json` or no `catalogue.json`.
+
+    Example:
+        ```python
+        from trl_sdpo.pipeline import make_small_llama
+        from trl_sdpo.recsys import prepare
+
+        prepare("movielens-100k", "data/ml-100k", seed=0)
+        make_small_llama("data/ml-100k", "outputs/base")
+        ```
+    """
+    files = load_recommender_files(dataset)
+    if files.config is None:
+        raise missing_file(dataset, RECOMMENDER_FILE)
+    if files.catalogue is None:
+        raise missing_file(dataset, CATALOGUE_FILE)
+    # the fixed words before the titles
+    headers = [re.split("{history}|{candidates}", template.text)[0] for template in files.config.templates]
+    tokenizer = train_title_tokenizer(files.catalogue.titles, headers, vocab_size)
+    model = build_small_llama(tokenizer, hidden_size, num_layers, seed)
+    with writing_directory(directory, replace=True) as stage:
+        model.save_pretrained(stage)
+        tokenizer.save_pretrained(stage)
+    return str(directory)

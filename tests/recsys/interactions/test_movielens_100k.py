@@ -7,8 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from trl_sdpo.recsys.interactions import download, published
-from trl_sdpo.recsys.interactions.sources import movielens_100k
+from trl_sdpo.recsys.interactions import download, movielens_100k, published
 
 
 def sha256(data):

