@@ -4,10 +4,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 
 
-def pytest_configure(config):
-    config.addinivalue_line("markers", "thorough: ten thousand generated inputs, `pytest -m thorough`")
-
-
 def pytest_collection_modifyitems(config, items):
     if "thorough" not in config.option.markexpr:
         left_out = [item for item in items if item.get_closest_marker("thorough")]

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 WHITE = "\t\n\x0b\x0c\r \x85\xa0\u1680" + "".join(map(chr, range(0x2000, 0x200B))) + "\u2028\u2029\u202f\u205f\u3000"
 NO_VALUE = ("nan", "NaN", "-nan", "inf", "-inf", "Inf", "-Inf", "Infinity", "-Infinity", "\\N")
 WIDE = st.one_of(
-    st.sampled_from("aB7,;|\"'\\.():#-é\x85\xa0\u2028\u200b\U0001f600\u0301"), st.characters(codec="utf-8", exclude_characters="\0")
+    st.sampled_from("aB7,;|\"'\\.():#-é\x85\xa0\u2028\u200b\U0001f600\u0301"),
+    st.characters(codec="utf-8", exclude_characters="\0"),
 )
 
 
@@ -40,7 +41,26 @@ class Found:
 def titles(line_breaks=True):
     forbidden = "\0" if line_breaks else "\0\n\r"
     odd = st.sampled_from(
-        ["1984", "311", "(V)", "NA", "None", "null", "nan", "[REC]", "{x}", "true", '"Heroes"', '"', '12"', "\\N", "\\", '\\"', "a,b", "a\tb"]
+        [
+            "1984",
+            "311",
+            "(V)",
+            "NA",
+            "None",
+            "null",
+            "nan",
+            "[REC]",
+            "{x}",
+            "true",
+            '"Heroes"',
+            '"',
+            '12"',
+            "\\N",
+            "\\",
+            '\\"',
+            "a,b",
+            "a\tb",
+        ]
         + ([] if not line_breaks else ["two\nlines", "two\r\nlines", 'x",\n"y'])
     )
     wild = st.text(WIDE.filter(lambda one: one not in forbidden), min_size=1, max_size=8)
@@ -52,25 +72,51 @@ def texts_of_ids():
         st.integers(-5, 5),
         st.sampled_from([2**53 - 1, 2**53, 2**53 + 1, 2**63 - 1, 2**63, 2**64 - 1, 10**25, -(2**63), -(2**63) - 1]),
     )
-    odd = st.sampled_from(["guest-3", "01", "+1", "1e5", "1.5", "x y", "é", "7.", "-0", "\u0661", "B001", "a\u2028b", '"q', "q,r"])
+    odd = st.sampled_from(
+        ["guest-3", "01", "+1", "1e5", "1.5", "x y", "é", "7.", "-0", "\u0661", "B001", "a\u2028b", '"q', "q,r"]
+    )
     return st.one_of(
         st.lists(st.integers(-5, 5).map(str), min_size=1, max_size=4),
         st.lists(st.one_of(number.map(str), st.integers(0, 9).map(lambda one: f"{one}.0")), min_size=1, max_size=4),
         st.lists(st.one_of(st.integers(-5, 5).map(str), odd), min_size=1, max_size=4),
-        st.lists(st.one_of(st.integers(0, 5).map(str), st.sampled_from(["", " ", "nan", "inf", "9007199254740993.0", "7.6e+16", "3.0"])), min_size=1, max_size=4),
+        st.lists(
+            st.one_of(
+                st.integers(0, 5).map(str),
+                st.sampled_from(["", " ", "nan", "inf", "9007199254740993.0", "7.6e+16", "3.0"]),
+            ),
+            min_size=1,
+            max_size=4,
+        ),
     )
 
 
 def times():
     return st.one_of(
         st.integers(0, 10**6).map(str),
-        st.sampled_from(["", " ", "5", "1714720000", "1714720000.25", "1714720000.000000001", "-1.5", "1e9", " 7", "9" * 12, "soon", "nan", "inf"]),
+        st.sampled_from(
+            [
+                "",
+                " ",
+                "5",
+                "1714720000",
+                "1714720000.25",
+                "1714720000.000000001",
+                "-1.5",
+                "1e9",
+                " 7",
+                "9" * 12,
+                "soon",
+                "nan",
+                "inf",
+            ]
+        ),
     )
 
 
 def good_times():
     return st.one_of(
-        st.integers(0, 10**6).map(str), st.sampled_from(["", " ", "5", "1714720000", "1714720000.25", "1714720000.000000001", "-1.5", "5.50"])
+        st.integers(0, 10**6).map(str),
+        st.sampled_from(["", " ", "5", "1714720000", "1714720000.25", "1714720000.000000001", "-1.5", "5.50"]),
     )
 
 
@@ -93,7 +139,11 @@ def rows(draw, line_breaks=True, any_time=times):
 
 
 def missing(value):
-    return value is None or (isinstance(value, float) and math.isnan(value)) or (isinstance(value, str) and not value.strip(WHITE))
+    return (
+        value is None
+        or (isinstance(value, float) and math.isnan(value))
+        or (isinstance(value, str) and not value.strip(WHITE))
+    )
 
 
 def plain(title):

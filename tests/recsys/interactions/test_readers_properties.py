@@ -58,7 +58,9 @@ def agree(load, expected, count):
     assert report["events_read"] == count
     assert report.get("events_without_time", 0) == wanted.without_time
     assert report["events_dropped_by_merge"] == wanted.merged
-    dropped = sum(report.get(name, 0) for name in ("events_without_time", "events_without_title", "events_dropped_by_merge"))
+    dropped = sum(
+        report.get(name, 0) for name in ("events_without_time", "events_without_title", "events_dropped_by_merge")
+    )
     assert report["events_read"] == events.height + dropped
 
 
@@ -98,7 +100,11 @@ class TestText:
             for number, row in enumerate(rows):
                 one = fields(row, f"x{number}")
                 for column in ("who", "what", "called"):
-                    setattr(row, {"who": "user", "what": "item", "called": "title"}[column], (one[column] or "").replace(separator, ""))
+                    setattr(
+                        row,
+                        {"who": "user", "what": "item", "called": "title"}[column],
+                        (one[column] or "").replace(separator, ""),
+                    )
                 one = fields(row, f"x{number}")
                 lines.append(separator.join(one[column] for column in order))
             path.write_bytes("".join(line + end for line in lines).encode(encoding))
@@ -119,7 +125,9 @@ class TestText:
         path = tmp_path / "log.csv"
 
         def check(titles):
-            titles = titles if quoted else [title.replace(",", "").replace("\n", "").replace("\r", "") for title in titles]
+            titles = (
+                titles if quoted else [title.replace(",", "").replace("\n", "").replace("\r", "") for title in titles]
+            )
             text = io.StringIO(newline="")
             text.write("who,called,what\n")
             for number, title in enumerate(titles):
@@ -155,7 +163,13 @@ class TestText:
             with pytest.raises(ValueError, match=r"line \d+.*fields instead of 5"):
                 load_table(path, **NAMES, quote='"')
 
-        holds(check, independent.rows(), st.integers(0, 9), st.integers(1, 8).filter(lambda one: one != 5), st.permutations(COLUMNS))
+        holds(
+            check,
+            independent.rows(),
+            st.integers(0, 9),
+            st.integers(1, 8).filter(lambda one: one != 5),
+            st.permutations(COLUMNS),
+        )
 
 
 def number_or_text(value):
@@ -172,20 +186,36 @@ class TestJsonLines:
                 one = fields(row, number) | {"who": number_or_text(row.user), "what": number_or_text(row.item)}
                 one |= {"when": number_or_text(row.time)}
                 left_out = [column for column, value in one.items() if value is None and number % 2]
-                lines.append(json.dumps({key: value for key, value in one.items() if key not in left_out}, ensure_ascii=ascii_only))
+                lines.append(
+                    json.dumps(
+                        {key: value for key, value in one.items() if key not in left_out}, ensure_ascii=ascii_only
+                    )
+                )
             lines.append(json.dumps(fields(rows[0], 0)))  # so that every key is there
             data = "".join(line + end + (end if blank else "") for line in lines).encode(encoding)
             (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith("gz") else data)
             table = [*rows, rows[0]]
             agree(lambda: load_table(tmp_path / name, **NAMES), lambda: independent.found(table), len(table))
 
-        holds(check, independent.rows(), st.booleans(), END_OF_LINE, st.sampled_from(["utf-8", "utf-8-sig", "utf-16"]), st.booleans())
+        holds(
+            check,
+            independent.rows(),
+            st.booleans(),
+            END_OF_LINE,
+            st.sampled_from(["utf-8", "utf-8-sig", "utf-16"]),
+            st.booleans(),
+        )
 
     def test_what_python_reads_otherwise_is_refused(self, tmp_path, holds):
         """Values of any kind: what is read is what Python's `json` reads, or an error that names the line."""
         path = tmp_path / "log.jsonl"
         value = st.one_of(
-            st.integers(-(2**70), 2**70), st.floats(), st.booleans(), st.text(max_size=3), st.none(), st.lists(st.integers(0, 1), max_size=1)
+            st.integers(-(2**70), 2**70),
+            st.floats(),
+            st.booleans(),
+            st.text(max_size=3),
+            st.none(),
+            st.lists(st.integers(0, 1), max_size=1),
         )
 
         def check(values):
@@ -213,7 +243,7 @@ class TestFrames:
         yield pd.DataFrame({column: pd.Series(values, dtype=object) for column, values in columns.items()})
         mixed = {column: [number_or_text(one) for one in columns[column]] for column in ("who", "what", "when")}
         yield pd.DataFrame({column: pd.Series(values, dtype=object) for column, values in (columns | mixed).items()})
-        categories = {column: pl.Categorical for column in ("who", "what", "called")}
+        categories = dict.fromkeys(("who", "what", "called"), pl.Categorical)
         yield pl.DataFrame(columns, schema_overrides=dict.fromkeys(COLUMNS[:4], pl.String)).cast(categories)
 
     def test_frames(self, holds):
@@ -244,9 +274,18 @@ class TestFrames:
             table = pl.DataFrame({"who": series, "what": [7] * len(values)})
             if kind == "parquet":
                 table.write_parquet(tmp_path / "log.parquet")
-            data = {"polars": lambda: table, "pandas": table.to_pandas, "parquet": lambda: tmp_path / "log.parquet"}[kind]()
+            data = {"polars": lambda: table, "pandas": table.to_pandas, "parquet": lambda: tmp_path / "log.parquet"}[
+                kind
+            ]()
             limit = 2**24 if dtype == pl.Float32 else 2**53
-            exact = all(one is not None and math.isfinite(one) and one == int(one) and (not dtype.is_float() or abs(one) < limit) for one in series if one == one)
+            exact = all(
+                one is not None
+                and math.isfinite(one)
+                and one == int(one)
+                and (not dtype.is_float() or abs(one) < limit)
+                for one in series
+                if one == one
+            )
             missing_ids = any(one is None or one != one for one in series)
             if not exact or missing_ids:
                 with pytest.raises((ValueError, TypeError), match="column 'who'"):
@@ -256,10 +295,17 @@ class TestFrames:
             assert [int(user) for user in users] == [int(one) for one in series]
             assert len({type(user) for user in users}) == 1
 
-        number = st.one_of(st.integers(-5, 300), st.sampled_from([2**24, 2**31, 2**53 - 1, 2**53, 2**63 - 1, 2**64 - 1]), st.none())
-        floats = st.one_of(st.integers(-5, 300).map(float), st.sampled_from([1.5, float("nan"), 2.0**24, 2.0**53, 1e300]), st.none())
+        number = st.one_of(
+            st.integers(-5, 300), st.sampled_from([2**24, 2**31, 2**53 - 1, 2**53, 2**63 - 1, 2**64 - 1]), st.none()
+        )
+        floats = st.one_of(
+            st.integers(-5, 300).map(float), st.sampled_from([1.5, float("nan"), 2.0**24, 2.0**53, 1e300]), st.none()
+        )
         pairs = st.one_of(
-            st.tuples(st.lists(number, min_size=1, max_size=4), st.sampled_from([pl.Int8, pl.Int64, pl.UInt64, pl.UInt32, pl.Int16])),
+            st.tuples(
+                st.lists(number, min_size=1, max_size=4),
+                st.sampled_from([pl.Int8, pl.Int64, pl.UInt64, pl.UInt32, pl.Int16]),
+            ),
             st.tuples(st.lists(floats, min_size=1, max_size=4), st.sampled_from([pl.Float64, pl.Float32])),
         )
         holds(lambda pair: check(*pair), pairs)

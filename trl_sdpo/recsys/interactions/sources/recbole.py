@@ -188,7 +188,9 @@ def _read_items(path: Path, events: pl.DataFrame, names: tuple[str, ...]) -> tup
         titles.append(canonical_title(title, year))
     items = pl.DataFrame({ITEM_ID: ids, TITLE: titles}, schema={ITEM_ID: pl.String, TITLE: pl.String})
     fail = _fail_at(file, ITEM_ID, items[ITEM_ID])
-    items = items.with_columns(read_ids(blank_to_null(items[ITEM_ID]), f"{path}: column '{ITEM_ID}'", fail).alias(ITEM_ID))
+    items = items.with_columns(
+        read_ids(blank_to_null(items[ITEM_ID]), f"{path}: column '{ITEM_ID}'", fail).alias(ITEM_ID)
+    )
     again = (~items[ITEM_ID].is_first_distinct()).arg_true()
     if len(again):
         fail(again[0], "is in an earlier line already. Remove one of the lines.")
