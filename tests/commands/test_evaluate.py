@@ -9,6 +9,7 @@ from helpers.prepared_data import TITLES, Prepared
 from trl_sdpo import Recommender, copy_recommender_files, save_recommender_files
 from trl_sdpo.cli import main
 from trl_sdpo.recsys import read_scores, write_lists, write_scores
+from trl_sdpo.recsys.metrics.probes import leak_probes
 from trl_sdpo.recsys.records.recommender_files import Catalogue, load_recommender_files
 from trl_sdpo.scoring.log_probs import implicit_rewards
 
@@ -70,6 +71,12 @@ class TestEvaluate:
         out = capsys.readouterr().out
         assert "tuned (implicit reward)" in out
         assert "Leak probe: a lookup that never sees a history" in out
+        # the rules are those of the library, in the file and on the terminal
+        splits = prepared()[1]
+        rules = {one["name"]: one for one in results["leak_probes"]}
+        for probe in leak_probes(records, splits["train"]):
+            assert (rules[probe.name]["hr_at_1"], rules[probe.name]["ci"]) == (probe.hr_at_1, list(probe.ci))
+            assert probe.name in out
         page = (folder / "out" / "results.html").read_text(encoding="utf-8")
         assert page.startswith("<!DOCTYPE html>")
         # nothing of the machine

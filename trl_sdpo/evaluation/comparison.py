@@ -12,6 +12,7 @@ from datasets import Dataset
 from ..recsys.metrics.catalogue import catalogue_metrics, recommendation_ranks
 from ..recsys.metrics.leaks import leak_probe
 from ..recsys.metrics.matching import match_title
+from ..recsys.metrics.probes import leak_probes
 from ..recsys.metrics.ranking import chance_metrics, ranking_metrics, ranks
 from ..recsys.metrics.statistics import sampled_label
 from ..recsys.records.recommender_files import Catalogue
@@ -270,6 +271,32 @@ def probe_records(records: Dataset, train: Dataset | None, seed: int) -> dict | 
     except ValueError:  # titles of the list are not the texts of the completions
         probe = leak_probe(*[part.select_columns(columns[:2]) for part in parts], max_records=_PROBED, seed=seed)
     return probe._asdict() | {"ci": list(probe.ci)}
+
+
+def probe_rules(records: Dataset, train: Dataset | None) -> list[dict]:
+    """
+    How often rules that know nothing of tastes find the target, see [`leak_probes`]; none for records without texts.
+
+    Args:
+        records (`Dataset`):
+            The records that are evaluated.
+        train (`Dataset`, *optional*):
+            The training records.
+
+    Returns:
+        `list[dict]`: The fields of every [`Probe`].
+    """
+    if not {"chosen", "rejected"} <= set(records.column_names):
+        return []
+    if users_of(records) is None and "user_id" in records.column_names:
+        records = records.remove_columns("user_id")
+    try:
+        probes = leak_probes(records, train, max_records=_PROBED)
+    except ValueError:  # titles of the list are not the texts of the completions
+        if "candidates" not in records.column_names:
+            raise
+        probes = leak_probes(records.remove_columns("candidates"), train, max_records=_PROBED)
+    return [probe._asdict() | {"ci": list(probe.ci)} for probe in probes]
 
 
 def popularity_of_candidates(records: Dataset, catalogue: Catalogue | None) -> list[np.ndarray] | None:

@@ -29,6 +29,7 @@ def collect_results(
     dataset: Mapping[str, Any],
     settings: Mapping[str, Any],
     leak_probe: dict | None = None,
+    leak_probes: Sequence[dict] = (),
     facts: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> dict:
     """
@@ -43,6 +44,8 @@ def collect_results(
             What the results depend on, such as the seed.
         leak_probe (`dict`, *optional*):
             Of [`probe_records`].
+        leak_probes (`Sequence[dict]`, *optional*):
+            Of [`probe_rules`].
         facts (`Mapping[str, Mapping]`, *optional*):
             By system `stage`, `num_negatives`, `beta` and `steps`, as far as known. Two systems with different values
             of one of the numbers are plotted over it.
@@ -56,6 +59,7 @@ def collect_results(
         "settings": dict(settings),
         "facts": {name: dict(values) for name, values in (facts or {}).items() if values},
         "leak_probe": leak_probe,
+        "leak_probes": list(leak_probes),
         "sections": list(sections),
     }
 
@@ -182,6 +186,25 @@ def probe_sentence(probe: dict) -> str:
     )
 
 
+RULES = "Rules that know nothing of tastes, which should find no more targets than chance:"
+
+
+def rule_table(probes: Sequence[dict]) -> tuple[list[str], list[list[str]]]:
+    """What [`probe_rules`] found as text: a header, and a row for each rule."""
+    header = ["rule", "hr@1", "95% interval", "chance", "n", ""]
+    return header, [
+        [
+            one["name"],
+            f"{one['hr_at_1']:.3f}",
+            f"{one['ci'][0]:.3f} to {one['ci'][1]:.3f}",
+            f"{one['chance']:.3f}",
+            f"{one['n']:,}",
+            f"leaks: {one['remedy']}" if one["leaks"] else "no more than chance",
+        ]
+        for one in probes
+    ]
+
+
 def headline(results: dict) -> str:
     """The data set and what was taken of it, in one line."""
     dataset = results["dataset"]
@@ -213,6 +236,8 @@ def to_markdown(results: dict) -> str:
             lines += [f"### {section['metric']} by {one['name']}", "", *_markdown_table(header, rows), ""]
         lines += _markdown_examples(section["examples"])
     lines += [probe_sentence(results["leak_probe"]), ""] if results["leak_probe"] else []
+    if results["leak_probes"]:
+        lines += [RULES, "", *_markdown_table(*rule_table(results["leak_probes"])), ""]
     lines += [NOTES, "", "## Settings", ""]
     lines += [*_markdown_table(["", ""], [[name, _text(value)] for name, value in results["settings"].items()]), ""]
     return "\n".join(lines)
@@ -235,6 +260,8 @@ def results_text(results: dict) -> str:
         lines += [*_aligned(*metric_table(section, results["facts"])), ""]
         lines += [*_aligned(*comparison_table(section)), ""] if section["comparisons"] else []
     lines += [probe_sentence(results["leak_probe"])] if results["leak_probe"] else []
+    if results["leak_probes"]:
+        lines += ["", RULES, "", *_aligned(*rule_table(results["leak_probes"]))]
     return "\n".join(lines)
 
 
@@ -297,6 +324,7 @@ def to_html(results: dict) -> str:
         headline=headline(results),
         sections=sections,
         probe=probe_sentence(results["leak_probe"]) if results["leak_probe"] else None,
+        rules=(RULES, rule_table(results["leak_probes"])) if results["leak_probes"] else None,
         notes=NOTES,
         settings={name: _text(value) for name, value in results["settings"].items()},
     )
