@@ -29,7 +29,6 @@ class NotRun(NamedTuple):
 
 
 NOT_RUN = [
-    NotRun("data.md", "python -m pytest -m thorough", "takes minutes; some hundreds of the same are in every run"),
     NotRun(
         "baselines.md",
         "python benchmarks/baselines/compare_baselines.py",

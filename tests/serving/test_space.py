@@ -48,3 +48,29 @@ def test_a_folder_of_this_machine_is_no_model_of_a_space(tmp_path):
 def test_a_licence_that_forbids_it_keeps_a_space_from_the_public(tmp_path):
     with pytest.raises(PermissionError, match="--redistribution_permitted"):
         push_space(tmp_path, "me/space", CLOSED, private=False)
+
+
+def test_the_command_writes_a_space_and_pushes_nothing(tmp_path, monkeypatch, capsys):
+    """The wording of the model is asked of the Hub; here there is none, and the licence is unknown then."""
+    from trl_sdpo import cli
+    from trl_sdpo.recsys.records import recommender_files
+
+    monkeypatch.setattr(recommender_files, "find_file", lambda *args, **kwargs: None)
+    words = [
+        "demo",
+        "--model",
+        "me/s-dpo",
+        "--compare",
+        "me/sft",
+        "--space",
+        "me/films",
+        "--output",
+        str(tmp_path / "films"),
+    ]
+    assert cli.main(words) == 0
+    assert "Nothing was pushed" in capsys.readouterr().out
+    assert '["me/s-dpo", "me/sft"]' in (tmp_path / "films" / "app.py").read_text()
+    assert (
+        cli.main(["demo", "--model", str(tmp_path), "--space", "me/films", "--output", str(tmp_path / "other")]) == 1
+    )
+    assert "Push it first" in capsys.readouterr().err

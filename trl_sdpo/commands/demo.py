@@ -95,8 +95,9 @@ def run(args: DemoArguments) -> None:
 
 
 def _write_space(args: DemoArguments) -> None:
+    from ..hub.licences import find_licence
     from ..recsys.records.recommender_files import load_recommender_files
-    from ..serving.space import check_models, find_licence, push_space, write_space
+    from ..serving.space import check_models, push_space, write_space
 
     models = [args.model, *args.compare]
     title, folder = args.space.split("/")[-1], Path(args.output or Path("spaces") / args.space.split("/")[-1])

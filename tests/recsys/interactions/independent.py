@@ -16,7 +16,7 @@ WIDE = st.one_of(
 )
 
 
-class Refused(Exception):
+class RefusedError(Exception):
     """The input has to be refused."""
 
 
@@ -154,15 +154,15 @@ def ids(texts):
     """Ids of a column of text: whole numbers of 64 bits where all are, else text; none rounded."""
     for text in texts:
         if missing(text) or text in NO_VALUE or re.fullmatch(r"-?[0-9](\.[0-9]+)?[eE]\+[0-9]{2,3}", text):
-            raise Refused(text)
+            raise RefusedError(text)
     numbers = [re.fullmatch(r"(-?(?:0|[1-9][0-9]*))(\.0*)?", text.strip(WHITE)) for text in texts]
     if not all(numbers):
         spelled = {text for text in texts if re.fullmatch(r"-?(0|[1-9][0-9]*)\.0+", text)}
         if any(text.split(".")[0] in texts for text in spelled):
-            raise Refused("two spellings")
+            raise RefusedError("two spellings")
         return list(texts)
     if any(match[2] and abs(int(match[1])) >= 2**53 for match in numbers):
-        raise Refused("a float")
+        raise RefusedError("a float")
     whole = [int(match[1]) for match in numbers]
     if all(-(2**63) <= one < 2**63 for one in whole):
         return whole
@@ -182,9 +182,9 @@ def moment(text):
             value = float(text)
             seconds, rest = math.floor(value), int((value - math.floor(value)) * 1e9)
         except (ValueError, OverflowError):
-            raise Refused(text) from None
+            raise RefusedError(text) from None
     if seconds > 10**11 - 1:
-        raise Refused(text)
+        raise RefusedError(text)
     return seconds, rest
 
 
