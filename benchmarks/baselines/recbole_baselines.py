@@ -24,7 +24,7 @@ from pathlib import Path
 
 
 RECBOLE = "recbole==1.2.1"
-ENVIRONMENT = Path("~/.cache/trl_sdpo/recbole-1.2.1").expanduser()
+ENVIRONMENT = Path("~/.cache/trl_sdpo/environment-of-recbole-1.2.1").expanduser()
 HISTORY_SIZE = 10
 # RecBole calls pandas in ways that warn.
 CHILD = {"PYTHONNOUSERSITE": "1", "PYTHONWARNINGS": "ignore::FutureWarning"}

@@ -8,7 +8,7 @@ from peft import LoraConfig, get_peft_model
 from helpers.prepared_data import TITLES, Prepared
 from trl_sdpo import Recommender, copy_recommender_files, save_recommender_files
 from trl_sdpo.cli import main
-from trl_sdpo.recsys import read_scores, write_scores
+from trl_sdpo.recsys import read_scores, write_lists, write_scores
 from trl_sdpo.recsys.records.recommender_files import Catalogue, load_recommender_files
 from trl_sdpo.scoring.log_probs import implicit_rewards
 
@@ -97,6 +97,100 @@ class TestEvaluate:
         second = json.loads((folder / "two" / "results.json").read_text(encoding="utf-8"))
         assert second["sections"][0]["systems"]["s-dpo"] == results["sections"][0]["systems"]["s-dpo"]
 
+    def test_a_finished_report_is_not_replaced(self, folders, prepared, capsys):
+        dataset, folder = folders
+        out, scores = folder / "out", [[2.0, 1.0, 0.0, 0.0, 0.0]] * len(prepared()[1]["test"])
+        write_scores(scores, folder / "all.parquet", prepared()[1]["test"])
+        words = ["--dataset", dataset, "--output", out, "--max_records", 5]
+        assert run("evaluate", *words, "--model", f"a={folder / 's-dpo'}", "--model", f"b={folder / 's-dpo'}") == 0
+        assert sorted(path.name for path in (out / "scores").iterdir()) == ["a.parquet", "b.parquet"]
+        before = (out / "results.json").read_bytes()
+        (out / "_run.json").write_text('{"done": true}')
+        assert run("evaluate", *words, "--model", f"b={folder / 's-dpo'}") == 1
+        assert f"{out} holds a finished report. Pass --overwrite" in capsys.readouterr().err
+        assert (out / "results.json").read_bytes() == before
+        assert (out / "_run.json").exists()
+        # a mistake after that leaves all as it was, too
+        assert (
+            run("evaluate", *words, "--overwrite", "--model", folder / "s-dpo", "--scores", "x=nothing.parquet") == 1
+        )
+        assert (out / "_run.json").exists()
+        words += ["--overwrite", "--scores", f"x={folder / 'all.parquet'}", f"old={out / 'scores' / 'a.parquet'}"]
+        assert run("evaluate", *words, "--model", f"c={folder / 's-dpo'}") == 0
+        # what is no longer in the report is gone, but for what was read; a run has nothing done any more
+        assert sorted(path.name for path in (out / "scores").iterdir()) == ["a.parquet", "c.parquet"]
+        assert not (out / "_run.json").exists()
+        systems = json.loads((out / "results.json").read_text(encoding="utf-8"))["sections"][0]["systems"]
+        assert systems["old"] == systems["c"]
+
+    def test_baselines_and_lists_in_every_protocol(self, folders, prepared, capsys):
+        dataset, folder = folders
+        test = prepared()[1]["test"]
+        targets = [[str(item)] for item in test["item_id"]]
+        write_lists(targets, folder / "lists.parquet", test)
+        words = ["--dataset", dataset, "--output", folder / "out", "--lists", f"oracle={folder / 'lists.parquet'}"]
+        words += ["--baseline", "popularity", "item-knn", "--protocol", "ranking", "generation", "catalogue"]
+        assert run("evaluate", *words, "--top_k", 3) == 0
+        results = json.loads((folder / "out" / "results.json").read_text(encoding="utf-8"))
+        ranking, generation, catalogue = results["sections"]
+        assert list(ranking["systems"]) == list(generation["systems"]) == ["chance", "popularity", "item-knn"]
+        assert list(catalogue["systems"]) == ["chance", "popularity", "item-knn", "oracle"]
+        # an answer is the candidate that is ranked first
+        for name in ("popularity", "item-knn"):
+            assert generation["systems"][name]["hr@1"] == ranking["systems"][name]["hr@1"]
+            assert generation["systems"][name]["valid_ratio"] == 1
+        assert catalogue["systems"]["oracle"]["hr@1"] == 1
+        assert catalogue["label"].startswith("full ranking: lists from all 30 items, without what a user had before")
+        # a user takes an item once: what is left is what the user never had
+        assert catalogue["repeats"] == 0
+        left = [30 - place for place in test["position"]]
+        assert catalogue["systems"]["chance"]["hr@3"] == pytest.approx(np.mean([3 / one for one in left]))
+
+    def test_all_titles_or_a_search(self, folders, prepared):
+        dataset, folder = folders
+        words = ["--dataset", dataset, "--model", folder / "s-dpo", "--protocol", "catalogue", "--top_k", 5]
+        assert run("evaluate", *words, "--exact", "--output", folder / "exact") == 0
+        assert run("evaluate", *words, "--num_beams", 30, "--output", folder / "wide") == 0
+        assert run("evaluate", *words, "--repeats", "--output", folder / "repeats") == 0
+        exact, wide, repeats = (
+            json.loads((folder / name / "results.json").read_text(encoding="utf-8"))["sections"][0]
+            for name in ("exact", "wide", "repeats")
+        )
+        assert exact["systems"] == wide["systems"]
+        assert exact["label"] == "full ranking: lists from all 30 items, without what a user had before"
+        assert "(beam search, 30 beams: s-dpo)" in wide["label"]
+        assert repeats["label"].endswith("(beam search, 10 beams: s-dpo)")
+        assert repeats["systems"]["chance"]["hr@5"] == pytest.approx(5 / 30)
+
+    def test_other_prompts_and_other_records_are_refused_before_a_model_is_loaded(
+        self, folders, prepared, capsys, monkeypatch
+    ):
+        dataset, folder = folders
+        (listed, _), test = prepared("choose", "candidates"), prepared()[1]["test"]
+        write_scores([[1.0, 0, 0, 0, 0]] * len(test), folder / "scores.parquet", test)
+        for name in ("user_id", "position"):
+            other = test.map(lambda row, name=name: {name: row[name] + 1})
+            write_scores([[1.0, 0, 0, 0, 0]] * len(test), folder / f"{name}.parquet", other)
+        given = ["--model", folder / "s-dpo", "--output", folder / "out"]
+        with monkeypatch.context() as patch:
+            patch.setattr(Recommender, "from_pretrained", None)
+            assert run("evaluate", "--dataset", listed, *given) == 1
+            error = capsys.readouterr().err
+            assert "was trained on other prompts than" in error
+            assert "templates ['watched'] there, ['choose'] here" in error
+            for name, message in (
+                ("user_id", f"record 0 was of user {test['user_id'][0] + 1}, where"),
+                ("position", f"record 0 was at position {test['position'][0] + 1}, where"),
+            ):
+                words = ["--dataset", dataset, *given, "--scores", f"x={folder / name}.parquet"]
+                assert run("evaluate", *words) == 1
+                assert message in capsys.readouterr().err
+        assert not (folder / "out").exists()
+        words = ["--dataset", listed, *given, "--ignore_differences", "--max_records", 4]
+        assert run("evaluate", *words) == 0
+        settings = json.loads((folder / "out" / "results.json").read_text(encoding="utf-8"))["settings"]
+        assert settings["differences, s-dpo"] == "templates ['watched'] there, ['choose'] here"
+
     def test_flags_from_a_file(self, folders, capsys):
         dataset, folder = folders
         config = f"evaluate:\n  dataset: {dataset}\n  model:\n    - s-dpo={folder / 's-dpo'}\n  max_records: 4\n"
@@ -111,6 +205,8 @@ class TestEvaluate:
             (["--dataset", "{data}", "--output", "out"], "--model is missing, and --scores too"),
             (["--dataset", "{data}", "--model", "x", "--output", "out", "--protocol", "rank"], "'rank' is none of"),
             (["--dataset", "{data}", "--model", "x", "--output", "out", "--max_records", "0"], "--max_records: 0 is below"),
+            (["--dataset", "{data}", "--model", "x", "--output", "out", "--lists", "a=b"], "--lists are compared under"),
+            (["--dataset", "{data}", "--model", "x", "--output", "out", "--num_beams", "5"], "--num_beams: 5 is below 2 or"),
             (["--dataset", "{data}", "--modle", "x"], "'--modle' is no flag. Did you mean '--model'?"),
         ],
     )  # fmt: skip
@@ -130,6 +226,7 @@ class TestEvaluate:
                 ["--scores", "short={folder}/short.parquet"],
                 "short.parquet: scores of 1 records, where --split test has",
             ),
+            (["--baseline", "sasrek"], "--baseline: 'sasrek' is none of"),
             (["--facts", "sdpo:beta=1"], "'sdpo' is none of the systems ['s-dpo']"),
             (["--facts", "s-dpo:gamma=1"], "'gamma=1' is not NAME=VALUE"),
             (["--facts", "s-dpo:beta=one"], "'one' is no number"),

@@ -263,3 +263,19 @@ def test_a_command_has_a_process_of_its_own(workplace, capfd):
     assert (workplace / "data" / "report.json").is_file()
     # said by the other process, to where this one speaks
     assert "data: " in capfd.readouterr().out
+
+
+def test_a_report_is_made_anew_or_gone_on_with(tmp_path):
+    """`evaluate` itself refuses to replace a report."""
+    stage = run_command.Stage("evaluate", {"output": str(tmp_path / "out")}, {"flags": "new"})
+    assert run_command._words_to_go_on(stage, overwrite=False) == []
+    (tmp_path / "out").mkdir()
+    for state, overwrite, words in (
+        ({"done": True, "digests": {"flags": "new"}}, False, None),
+        ({"done": False, "digests": {"flags": "new"}}, False, ["--overwrite"]),
+        ({"done": True, "digests": {"flags": "old"}}, True, ["--overwrite"]),
+    ):
+        (tmp_path / "out" / "_run.json").write_text(json.dumps(state))
+        assert run_command._words_to_go_on(stage, overwrite) == words
+    with pytest.raises(ValueError, match="other settings"):
+        run_command._words_to_go_on(stage, overwrite=False)

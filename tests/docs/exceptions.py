@@ -30,6 +30,11 @@ class NotRun(NamedTuple):
 
 NOT_RUN = [
     NotRun(
+        "baselines.md",
+        "python benchmarks/baselines/compare_baselines.py",
+        "installs RecBole; test_compare_baselines.py runs the rest",
+    ),
+    NotRun(
         "gpu.md", "python benchmarks/gpu/run.py", "takes a GPU, or a minute; tests/benchmarks/test_gpu.py rehearses it"
     ),
     NotRun(

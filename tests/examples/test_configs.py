@@ -39,8 +39,8 @@ def lastfm_files(tmp_path):
     """Made up, in the publisher's format: users one after the other, so that each split has some with a history."""
     generator, lines = random.Random(0), ["userID\tartistID\ttagID\tday\tmonth\tyear"]
     for user in range(24):
-        for item in generator.sample(range(1, 41), 14):
-            lines.append(f"{user}\t{item}\t1\t1\t{1 + user % 12}\t{2008 + user // 12}")
+        for day, item in enumerate(generator.sample(range(1, 41), 14), start=1):
+            lines.append(f"{user}\t{item}\t1\t{day}\t{1 + user % 12}\t{2008 + user // 12}")
     (tmp_path / "user_taggedartists.dat").write_bytes(("\r\n".join(lines) + "\r\n").encode())
     artists = [f"{number}\tThe Band {number}\thttp://x\thttp://y" for number in range(1, 41)]
     (tmp_path / "artists.dat").write_text("\n".join(["id\tname\turl\tpictureURL", *artists]) + "\n")

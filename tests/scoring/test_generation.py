@@ -7,7 +7,18 @@ from peft import LoraConfig, get_peft_model
 from transformers import GenerationConfig
 
 from trl_sdpo.data_utils import tokenize_multi_preference
-from trl_sdpo.scoring.generation import candidate_titles, generate_answers, generation_metrics, title_of
+from trl_sdpo.evaluation.comparison import evaluate_answers
+from trl_sdpo.recommender.recommender import Recommender
+from trl_sdpo.recsys import PromptTemplate, wilson_interval
+from trl_sdpo.recsys.records.recommender_files import RecommenderConfig
+from trl_sdpo.scoring.generation import (
+    candidate_titles,
+    generate_answers,
+    generation_metrics,
+    stop_strings_of,
+    title_of,
+    title_of_completion,
+)
 
 
 @pytest.fixture
@@ -192,3 +203,62 @@ def test_titles_in_completions(records, to_conversational, tokenized, tokenizer)
     assert candidate_titles(Dataset.from_list(tokenized(rows)), tokenizer) == expected
     assert title_of(" Heat (1995) END. more", (" END.", "\n")) == "Heat (1995)"
     assert title_of("Heat\nRan", None) == "Heat\nRan"
+
+
+class TestTextSuffix:
+    """A template may end a completion in letters, which titles may hold as well."""
+
+    TEMPLATES = (PromptTemplate("dot", "history", "Watched {history}. Next:", completion_suffix="."),)
+    ROWS = Dataset.from_dict(
+        {
+            "prompt": ["Watched Ran. Next:"] * 3,
+            "chosen": [" Mr. Holland's Opus.", " Heat.", " Etc.."],
+            "rejected": [[" Heat.", " Mr."], [" Mr. Holland's Opus.", " Jaws."], [" Heat.", " Jaws."]],
+        }
+    )
+
+    def test_titles_lose_it_at_the_end_alone(self):
+        ends = stop_strings_of(self.TEMPLATES)
+        assert ends == ["\n", "."]
+        assert candidate_titles(self.ROWS, stop_strings=ends) == [
+            ["Mr. Holland's Opus", "Heat", "Mr"], ["Heat", "Mr. Holland's Opus", "Jaws"], ["Etc.", "Heat", "Jaws"],
+        ]  # fmt: skip
+        for answers in (["Mr. Holland's Opus", "Heat", "Etc.."], [" Mr. Holland's Opus.\nMore", "Heat.", "Etc.."]):
+            metrics = generation_metrics(answers, self.ROWS, stop_strings=ends)
+            assert metrics["hr@1"] == metrics["valid_ratio"] == metrics["hr@1_of_valid"] == 1
+
+    def test_completions_that_begin_with_a_line_break(self):
+        templates = [PromptTemplate("below", "history", "Watched {history}. Next:", completion_prefix="\n")]
+        assert stop_strings_of(templates) == []
+        rows = Dataset.from_dict({"prompt": ["Next:"], "chosen": ["\nHeat"], "rejected": [["\nRan"]]})
+        assert candidate_titles(rows, stop_strings=[]) == candidate_titles(rows) == [["Heat", "Ran"]]
+
+    def test_answers_go_on_where_a_title_holds_it(self, llama, tokenizer):
+        model = llama()
+        recommender = Recommender(model, tokenizer, RecommenderConfig(self.TEMPLATES))
+        greedy = generate_answers(model, recommender.tokenize(self.ROWS), tokenizer, stop_strings=["\n"])
+        expected = [title_of_completion(answer, ["\n", "."]) for answer in greedy]
+        assert recommender.answers(self.ROWS) == expected
+
+    def test_a_model_that_knows_the_answers(self, memorized, tokenizer):
+        """What a model writes, with the end that its template gives it, names the target."""
+        served = Recommender(None, tokenizer, RecommenderConfig(self.TEMPLATES))
+        for rows in (self.ROWS.select([0]), self.ROWS.select([1]), self.ROWS.select([2])):
+            served.model = memorized(served.tokenize(rows))
+            metrics = generation_metrics(served.answers(rows), rows, stop_strings=stop_strings_of(self.TEMPLATES))
+            assert metrics["hr@1"] == 1
+            section = evaluate_answers({"a": served.answers(rows)}, rows, seed=0, stop_strings=["\n", "."])
+            assert section["systems"]["a"]["hr@1"] == 1
+
+
+def test_hits_over_valid_answers():
+    rows = Dataset.from_list(
+        [{"prompt": "Next:", "chosen": " A", "rejected": [" B", " C"], "user": user} for user in (1, 1, 2, 3)]
+    )
+    metrics = generation_metrics(["A", "B", "no film", "A"], rows, groups=rows["user"])
+    assert (metrics["hr@1"], metrics["valid_ratio"]) == (0.5, 0.75)
+    assert metrics["hr@1_of_valid"] == pytest.approx(2 / 3)
+    assert metrics["hr@1_of_valid_ci"] == list(wilson_interval([1, 0, 1], [1, 1, 3]))
+    assert metrics["hr@1_per_user"] == pytest.approx((0.5 + 0 + 1) / 3)
+    assert (metrics["users"], metrics["n"]) == (3, 4)
+    assert "hr@1_of_valid" not in generation_metrics(["no"] * 4, rows)

@@ -1,24 +1,19 @@
 """`trl-sdpo evaluate --dataset DIR --model A --model B --output DIR`: several systems on the same records."""
 
 import dataclasses
-import gc
 import json
-import logging
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..cli import suggest
 from ._parser import CommandParser, FlagHelpFormatter
 
 
 if TYPE_CHECKING:
-    import numpy as np
-    from datasets import Dataset
+    from collections.abc import Iterable
 
-    from ..recommender.recommender import Recommender
-    from ..recsys.records.recommender_files import Catalogue, RecommenderConfig
-
-logger = logging.getLogger(__name__)
+    from ..evaluation.systems import Task
+    from ..recsys.records.recommender_files import Catalogue
 
 
 def _help(text: str, **more) -> dict:
@@ -49,6 +44,22 @@ class EvaluateArguments:
             "Scores of any other system: NAME=FILE.parquet, a row per record. May be given again.", **_AGAIN
         ),
     )
+    lists: list[str] = dataclasses.field(
+        default_factory=list,
+        metadata=_help(
+            "Lists of any other system for --protocol catalogue: NAME=FILE.parquet with a column item_ids. May be given "
+            "again.",
+            **_AGAIN,
+        ),
+    )
+    baseline: list[str] = dataclasses.field(
+        default_factory=list,
+        metadata=_help(
+            "Baselines to train on the training records, in every protocol: 'popularity', 'cooccurrence', 'item-knn', "
+            "'sasrec', 'gru4rec'.",
+            **_AGAIN,
+        ),
+    )
     reference: str | None = dataclasses.field(
         default=None, metadata=_help("Model before S-DPO: also rank by the implicit reward against it.")
     )
@@ -67,6 +78,20 @@ class EvaluateArguments:
         default=False, metadata=_help("Rank by likelihood per token, which takes away the advantage of short titles.")
     )
     top_k: int = dataclasses.field(default=10, metadata=_help("Length of the lists from the whole catalogue."))
+    num_beams: int | None = dataclasses.field(
+        default=None, metadata=_help("Width of the search in the catalogue. Default: 10, or top_k if that is more.")
+    )
+    exact: bool = dataclasses.field(
+        default=False,
+        metadata=_help("Score all titles of the catalogue in place of a search: for some thousands, or few records."),
+    )
+    repeats: bool = dataclasses.field(
+        default=False, metadata=_help("Let lists from the catalogue hold what the user had before.")
+    )
+    ignore_differences: bool = dataclasses.field(
+        default=False, metadata=_help("Evaluate models that were trained on other prompts than the records have.")
+    )
+    overwrite: bool = dataclasses.field(default=False, metadata=_help("Replace the report in --output."))
     facts: list[str] = dataclasses.field(
         default_factory=list,
         metadata=_help("What is known of a system, for plots: 'NAME:num_negatives=15,beta=1'.", **_AGAIN),
@@ -84,8 +109,12 @@ class _EvaluateParser(CommandParser):
         for name in ("dataset", "output"):
             if getattr(arguments, name) is None:
                 self.error(f"--{name} is missing. Usage: {self.usage}")
-        if not arguments.model and not arguments.scores:
+        if not (arguments.model or arguments.scores or arguments.baseline or arguments.lists):
             self.error(f"--model is missing, and --scores too. Usage: {self.usage}")
+        if arguments.lists and "catalogue" not in arguments.protocol:
+            self.error("--lists are compared under --protocol catalogue, which is not among those that were given.")
+        if arguments.num_beams is not None and arguments.num_beams < max(2, arguments.top_k):
+            self.error(f"--num_beams: {arguments.num_beams} is below 2 or below --top_k {arguments.top_k}.")
         for name in arguments.protocol:
             if name not in ("ranking", "generation", "catalogue"):
                 self.error(f"--protocol: {name!r} is none of 'ranking', 'generation', 'catalogue'.")
@@ -108,46 +137,107 @@ def make_parser(prog: str) -> CommandParser:
     )
 
 
-@dataclasses.dataclass
-class _Task:
-    """What is evaluated, and what it is done with."""
-
-    args: EvaluateArguments
-    records: "Dataset"
-    rows: "np.ndarray | None"
-    total: int
-    train: "Dataset | None"
-    config: "RecommenderConfig | None"
-    catalogue: "Catalogue | None"
-
-
 def run(args: EvaluateArguments) -> None:
     """Evaluate, write the report and print its tables."""
-    from ..evaluation.comparison import evaluate_answers, evaluate_catalogue, evaluate_ranking, probe_records
-    from ..evaluation.report import collect_results, results_text, write_report
-
-    models = _named(args.model, "--model")
-    files = _named(args.scores, "--scores")
-    twice = sorted(models.keys() & files.keys())
-    if twice:
-        raise ValueError(f"{twice[0]!r} is the name of a model and of scores. Pass NAME=... with another name.")
-    facts = {name: _facts_of(path) for name, path in models.items()}
-    for name, values in _given_facts(args.facts, [*models, *files]).items():
+    _check_output(args)
+    systems = _systems(args)
+    facts = {name: _facts_of(path) for name, path in systems["model"].items()}
+    names = [name for flag in systems.values() for name in flag]
+    for name, values in _given_facts(args.facts, names).items():
         facts[name] = facts.get(name, {}) | values
     task = _load(args)
-    found = _ask_models(task, models)
-    found["ranking"] = _read_scores(task, files) | found["ranking"]
+    found, differing = _found(args, task, systems)
+    results = _results(args, task, found, facts)
+    results["settings"] |= {f"differences, {name}": "; ".join(what) for name, what in differing.items()}
+    from ..evaluation.report import results_text, write_report
+
+    paths = write_report(results, args.output)
+    print(f"\n{results_text(results)}")
+    print(f"{args.output}: {', '.join(path.name for path in paths)}.")
+
+
+def _systems(args: EvaluateArguments) -> dict[str, dict[str, str]]:
+    """What each flag names, by the name of the system; no name stands twice."""
+    from ..evaluation.baselines import BASELINES
+
+    for name in args.baseline:
+        if name not in BASELINES:
+            raise ValueError(f"--baseline: {name!r} is none of {list(BASELINES)}.{suggest(name, list(BASELINES))}")
+    systems = {"baseline": {name: name for name in args.baseline}}
+    systems |= {flag: _named(getattr(args, flag), f"--{flag}") for flag in ("scores", "lists", "model")}
+    seen: dict[str, str] = {}
+    for flag, named in systems.items():
+        for name in named:
+            # scores and lists may be of one system
+            if name in seen and {flag, seen[name]} != {"scores", "lists"}:
+                raise ValueError(
+                    f"{name!r} is the name of one system by --{seen[name]} and of one by --{flag}. Pass NAME=... with "
+                    "another name."
+                )
+            seen[name] = flag
+    return systems
+
+
+def _found(args: EvaluateArguments, task: "Task", systems: dict) -> tuple[dict[str, dict[str, Any]], dict]:
+    """Scores, answers and lists by protocol and system: baselines first, then those of files, then models."""
+    from ..evaluation.systems import REFERENCE, ScoreFiles, ask_baselines, ask_models, check_task, read_systems
+
+    models = systems["model"] | ({} if args.reference is None else {REFERENCE: args.reference})
+    models = {name: systems["model"].get(path, path) for name, path in models.items()}
+    differing = check_task(task, models, args.baseline)
+    scores, lists = (read_systems(task, systems[kind], kind) for kind in ("scores", "lists"))
+    if "catalogue" in args.protocol and task.catalogue is None:
+        task.catalogue = _catalogue_of(systems["model"].values(), args.dataset)
+    excluded = task.excluded() if "catalogue" in args.protocol else None
+    files = ScoreFiles(Path(args.output) / "scores", task.records)
+    _end_run(args.output)
+    known = ask_baselines(task, args.baseline, excluded)
+    asked = ask_models(task, systems["model"], args.reference, excluded, files)
+    files.remove_others(list(systems["scores"].values()))
+    found = {protocol: known[protocol] | asked[protocol] for protocol in known}
+    found["ranking"] = known["ranking"] | scores | asked["ranking"]
+    found["catalogue"] = known["catalogue"] | lists | asked["catalogue"]
+    return found | {"excluded": excluded}, differing
+
+
+def _catalogue_of(models: "Iterable[str]", dataset: str) -> "Catalogue":
+    from ..recsys.records.recommender_files import load_recommender_files
+
+    for path in models:
+        catalogue = load_recommender_files(path).catalogue
+        if catalogue is not None:
+            return catalogue
+    raise ValueError(
+        f"{dataset}: neither it nor a model has a catalogue.json, which --protocol catalogue needs. Make the records with "
+        "`trl-sdpo prepare`, which writes one."
+    )
+
+
+def _results(args: EvaluateArguments, task: "Task", found: dict[str, Any], facts: dict) -> dict[str, Any]:
+    from ..evaluation.comparison import evaluate_answers, evaluate_catalogue, evaluate_ranking, probe_records
+    from ..evaluation.report import collect_results
+
     options = {"seed": args.seed, "num_examples": args.num_examples, "train": task.train}
     sections = []
     if found["ranking"]:
         sections.append(evaluate_ranking(found["ranking"], task.records, catalogue=task.catalogue, **options))
     if found["generation"]:
-        sections.append(evaluate_answers(found["generation"], task.records, catalogue=task.catalogue, **options))
+        options_of_answers = {"catalogue": task.catalogue, "stop_strings": task.stop_strings, **options}
+        sections.append(evaluate_answers(found["generation"], task.records, **options_of_answers))
     if found["catalogue"]:
-        ks = tuple(k for k in (1, 3, 5, 10, args.top_k) if k <= args.top_k)
-        ks = tuple(dict.fromkeys(sorted(ks)))
-        sections.append(evaluate_catalogue(found["catalogue"], task.records, task.catalogue, ks=ks, **options))
-    results = collect_results(
+        ks = tuple(sorted({k for k in (1, 3, 5, 10, args.top_k) if k <= args.top_k}))
+        searched = {} if args.exact else dict.fromkeys(_named(args.model, ""), f"beam search, {task.beams} beams")
+        section = evaluate_catalogue(
+            found["catalogue"],
+            task.records,
+            task.catalogue,
+            ks=ks,
+            exclude=found["excluded"],
+            searches=searched,
+            **options,
+        )
+        sections.append(section)
+    return collect_results(
         sections,
         dataset={
             "name": _public(args.dataset),
@@ -160,9 +250,6 @@ def run(args: EvaluateArguments) -> None:
         leak_probe=probe_records(task.records, task.train, args.seed),
         facts=facts,
     )
-    paths = write_report(results, args.output)
-    print(f"\n{results_text(results)}")
-    print(f"{args.output}: {', '.join(path.name for path in paths)}.")
 
 
 def _named(texts: list[str], flag: str) -> dict[str, str]:
@@ -216,113 +303,47 @@ def _given_facts(texts: list[str], systems: list[str]) -> dict[str, dict[str, An
     return facts
 
 
-def _load(args: EvaluateArguments) -> _Task:
+def _load(args: EvaluateArguments) -> "Task":
     import numpy as np
 
+    from ..evaluation.systems import Task
     from ..pipeline.datasets import load_records, select_split
     from ..recsys.records.recommender_files import RecommenderFiles, load_recommender_files
 
     splits = load_records(args.dataset)
-    records = select_split(splits, args.split, "--split", args.dataset)
-    total, rows = len(records), None
+    total, rows = len(select_split(splits, args.split, "--split", args.dataset)), None
     if args.max_records is not None and args.max_records < total:
         rows = np.sort(np.random.default_rng(args.seed).choice(total, args.max_records, replace=False))
-        records = records.select(rows)
     folder = Path(args.dataset)
     files = load_recommender_files(folder) if folder.is_dir() else RecommenderFiles()
-    train = splits["train"] if "train" in splits and args.split != "train" else None
-    return _Task(args, records, rows, total, train, files.config, files.catalogue)
-
-
-def _ask_models(task: _Task, models: dict[str, str]) -> dict[str, dict[str, Any]]:
-    """Scores, answers and lists of every model, by protocol; one model after the other is in memory."""
-    args, found = task.args, {"ranking": {}, "generation": {}, "catalogue": {}}
-    reference = _reference_scores(task, models)
-    for name, path in models.items():
-        recommender = _recommender(task, path)
-        task.catalogue = task.catalogue or recommender.catalogue
-        if "ranking" in args.protocol:
-            is_reference = args.reference in (name, path)
-            scores = reference if is_reference and reference is not None else _log_probs(task, recommender, name)
-            _keep(task, name, scores)
-            found["ranking"][name] = scores
-            if reference is not None and not is_reference:
-                from ..scoring.log_probs import implicit_rewards
-
-                found["ranking"][f"{name} (implicit reward)"] = implicit_rewards(scores, reference)
-        if "generation" in args.protocol:
-            found["generation"][name] = recommender.answers(task.records, args.batch_size, desc=f"Generating, {name}")
-        if "catalogue" in args.protocol:
-            found["catalogue"][name] = _lists(task, recommender)
-        del recommender
-        gc.collect()
-    return found
-
-
-def _recommender(task: _Task, path: str) -> "Recommender":
-    from ..recommender.recommender import Recommender
-    from ..recsys.prompts.templates import get_template
-    from ..recsys.records.recommender_files import RecommenderConfig, load_recommender_files
-
-    config = None
-    if load_recommender_files(path).config is None:
-        # a model from before the training, such as a base, reads the records as they are
-        if "catalogue" in task.args.protocol or task.config is not None:
-            config = task.config
-        else:
-            config = RecommenderConfig([get_template("watched")])
-    return Recommender.from_pretrained(
-        path, catalogue=task.catalogue, config=config, device=task.args.device, dtype=task.args.dtype
+    options = ("seed", "batch_size", "per_token", "top_k", "num_beams", "exact", "repeats", "device", "dtype")
+    return Task(
+        args.dataset,
+        splits,
+        args.split,
+        rows,
+        files.config,
+        files.catalogue,
+        args.protocol,
+        ignore_differences=args.ignore_differences,
+        **{name: getattr(args, name) for name in options},
     )
 
 
-def _reference_scores(task: _Task, models: dict[str, str]) -> "list[np.ndarray] | None":
-    args = task.args
-    if args.reference is None or "ranking" not in args.protocol:
-        return None
-    recommender = _recommender(task, models.get(args.reference, args.reference))
-    return _log_probs(task, recommender, "reference")
-
-
-def _log_probs(task: _Task, recommender: "Recommender", name: str) -> "list[np.ndarray]":
-    return recommender.log_probs(
-        task.records, task.args.batch_size, per_token=task.args.per_token, desc=f"Ranking, {name}"
-    )
-
-
-def _lists(task: _Task, recommender: "Recommender") -> list[list[str]]:
-    if "history_item_ids" not in task.records.column_names or "item_id" not in task.records.column_names:
+def _check_output(args: EvaluateArguments) -> None:
+    if (Path(args.output) / "results.json").exists() and not args.overwrite:
         raise ValueError(
-            f"{task.args.dataset}: no columns 'history_item_ids' and 'item_id', which --protocol catalogue needs. Make "
-            "the records with `trl-sdpo prepare`."
+            f"--output: {args.output} holds a finished report. Pass --overwrite to replace it, or another directory."
         )
-    options = {"top_k": task.args.top_k, "batch_size": max(1, task.args.batch_size // 2)}
-    # by their ids: the title of one item may be the id of another
-    found = recommender.recommend_ids(list(task.records["history_item_ids"]), **options)
-    return [[item.item_id for item in row] for row in found]
 
 
-def _keep(task: _Task, name: str, scores: "list[np.ndarray]") -> None:
-    from ..recsys.baselines.scores import write_scores
+def _end_run(output: str) -> None:
+    """What is written from outside a run is not what the run made: its note that this is done goes."""
+    from ..pipeline.state import STATE_FILE
 
-    write_scores(scores, Path(task.args.output) / "scores" / f"{re.sub(r'[^0-9A-Za-z._-]+', '-', name)}.parquet")
-
-
-def _read_scores(task: _Task, files: dict[str, str]) -> "dict[str, list[np.ndarray]]":
-    from ..recsys.baselines.scores import read_scores
-
-    found = {}
-    for name, path in files.items():
-        rows = read_scores(path)
-        if task.rows is not None and len(rows) == task.total:
-            rows = [rows[index] for index in task.rows]
-        if len(rows) != len(task.records):
-            raise ValueError(
-                f"{path}: scores of {len(rows)} records, where --split {task.args.split} has {task.total} and "
-                f"{len(task.records)} are evaluated. Score the same records."
-            )
-        found[name] = rows
-    return found
+    state = Path(output) / STATE_FILE
+    if _read_object(state).get("done"):
+        state.unlink()
 
 
 def _public(path: str) -> str:
@@ -335,12 +356,17 @@ def _settings(args: EvaluateArguments) -> dict[str, Any]:
 
     from .. import __version__
 
-    chosen = ("split", "reference", "max_records", "seed", "per_token", "top_k")
+    chosen = ("split", "reference", "max_records", "seed", "per_token", "top_k", "num_beams")
     settings = {name: getattr(args, name) for name in chosen if getattr(args, name) is not None}
     if args.reference is not None:
         settings["reference"] = _public(args.reference)
-    for name, flag in (("models", "--model"), ("scores", "--scores")):
+    for name, flag in (("models", "--model"), ("scores", "--scores"), ("lists", "--lists")):
+        if name == "lists" and not args.lists:
+            continue
         named = _named(getattr(args, flag.removeprefix("--")), flag)
         settings[name] = ", ".join(f"{system} = {_public(path)}" for system, path in named.items())
     settings["protocol"] = ", ".join(args.protocol)
+    settings |= {name: True for name in ("exact", "repeats") if getattr(args, name)}
+    if args.baseline:
+        settings["baselines"] = ", ".join(args.baseline)
     return settings | {"trl-sdpo": __version__} | {name: version(name) for name in ("trl", "transformers", "torch")}

@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from ..recsys.prompts.templates import PromptTemplate
-from ..recsys.records.config import RecordConfig
+from ..recsys.records.config import DEFAULT, RECIPES, RecordConfig
 from ..recsys.records.preparation import prepare
-from ..recsys.records.recipes import DEFAULT, RECIPES
 from ..recsys.records.splits import SPLITS
 from ._parser import CommandParser, flat_fields
 

@@ -197,14 +197,20 @@ def _words_to_go_on(stage: Stage, overwrite: bool) -> list[str] | None:
             f"{stage.name}: {stage.output} holds {stage.state.what_is_there()}. Pass --overwrite to make it anew, "
             "another directory in the file, or --stages to leave this one out."
         )
-    return ["--overwrite_output_dir"] if stage.name in TRAINING else ["--overwrite"] if stage.name == "prepare" else []
+    return (
+        ["--overwrite_output_dir"]
+        if stage.name in TRAINING
+        else ["--overwrite"]
+        if stage.name in ("prepare", "evaluate")
+        else []
+    )
 
 
 def _words_to_resume(stage: Stage) -> list[str]:
     from ..trainer.checkpoints import find_last_checkpoint
 
     if stage.name not in TRAINING:
-        return []
+        return ["--overwrite"] if stage.name == "evaluate" else []
     checkpoint, _ = find_last_checkpoint(stage.output, not stage.flags.get("save_only_model", False))
     return ["--overwrite_output_dir"] if checkpoint is None else ["--resume_from_checkpoint", "True"]
 

@@ -4,8 +4,7 @@ is hard, and examples. The three protocols are a ranking of the candidates, answ
 whole catalogue. All functions are pure: scores, answers or lists in, plain values that `json` writes out.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from datasets import Dataset
@@ -14,17 +13,15 @@ from ..recsys.metrics.catalogue import catalogue_metrics, recommendation_ranks
 from ..recsys.metrics.leaks import leak_probe
 from ..recsys.metrics.matching import match_title
 from ..recsys.metrics.ranking import chance_metrics, ranking_metrics, ranks
-from ..recsys.metrics.statistics import holm_correction, paired_comparison, sampled_label, verdict
+from ..recsys.metrics.statistics import sampled_label
 from ..recsys.records.recommender_files import Catalogue
-from ..scoring.generation import candidate_titles, generation_metrics
-from .breakdowns import breakdowns
+from ..scoring.generation import END_OF_TITLE, candidate_titles, generation_metrics, title_of_completion
+from .sections import CHANCE, check_systems, make_section, users_of
 
 
 PROTOCOLS = ("ranking", "generation", "catalogue")
-CHANCE, POPULARITY = "chance", "popularity"
+POPULARITY = "popularity"
 KS = (1, 3, 5, 10)
-# With more systems every pair would be a long table; then each is compared with the first.
-_MOST_IN_PAIRS = 6
 _SHOWN = 3
 _PROBED = 2000
 
@@ -69,7 +66,7 @@ def evaluate_ranking(
         ValueError: there are no systems, or a system has not one score for each candidate of each record.
     """
     scores = dict(scores)
-    _check_systems(scores, records)
+    check_systems(scores, records)
     if POPULARITY not in scores and (popular := popularity_of_candidates(records, catalogue)) is not None:
         scores = {POPULARITY: popular, **scores}
     lengths = _num_candidates(scores, records)
@@ -90,7 +87,7 @@ def evaluate_ranking(
         if lengths.min() == lengths.max()
         else f"sampled metrics: the target among {lengths.min()} to {lengths.max()} candidates"
     )
-    return _section("ranking", label, systems, placed, 1, ks, records, seed, catalogue, num_examples, shown, train)
+    return make_section("ranking", label, systems, placed, 1, ks, records, seed, catalogue, num_examples, shown, train)
 
 
 def evaluate_answers(
@@ -101,6 +98,7 @@ def evaluate_answers(
     catalogue: Catalogue | None = None,
     num_examples: int = 5,
     rule: str = "whole",
+    stop_strings: Sequence[str] = END_OF_TITLE,
     train: Dataset | None = None,
 ) -> dict:
     """
@@ -116,21 +114,24 @@ def evaluate_answers(
             See [`evaluate_ranking`].
         rule (`str`, *optional*, defaults to `"whole"`):
             What naming is, see [`match_title`].
+        stop_strings (`Sequence[str]`, *optional*, defaults to `("\\n",)`):
+            What ends the titles of the records, see [`stop_strings_of`].
 
     Returns:
-        `dict`: As [`evaluate_ranking`], with `valid_ratio` among the metrics.
+        `dict`: As [`evaluate_ranking`], with `valid_ratio` and `hr@1_of_valid` among the metrics.
 
     Raises:
         ValueError: there are no systems, or a system has not one answer to each record.
     """
-    _check_systems(answers, records)
-    candidates = candidate_titles(records)
+    check_systems(answers, records)
+    candidates = candidate_titles(records, stop_strings=stop_strings)
     systems, placed = {}, {}
     for name, texts in answers.items():
-        metrics = generation_metrics(texts, records, rule, groups=users_of(records))
+        metrics = generation_metrics(texts, records, rule, groups=users_of(records), stop_strings=stop_strings)
         level = metrics.pop("chance")
         systems[CHANCE] = {"hr@1": level, "hr@1_ci": [level, level], "n": len(records)}
         systems[name] = metrics
+        texts = [title_of_completion(text, stop_strings) for text in texts]
         named = [match_title(text, titles, rule) for text, titles in zip(texts, candidates, strict=True)]
         placed[name] = np.array([1.0 if one == 0 else np.inf for one in named])
     systems = {CHANCE: systems.pop(CHANCE), **systems}
@@ -139,7 +140,7 @@ def evaluate_answers(
     def shown(name: str, row: int) -> list[dict]:
         return [{"title": answers[name][row]}]
 
-    return _section(
+    return make_section(
         "generation", label, systems, placed, 1, (1,), records, seed, catalogue, num_examples, shown, train
     )
 
@@ -152,6 +153,8 @@ def evaluate_catalogue(
     seed: int,
     ks: Sequence[int] = KS,
     num_examples: int = 5,
+    exclude: Sequence[Sequence[str]] | None = None,
+    searches: Mapping[str, str] | None = None,
     train: Dataset | None = None,
 ) -> dict:
     """
@@ -167,43 +170,79 @@ def evaluate_catalogue(
         seed (`int`), ks (`Sequence[int]`, *optional*, defaults to `(1, 3, 5, 10)`), num_examples (`int`, *optional*,
             defaults to `5`), train (`Dataset`, *optional*):
             See [`evaluate_ranking`].
+        exclude (`Sequence[Sequence[str]]`, *optional*):
+            For each record the item ids that no list may hold, such as what the user had. They are taken out of lists
+            that hold them, and chance is that of the items that are left: none for a target that is excluded itself.
+        searches (`Mapping[str, str]`, *optional*):
+            How lists were found, of systems that did not rank all items, such as `"beam search, 10 beams"`.
 
     Returns:
-        `dict`: As [`evaluate_ranking`], with the metrics of [`catalogue_metrics`].
+        `dict`: As [`evaluate_ranking`], with the metrics of [`catalogue_metrics`]; `excluded` (by system how many items
+        were taken out of lists), `repeats` (how many targets are excluded), and `searches`.
 
     Raises:
         ValueError: there are no systems, a system has not one list for each record, or an item is not in the catalogue.
     """
-    _check_systems(recommended, records)
+    check_systems(recommended, records)
     targets = list(map(str, records["item_id"]))
     popularity = None if catalogue.train_counts is None else _counts(catalogue)
     consumed = None
     if "history_item_ids" in records.column_names:
         consumed = [list(map(str, row)) for row in records["history_item_ids"]]
-    ks, size = tuple(k for k in ks if k < len(catalogue)), len(catalogue)
-    systems = {CHANCE: {f"hr@{k}": k / size for k in ks} | {"n": len(records)}}
-    placed = {}
-    for name, lists in recommended.items():
+    ks = tuple(k for k in ks if k < len(catalogue))
+    gone = [set()] * len(records) if exclude is None else [set(map(str, row)) for row in exclude]
+    lists = {name: _without(rows, gone, max(ks)) for name, rows in recommended.items()}
+    systems, placed = {CHANCE: _chance_of_lists(targets, gone, catalogue, ks) | {"n": len(records)}}, {}
+    for name, rows in lists.items():
         metrics = catalogue_metrics(
-            lists,
-            targets,
-            catalogue.item_ids,
-            ks,
-            popularity=popularity,
-            consumed=consumed,
-            groups=users_of(records),
+            rows, targets, catalogue.item_ids, ks, popularity=popularity, consumed=consumed, groups=users_of(records)
         )
         systems[name] = {key: value for key, value in metrics.items() if not key.startswith("chance@")}
-        placed[name] = recommendation_ranks(lists, targets)
+        placed[name] = recommendation_ranks(rows, targets)
     titles = dict(zip(catalogue.item_ids, catalogue.titles, strict=True))
 
     def shown(name: str, row: int) -> list[dict]:
-        return [{"title": titles[item]} for item in recommended[name][row][:_SHOWN]]
+        return [{"title": titles[item]} for item in lists[name][row][:_SHOWN]]
 
-    label = f"full ranking: lists from all {size:,} items"
-    return _section(
+    repeats = sum(target in row for target, row in zip(targets, gone, strict=True))
+    label = _catalogue_label(len(catalogue), exclude is not None, repeats, len(records), searches or {})
+    section = make_section(
         "catalogue", label, systems, placed, max(ks), ks, records, seed, catalogue, num_examples, shown, train
     )
+    taken_out = {
+        name: sum(item in there for row, there in zip(rows, gone, strict=True) for item in row)
+        for name, rows in recommended.items()
+    }
+    return section | {"excluded": taken_out, "repeats": repeats, "searches": dict(searches or {})}
+
+
+def _without(rows: Sequence[Sequence[str]], gone: list[set[str]], most: int) -> list[list[str]]:
+    return [
+        [item for item in map(str, row) if item not in there][:most] for row, there in zip(rows, gone, strict=True)
+    ]
+
+
+def _chance_of_lists(targets: list[str], gone: list[set[str]], catalogue: Catalogue, ks: tuple[int, ...]) -> dict:
+    """HR@k of lists drawn from the items that are left, the mean over records."""
+    items = set(catalogue.item_ids)
+    left = np.array([len(items) - len(row & items) for row in gone])
+    possible = np.array([target not in row for target, row in zip(targets, gone, strict=True)])
+    return {f"hr@{k}": float(np.mean(possible * np.minimum(1, k / np.maximum(left, 1)))) for k in ks}
+
+
+def _catalogue_label(size: int, excluded: bool, repeats: int, count: int, searches: Mapping[str, str]) -> str:
+    label = f"full ranking: lists from all {size:,} items"
+    if searches:
+        found = "; ".join(f"{how}: {name}" for name, how in searches.items())
+        label = f"whole catalogue: lists from all {size:,} items, of which a search sees a part ({found})"
+    if excluded:
+        label += ", without what a user had before"
+    if repeats:
+        label += (
+            f"; {repeats:,} of {count:,} targets are repeats of what the user had before, which no list holds: they are "
+            "misses (--repeats lets them come back)"
+        )
+    return label
 
 
 def probe_records(records: Dataset, train: Dataset | None, seed: int) -> dict | None:
@@ -258,28 +297,6 @@ def _counts(catalogue: Catalogue) -> dict[str, int]:
     return dict(zip(catalogue.item_ids, catalogue.train_counts, strict=True))
 
 
-def users_of(records: Dataset) -> list | None:
-    """The user of every record; `None` where the records don't say, or not of all."""
-    if "user_id" not in records.column_names:
-        return None
-    users = records["user_id"][:]
-    return None if None in users else users
-
-
-def _check_systems(values: Mapping[str, Sequence], records: Dataset) -> None:
-    if not values:
-        raise ValueError("There are no systems. Pass the scores, answers or lists of at least one.")
-    if len(records) == 0:
-        raise ValueError("There are no records. Pass at least one.")
-    if CHANCE in values:
-        raise ValueError(f"A system is called {CHANCE!r}, which the table has already. Rename it.")
-    for name, rows in values.items():
-        if len(rows) != len(records):
-            raise ValueError(
-                f"{name}: {len(rows)} rows for {len(records)} records. Pass one for each, in their order."
-            )
-
-
 def _num_candidates(scores: Mapping[str, Sequence[np.ndarray]], records: Dataset) -> np.ndarray:
     """Candidates of every record, which must be as many for all systems and in the records."""
     column = next((name for name in ("rejected", "rejected_ids") if name in records.column_names), None)
@@ -307,81 +324,3 @@ def _candidate_titles(records: Dataset) -> list[list[str]]:
     if "rejected" in records.column_names:
         return candidate_titles(records)
     return [[f"candidate {number}" for number in range(1 + len(row))] for row in records["rejected_ids"]]
-
-
-def _section(
-    protocol: str,
-    label: str,
-    systems: dict[str, dict],
-    placed: dict[str, np.ndarray],
-    k: int,
-    ks: tuple[int, ...],
-    records: Dataset,
-    seed: int,
-    catalogue: Catalogue | None,
-    num_examples: int,
-    shown: Callable[[str, int], list[dict]],
-    train: Dataset | None,
-) -> dict:
-    hits = {name: values <= k for name, values in placed.items()}
-    names = list(placed)
-    return {
-        "protocol": protocol,
-        "label": label,
-        "metric": f"hr@{k}",
-        "systems": systems,
-        "comparisons": _comparisons(placed, ks, seed, users_of(records), f"hr@{k}"),
-        "breakdowns": breakdowns(hits, records, catalogue, train=train),
-        "examples": _examples(names[-1], placed, hits, records, catalogue, seed, num_examples, shown),
-    }
-
-
-def _comparisons(
-    placed: dict[str, np.ndarray], ks: tuple[int, ...], seed: int, users: list | None, metric: str
-) -> list[dict]:
-    names = list(placed)
-    if len(names) <= _MOST_IN_PAIRS:
-        pairs = [(names[later], names[first]) for later in range(len(names)) for first in range(later)]
-    else:
-        pairs = [(name, names[0]) for name in names[1:]]
-    compared = [
-        {
-            "system": name,
-            "baseline": baseline,
-            **paired_comparison(placed[name], placed[baseline], ks, seed=seed, groups=users),
-        }
-        for name, baseline in pairs
-    ]
-    for key in [key for key in (compared[0] if compared else ()) if key.endswith("_p")]:
-        for one, corrected in zip(compared, holm_correction([one[key] for one in compared]), strict=True):
-            one[f"{key}_holm"] = corrected
-    return [one | {"verdict": verdict(one[metric], one[f"{metric}_p_holm"])} for one in compared]
-
-
-def _examples(
-    name: str,
-    placed: dict[str, np.ndarray],
-    hits: dict[str, np.ndarray],
-    records: Dataset,
-    catalogue: Catalogue | None,
-    seed: int,
-    num_examples: int,
-    shown: Callable[[str, int], Any],
-) -> dict:
-    titles = {} if catalogue is None else dict(zip(catalogue.item_ids, catalogue.titles, strict=True))
-    order = np.random.default_rng(seed).permutation(len(records))
-    chosen = {}
-    for kind, wanted in (("hits", True), ("misses", False)):
-        rows = [int(row) for row in order if hits[name][row] == wanted][:num_examples]
-        chosen[kind] = [_example(row, placed, records, titles) | {"shown": shown(name, row)} for row in rows]
-    return {"system": name, **chosen}
-
-
-def _example(row: int, placed: dict[str, np.ndarray], records: Dataset, titles: dict[str, str]) -> dict[str, Any]:
-    record = records[row]
-    history = [titles.get(str(item), str(item)) for item in record.get("history_item_ids") or ()]
-    target = titles.get(str(record.get("item_id")))
-    if target is None:
-        target = candidate_titles(records.select([row]))[0][0] if "chosen" in record else "the chosen completion"
-    found = {name: None if np.isinf(values[row]) else int(values[row]) for name, values in placed.items()}
-    return {"record": row, "history": history, "target": target, "ranks": found}

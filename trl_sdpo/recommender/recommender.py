@@ -21,8 +21,9 @@ from ..recsys.records.recommender_files import (
     load_recommender_files,
     missing_file,
 )
+from ..scoring.catalogue_ranking import rank_catalogue
 from ..scoring.catalogue_search import search_catalogue
-from ..scoring.generation import generate_answers
+from ..scoring.generation import candidate_titles, generate_answers, stop_strings_of, title_of_completion
 from ..scoring.log_probs import completion_log_probs, score_tokenized, sharing_agrees
 from ..scoring.title_trie import TitleTrie
 from ..tokenization import CompletionTokenizer, tokenize_dataset
@@ -242,7 +243,10 @@ class Recommender:
         *,
         num_beams: int | None = None,
         exclude_history: bool = True,
+        exclude: Sequence[Sequence[str]] | None = None,
+        exact: bool = False,
         batch_size: int = 8,
+        desc: str | None = None,
     ) -> list[list[Recommendation]]:
         """
         As [`recommend`], for programs that know the ids of items: nothing is taken for a title.
@@ -254,6 +258,13 @@ class Recommender:
                 Item ids to choose from, for each history. By default the whole catalogue.
             top_k, num_beams, exclude_history, batch_size:
                 See [`recommend`].
+            exclude (`Sequence[Sequence[str]]`, *optional*):
+                More item ids that the whole catalogue is left without, for each history, such as what the user had
+                before it.
+            exact (`bool`, *optional*, defaults to `False`):
+                Score all titles of the catalogue in place of a beam search, see [`rank_catalogue`].
+            desc (`str`, *optional*):
+                Label of a progress bar. If `None`, there is none.
 
         Returns:
             `list[list[Recommendation]]`: For each history the best first.
@@ -265,7 +276,10 @@ class Recommender:
         if candidates is not None:
             return self._rank(_titles(rows), self._items_of_ids(candidates, "candidates"), top_k, batch_size, None)
         excluded = [[item for item, _ in row] if exclude_history else [] for row in rows]
-        return self._search(_titles(rows), excluded, top_k, num_beams, batch_size, None)
+        if exclude is not None:
+            more = self._items_of_ids(exclude, "exclude")
+            excluded = [[*row, *(item for item, _ in other)] for row, other in zip(excluded, more, strict=True)]
+        return self._search(_titles(rows), excluded, top_k, num_beams, batch_size, desc, exact)
 
     def score(
         self, histories: Sequence[Sequence[str]], candidates: Sequence[Sequence[str]], batch_size: int = 8
@@ -326,13 +340,14 @@ class Recommender:
             `list[str]`: The answers, in the order of the records.
         """
         records = self.tokenize(dataset)
-        # a title ends at a line break, unless a completion begins with one
-        stop_strings = [] if "\n" in self.template.completion_prefix else ["\n"]
-        if self.template.completion_suffix.strip():
-            stop_strings.append(self.template.completion_suffix)
-        return generate_answers(
-            self.model, records, self.processing_class, batch_size, stop_strings=stop_strings, desc=desc
+        ends = stop_strings_of(self.config.templates)
+        titles = [title for row in candidate_titles(dataset, self.processing_class, ends) for title in row]
+        # where a title holds the text that ends others, an answer goes on to the EOS token, and loses the end later
+        ends = [end for end in ends if not any(end in title for title in set(titles))]
+        answers = generate_answers(
+            self.model, records, self.processing_class, batch_size, stop_strings=ends, desc=desc
         )
+        return [title_of_completion(answer, stop_strings_of(self.config.templates)) for answer in answers]
 
     def tokenize(self, dataset: Dataset) -> Dataset:
         """The records with the tokens that the model was trained on: with or without an EOS token, as it was then."""
@@ -377,6 +392,7 @@ class Recommender:
         num_beams: int | None,
         batch_size: int,
         desc: str | None,
+        exact: bool = False,
     ) -> list[list[Recommendation]]:
         if self.template.style == "candidates":
             raise ValueError(
@@ -384,17 +400,14 @@ class Recommender:
                 "use a model that was trained on prompts without them (prompt_style='history')."
             )
         trie = self.trie
-        found = search_catalogue(
-            self.model,
-            self._prompts.make(histories, None, self.catalogue.titles),
-            self.processing_class,
-            trie,
-            num_beams=max(2, top_k, 10 if num_beams is None else num_beams),
-            top_k=top_k,
-            exclude=excluded,
-            batch_size=batch_size,
-            desc=desc,
-        )
+        asked = (self.model, self._prompts.make(histories, None, self.catalogue.titles), self.processing_class, trie)
+        options = {"top_k": top_k, "exclude": excluded, "batch_size": batch_size, "desc": desc}
+        if exact:
+            found = rank_catalogue(*asked, **options)
+        else:
+            found = search_catalogue(
+                *asked, num_beams=max(2, top_k, 10 if num_beams is None else num_beams), **options
+            )
         item_ids, titles = self.catalogue.item_ids, self.catalogue.titles
         return [[Recommendation(item_ids[index], titles[index], score) for index, score in row] for row in found]
 

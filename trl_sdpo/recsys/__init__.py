@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from .._lazy import lazy_names
 from .baselines.counting import cooccurrence_scorer, events_of_records, item_knn_scorer, popularity_scorer
-from .baselines.scores import read_scores, score_records, write_scores
+from .baselines.scores import read_lists, read_scores, score_records, write_lists, write_scores
 from .interactions.interactions import (
     ITEM_ID,
     RATING,
@@ -53,16 +53,16 @@ from .metrics.statistics import (
 from .negatives.candidates import sample_negatives
 from .prompts.templates import CANDIDATE_TEMPLATES, HISTORY_TEMPLATES, TEMPLATES, PromptTemplate, get_template
 from .prompts.token_budget import check_token_boundary
-from .records.config import RecordConfig
+from .records.config import RecordConfig, recipe_options
 from .records.dataset import build_preference_dataset, popularity_scores
 from .records.preparation import prepare
-from .records.recipes import recipe_options
 from .records.sdpo_json import load_sdpo_json
 from .records.sequences import build_sequences
 from .records.splits import leave_one_out_split, split_leaks, temporal_split, user_split
 
 
 if TYPE_CHECKING:
+    from ..scoring.catalogue_ranking import rank_catalogue
     from ..scoring.catalogue_search import search_catalogue
     from ..scoring.generation import candidate_titles, generate_answers, generation_metrics
     from ..scoring.log_probs import completion_log_probs, implicit_rewards
@@ -132,8 +132,10 @@ __all__ = [
     "popularity_scorer",
     "popularity_scores",
     "prepare",
+    "rank_catalogue",
     "ranking_metrics",
     "ranks",
+    "read_lists",
     "read_scores",
     "recipe_options",
     "recommendation_ranks",
@@ -148,10 +150,12 @@ __all__ = [
     "user_split",
     "verdict",
     "wilson_interval",
+    "write_lists",
     "write_scores",
 ]
 
 _NAMES_BY_MODULE = {
+    ".scoring.catalogue_ranking": ("rank_catalogue",),
     ".scoring.catalogue_search": ("search_catalogue",),
     ".scoring.generation": ("candidate_titles", "generate_answers", "generation_metrics"),
     ".scoring.log_probs": ("completion_log_probs", "implicit_rewards"),

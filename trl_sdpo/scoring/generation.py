@@ -21,6 +21,7 @@ from ..prefix_sharing.masks import base_model
 from ..recsys.metrics.intervals import wilson_interval
 from ..recsys.metrics.matching import match_title
 from ..recsys.metrics.ranking import mean_per_group
+from ..recsys.prompts.templates import PromptTemplate
 from ..tokenization import tokenize_dataset
 
 
@@ -162,6 +163,35 @@ def title_of(text: str, stop_strings: Sequence[str] | None = END_OF_TITLE) -> st
     return text.strip()
 
 
+def title_of_completion(text: str, stop_strings: Sequence[str] | None = END_OF_TITLE) -> str:
+    """
+    The title in a completion of a record, which is whole: without what ends it. A stop string of letters is the suffix
+    of the template and stands at the end; before it a title may hold the same letters, as "Mr. Holland" does the stop
+    of "Mr. Holland.".
+    """
+    text = text.strip()
+    for stop_string in stop_strings or ():
+        stripped = stop_string.strip()
+        text = text.removesuffix(stripped).rstrip() if stripped else text.partition(stop_string)[0].rstrip()
+    return text
+
+
+def stop_strings_of(templates: Sequence[PromptTemplate]) -> list[str]:
+    """
+    What ends a title in the completions of templates: a line break, unless a completion begins with one, and the text
+    of a suffix.
+
+    Args:
+        templates (`Sequence[PromptTemplate]`):
+            The wordings.
+
+    Returns:
+        `list[str]`: For `stop_strings` of [`candidate_titles`] and [`generation_metrics`].
+    """
+    ends = [] if any("\n" in one.completion_prefix for one in templates) else list(END_OF_TITLE)
+    return [*ends, *dict.fromkeys(one.completion_suffix.strip() for one in templates if one.completion_suffix.strip())]
+
+
 def candidate_titles(
     dataset: Dataset,
     processing_class: PreTrainedTokenizerBase | None = None,
@@ -192,7 +222,7 @@ def candidate_titles(
     else:
         pools = zip(dataset["prompt"], dataset["chosen"], dataset["rejected"], strict=True)
         texts = (_texts(prompt, [one, *others]) for prompt, one, others in pools)
-    return [[title_of(text, stop_strings) for text in completions] for completions in texts]
+    return [[title_of_completion(text, stop_strings) for text in completions] for completions in texts]
 
 
 def _texts(prompt: str | list[dict], completions: list) -> list[str]:
@@ -266,6 +296,7 @@ def generation_metrics(
             f"There are {len(answers)} answers to {len(dataset)} records. Pass one for each, at least one."
         )
     candidates = candidate_titles(dataset, processing_class, stop_strings)
+    answers = [title_of_completion(answer, stop_strings) for answer in answers]
     named = [match_title(answer, titles, rule) for answer, titles in zip(answers, candidates, strict=True)]
     hits, valid = np.array([one == 0 for one in named]), np.array([one is not None for one in named])
     users = None if groups is None else np.array(list(map(str, groups)))

@@ -185,6 +185,15 @@ class TitleTrie:
         tokens = self._keys % self._width  # of the edge to the node behind it
         return [[int(tokens[node - 1]) for node in row if node != DEAD] for row in self._nodes.tolist()]
 
+    def distinct_titles(self) -> np.ndarray:
+        """The titles without those that share all tokens with an earlier one, ascending."""
+        return np.unique(self._title_of_node[self._leaf_of_title])
+
+    def first_titles(self, titles: Sequence[int]) -> np.ndarray:
+        """The first of the titles with the tokens of each of some titles; an error where there is no such title."""
+        titles = self._checked(titles)
+        return self._title_of_node[self._leaf_of_title[titles]]
+
     def same_titles(self, title: int) -> list[int]:
         """All titles with the tokens of this one, itself included, ascending."""
         return np.flatnonzero(self._leaf_of_title == self._leaf_of_title[title]).tolist()
@@ -213,13 +222,17 @@ class TitleTrie:
         Raises:
             `ValueError`: If there is no such title.
         """
+        titles = self._checked(titles)
+        paths = self._nodes[np.unique(self._title_of_node[self._leaf_of_title[titles]])]
+        nodes, counts = np.unique(paths[paths != DEAD], return_counts=True)
+        return nodes[counts == self._leaves_below[nodes]]
+
+    def _checked(self, titles: Sequence[int]) -> np.ndarray:
         titles = np.unique(np.asarray(list(titles), dtype=np.int64))
         if len(titles) and (titles[0] < 0 or titles[-1] >= self.num_titles):
             wrong = titles[0] if titles[0] < 0 else titles[-1]
             raise ValueError(f"There is no title {wrong} to exclude: titles count from 0 to {self.num_titles - 1}.")
-        paths = self._nodes[np.unique(self._title_of_node[self._leaf_of_title[titles]])]
-        nodes, counts = np.unique(paths[paths != DEAD], return_counts=True)
-        return nodes[counts == self._leaves_below[nodes]]
+        return titles
 
     def _on(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         if device not in self._tensors:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from trl_sdpo.recsys import build_preference_dataset, leak_probe, load_source, recipe_options
-from trl_sdpo.recsys.records.recipes import recipe_loader_options
+from trl_sdpo.recsys.records.config import recipe_loader_options
 
 
 REAL = os.environ.get("TRL_SDPO_DATA")

@@ -11,30 +11,13 @@ from peft import LoraConfig
 from transformers import BloomConfig, BloomForCausalLM
 from trl import DPOConfig, DPOTrainer
 
+from helpers.closeness import assert_same_training
 from trl_sdpo import to_preference_pairs
 from trl_sdpo.data_utils import tokenize_multi_preference
 
 
 def lora_config():
     return LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear", r=4, init_lora_weights=False)
-
-
-def assert_same_weights(left, right, atol=1e-5):
-    right = dict(right.named_parameters())
-    for name, param in left.named_parameters():
-        torch.testing.assert_close(
-            param, right[name], rtol=0, atol=atol, msg=lambda text, name=name: f"{name}: {text}"
-        )
-
-
-def assert_same_training(ours, theirs, names, atol=1e-5):
-    """Step by step the same logged values, and in the end the same weights."""
-    logs = [[entry for entry in trainer.state.log_history if "loss" in entry] for trainer in (ours, theirs)]
-    assert len(logs[0]) == len(logs[1]) > 1
-    for left, right in zip(*logs, strict=True):
-        for name in names:
-            assert left[name] == pytest.approx(right[name], rel=1e-4, abs=10 * atol), name
-    assert_same_weights(ours.model, theirs.model, atol)
 
 
 METRICS = [
@@ -172,7 +155,7 @@ class TestLayouts:
             args = {"max_steps": 10, "prefix_sharing": prefix_sharing, "beta": 0.3, "learning_rate": 1e-4}
             trainers.append(make_trainer(llama(), records(8, smallest=2, largest=4), args=args, **kwargs))
             trainers[-1].train()
-        assert_same_training(*trainers, METRICS, atol=3e-5)
+        assert_same_training(*trainers, METRICS)
 
     def test_num_tokens_counts_what_is_computed(self, llama, records, make_trainer, logged, tokenizer):
         """A shared row has the prompt once, and its last token once more for each completion but the first."""
@@ -305,7 +288,7 @@ class TestPrecomputedReference:
             args = {"precompute_ref_log_probs": precompute, "num_negatives": num_negatives, "beta": 0.3}
             trainers.append(make_trainer(llama(), records(8, smallest=1, largest=4), args=args, **kwargs))
             trainers[-1].train()
-        assert_same_training(*trainers, METRICS, atol=3e-5)
+        assert_same_training(*trainers, METRICS)
 
     def test_a_model_that_ignores_the_mask_is_found_out(self, llama, mask_ignoring_llama, records, make_trainer):
         """The reference is computed before the first training batch: what it caches must come from padded rows."""

@@ -1,6 +1,5 @@
 """Recommenders without a language model, as functions that score the candidates of records."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,9 +9,8 @@ from ..interactions.codes import encode
 from ..interactions.interactions import ITEM_ID, USER_ID
 from ..negatives.cooccurrence import PairTable, pairs_of_users, pairs_within, sum_pairs
 from ..negatives.strategies import NUM_EARLIER, POSITION
-from ..records.dataset import popularity_scores
 from ..records.splits import SPLIT
-from .scores import HISTORY, REJECTED, Scorer
+from .scores import HISTORY, Scorer
 
 
 LAST = "last"
@@ -118,11 +116,13 @@ def popularity_scorer(events: pl.DataFrame) -> Scorer:
 
         ```
     """
-    sequences = training_sequences(events)
+    # counted once, not in every call
+    items, counts = training_sequences(events)[ITEM_ID].value_counts().sort(ITEM_ID)
 
-    def score(histories: list[list[str]], candidates: list[list[str]]) -> Sequence[Sequence[float]]:
-        rows = {ITEM_ID: [row[0] for row in candidates], REJECTED: [row[1:] for row in candidates]}
-        return popularity_scores(sequences, rows)
+    def score(histories: list[list[str]], candidates: list[list[str]]) -> list[np.ndarray]:
+        places = encode(pl.Series([item for row in candidates for item in row], dtype=pl.String), items)
+        scores = np.where(places < 0, 0, counts.to_numpy().astype(np.int64)[places])
+        return np.split(scores, np.cumsum([len(row) for row in candidates])[:-1])
 
     return score
 

@@ -10,7 +10,8 @@ import pyarrow.parquet as pq
 from tqdm.auto import tqdm
 
 from ...files import writing
-from ..interactions.interactions import ITEM_ID
+from ..interactions.interactions import ITEM_ID, USER_ID
+from .identity import CANDIDATES, POSITION, record_identity
 
 
 # What scores candidates: histories and candidates of a batch of records as item ids, oldest first, to a score for each
@@ -18,7 +19,8 @@ from ..interactions.interactions import ITEM_ID
 Scorer = Callable[[list[list[str]], list[list[str]]], Sequence[Sequence[float]]]
 
 HISTORY, REJECTED = "history_item_ids", "rejected_item_ids"
-SCORES = "scores"
+SCORES, LISTS = "scores", "item_ids"
+_IDENTITY_TYPES = {POSITION: pa.int64()}
 
 
 def score_records(
@@ -113,9 +115,9 @@ def _checked(batch: Sequence[Sequence[float]], candidates: list[list[str]], begi
     return rows
 
 
-def write_scores(scores: Sequence[Sequence[float]], path: str | Path) -> None:
+def write_scores(scores: Sequence[Sequence[float]], path: str | Path, records: Any = None) -> None:
     """
-    Write the scores of records to a Parquet file with one column, `scores` (a list of `double`), and a row per record.
+    Write the scores of records to a Parquet file with a column `scores` (a list of `double`) and a row per record.
 
     The file appears when it is whole.
 
@@ -124,18 +126,26 @@ def write_scores(scores: Sequence[Sequence[float]], path: str | Path) -> None:
             What [`score_records`] or [`completion_log_probs`] returns: per record the target's score, then the others.
         path (`str` or `Path`):
             The file.
+        records (`Dataset` or `dict[str, Sequence]`, *optional*):
+            The records. Who reads the scores can then see that they are of the same ones: the columns of
+            [`record_identity`] are written beside the scores.
 
     Raises:
-        ValueError: there are no records, or a record has no score or a NaN.
+        ValueError: there are no records, a record has no score or a NaN, or there are not as many records as scores.
     """
     rows = [np.asarray(row, dtype=np.float64) for row in scores]
     _check_rows(rows, "scores")
+    identity = {} if records is None else record_identity(records)
+    for name, values in identity.items():
+        if len(values) != len(rows):
+            raise ValueError(f"{path}: {len(rows)} rows of scores for {len(values)} records. Pass one for each.")
+        identity[name] = pa.array(values, _IDENTITY_TYPES.get(name, pa.string()))
     path = Path(path)
     flat, offsets = np.concatenate(rows), np.cumsum([0, *map(len, rows)])
     column = pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(flat))
     path.parent.mkdir(parents=True, exist_ok=True)
     with writing(path) as stage:
-        pq.write_table(pa.table({SCORES: column}), stage)
+        pq.write_table(pa.table({SCORES: column, **identity}), stage)
 
 
 def read_scores(path: str | Path, num_records: int | None = None) -> list[np.ndarray]:
@@ -170,6 +180,81 @@ def read_scores(path: str | Path, num_records: int | None = None) -> list[np.nda
     rows = [np.array([] if row is None else row, dtype=np.float64) for row in rows]
     _check_rows(rows, str(path))
     return rows
+
+
+def read_identity(path: str | Path) -> dict[str, list]:
+    """
+    Which records the scores or lists of a file are of.
+
+    Args:
+        path (`str` or `Path`):
+            The file.
+
+    Returns:
+        `dict[str, list]`: What the file holds of the columns of [`record_identity`]; nothing where another program
+        wrote the scores alone.
+    """
+    names = [name for name in (USER_ID, POSITION, CANDIDATES) if name in pq.read_schema(path).names]
+    columns = pq.read_table(path, columns=names).to_pydict() if names else {}
+    if USER_ID in columns:
+        columns[USER_ID] = [None if user is None else str(user) for user in columns[USER_ID]]
+    return columns
+
+
+def write_lists(lists: Sequence[Sequence[str]], path: str | Path, records: Any = None) -> None:
+    """
+    Write recommended lists to a Parquet file with a column `item_ids` (a list of `string`, the best first) and a row
+    per record.
+
+    Args:
+        lists (`Sequence[Sequence[str]]`):
+            Item ids, for each record.
+        path (`str` or `Path`):
+            The file, which appears when it is whole.
+        records (`Dataset` or `dict[str, Sequence]`, *optional*):
+            See [`write_scores`].
+
+    Raises:
+        ValueError: there are no lists, or not one for each record.
+    """
+    if not len(lists):
+        raise ValueError(f"{path}: no lists. Pass at least one.")
+    columns = {LISTS: pa.array([list(map(str, row)) for row in lists], pa.list_(pa.string()))}
+    for name, values in ({} if records is None else record_identity(records)).items():
+        if len(values) != len(lists):
+            raise ValueError(f"{path}: {len(lists)} lists for {len(values)} records. Pass one for each.")
+        columns[name] = pa.array(values, _IDENTITY_TYPES.get(name, pa.string()))
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with writing(path) as temporary:
+        pq.write_table(pa.table(columns), temporary)
+
+
+def read_lists(path: str | Path) -> list[list[str]]:
+    """
+    Read what [`write_lists`], or another program, wrote.
+
+    Args:
+        path (`str` or `Path`):
+            The file.
+
+    Returns:
+        `list[list[str]]`: For each record item ids as text, the best first.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is not Parquet or lacks the column, or a row is null or holds an item twice or a null.
+    """
+    try:
+        table = pq.read_table(path)
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{path}: no Parquet file ({error}). Write it with `write_lists`.") from error
+    if LISTS not in table.column_names:
+        raise ValueError(f"{path}: no column '{LISTS}', only {table.column_names}. Write it with `write_lists`.")
+    rows = table[LISTS].to_pylist()
+    for record, row in enumerate(rows):
+        if row is None or None in row or len(set(map(str, row))) < len(row):
+            raise ValueError(f"{path}: record {record}: {row} is no list of distinct item ids. Write it again.")
+    return [list(map(str, row)) for row in rows]
 
 
 def _check_rows(rows: list[np.ndarray], where: str) -> None:

@@ -19,9 +19,8 @@ from ..metrics.leaks import probe_lists
 from ..metrics.probes import leak_probes
 from ..prompts.templates import select_templates
 from . import recommender_files
-from .config import RecordConfig
+from .config import DEFAULT, RecordConfig, recipe_loader_options, recipe_options
 from .dataset import RecordPlan, plan_records
-from .recipes import DEFAULT, recipe_loader_options, recipe_options
 from .report import SplitStatistics, plot_report, write_markdown
 
 

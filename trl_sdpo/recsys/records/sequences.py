@@ -74,7 +74,7 @@ def build_sequences(
         >>> events = pl.DataFrame({"user_id": [1, 1, 1], "item_id": [9, 8, 7], "timestamp": [20, 10, 20]})
         >>> items = pl.DataFrame({"item_id": [7, 8, 9], "title": ["A", "B", "C"]})
         >>> build_sequences(Interactions(events, items, "tiny"))["item_id"].to_list()
-        [8, 7, 9]
+        [8, 9, 7]
 
         ```
     """
