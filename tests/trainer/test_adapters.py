@@ -116,7 +116,7 @@ def test_what_each_strategy_pushes(policy, records, make_trainer, monkeypatch, t
             return done
 
     monkeypatch.setattr("transformers.trainer.hf_api", Hub)
-    monkeypatch.setattr(trainer_hub, "HfApi", Hub)
+    monkeypatch.setattr(trainer_hub, "hf_api", Hub)
     args = {"max_steps": 1, "save_strategy": "steps", "save_steps": 1, "push_to_hub": True, "hub_strategy": strategy}
     trainer = make_trainer(policy(), records(4), args={**args, "save_total_limit": 1, "hub_token": "hf_made_up"})
     trainer.train()

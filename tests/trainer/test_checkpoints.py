@@ -248,7 +248,7 @@ class TestAdapters:
                 }
 
         monkeypatch.setattr("transformers.trainer.hf_api", Hub)
-        monkeypatch.setattr("trl_sdpo.hub.trainer_pushes.HfApi", Hub)
+        monkeypatch.setattr("trl_sdpo.hub.trainer_pushes.hf_api", Hub)
         trainer = make_trainer(get_peft_model(llama(), lora_config()), records(8), args={"max_steps": 1})
         trainer.train()
         trainer.push_to_hub(token="hf_made_up")

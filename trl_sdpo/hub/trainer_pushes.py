@@ -25,7 +25,7 @@ from pathlib import Path
 
 import torch
 from accelerate.logging import get_logger
-from huggingface_hub import CommitInfo, HfApi
+from huggingface_hub import CommitInfo
 from peft.utils import CONFIG_NAME as ADAPTER_CONFIG_NAME
 from transformers import Trainer
 from transformers.trainer import TRAINING_ARGS_NAME
@@ -40,7 +40,7 @@ from transformers.utils import (
     WEIGHTS_INDEX_NAME,
     WEIGHTS_NAME,
 )
-from transformers.utils.hub import PushInProgress
+from transformers.utils.hub import PushInProgress, hf_api
 
 from ..files import write_text
 from .card_facts import keep_facts, without_peft_versions
@@ -254,7 +254,7 @@ class PolicyPushes(Trainer):
         # The card beside a checkpoint is PEFT's, which has the path of the base model in it
         stage = stage_folder(folder, [*ignore, CARD_FILE] if path_in_repo else ignore)
         try:
-            uploaded = HfApi().upload_folder(
+            uploaded = hf_api().upload_folder(
                 repo_id=self.hub_model_id,
                 folder_path=stage,
                 path_in_repo=path_in_repo,
