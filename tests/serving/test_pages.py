@@ -6,12 +6,15 @@ import socket
 import threading
 import time
 
+import numpy as np
 import pytest
 import uvicorn
+from datasets import load_dataset
 
 from helpers.prepared_data import TITLES
 
 
+NASTY = 'The <script>alert("1")</script> | *Story* & $x_1$ (1950), with a long name that goes on and on'
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium")
 FLAGS = [
@@ -124,4 +127,50 @@ def test_nothing_is_wider_than_the_window(browser, demo, width):
     page.click("#go")
     page.locator(".sdpo-list").first.wait_for()
     assert page.evaluate("document.documentElement.scrollWidth") <= width
+    page.close()
+
+
+@pytest.fixture(scope="module")
+def report(prepared_folder, tmp_path_factory):
+    """The page of `trl-sdpo evaluate`, of three systems of which one has a long name with markup in it."""
+    from trl_sdpo import load_recommender_files
+    from trl_sdpo.evaluation.comparison import evaluate_ranking
+    from trl_sdpo.evaluation.report import collect_results, write_report
+
+    folder = tmp_path_factory.mktemp("report")
+    cache = str(tmp_path_factory.mktemp("cache"))
+    records, train = (load_dataset(str(prepared_folder), split=split, cache_dir=cache) for split in ("test", "train"))
+    rng = np.random.default_rng(0)
+    scores = {name: list(rng.normal(size=(len(records), 5))) for name in ("sft", "s-dpo", NASTY)}
+    catalogue = load_recommender_files(prepared_folder).catalogue
+    section = evaluate_ranking(scores, records, seed=0, catalogue=catalogue, train=train)
+    results = collect_results([section], dataset={"name": "tiny", "records": len(records)}, settings={"seed": 0})
+    return next(path for path in write_report(results, folder) if path.suffix == ".html")
+
+
+@pytest.mark.parametrize("width", [375, 1280])
+def test_the_report_fits_and_its_figures_have_words(browser, report, width):
+    page = browser.new_page(viewport={"width": width, "height": 800})
+    asked, errors = [], []
+    page.on("request", lambda request: asked.append(request.url))
+    page.on("dialog", lambda dialog: errors.append(dialog.message))
+    page.goto(report.as_uri())
+    assert asked == [report.as_uri()]
+    assert errors == []
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    figures = page.locator("figure svg").all()
+    assert figures
+    for figure in figures:
+        box = figure.bounding_box()
+        assert 0 < box["width"] <= width
+        assert len(figure.get_attribute("aria-label")) > 5
+    page.close()
+
+
+def test_the_report_prints(browser, report):
+    page = browser.new_page()
+    page.goto(report.as_uri())
+    page.emulate_media(media="print")
+    assert page.evaluate("getComputedStyle(document.querySelector('.scroll')).overflowX") == "visible"
+    assert page.pdf(format="A4").startswith(b"%PDF")
     page.close()

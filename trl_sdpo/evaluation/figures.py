@@ -1,5 +1,6 @@
 """The figures of an evaluation, as SVG to stand within a page: its colours are the page's, and follow light and dark."""
 
+import html
 import io
 import re
 from collections.abc import Callable
@@ -71,17 +72,24 @@ def draw_section(section: dict, facts: dict[str, dict], axes: dict[str, str]) ->
     """
     prefix, metric = section["protocol"], section["metric"]
     systems = {name: row for name, row in section["systems"].items() if metric in row}
-    drawings = [Drawing(_draw(f"{prefix}-systems", _systems, systems, metric), f"{metric} of every system")]
+    drawings = [_drawing(_draw(f"{prefix}-systems", _systems, systems, metric), f"{metric} of every system")]
     for fact, label in axes.items():
         points = {name: facts[name][fact] for name in systems if facts.get(name, {}).get(fact) is not None}
         if len(set(points.values())) > 1:
             svg = _draw(f"{prefix}-{fact}", _over, systems, metric, points, label)
-            drawings.append(Drawing(svg, f"{metric} over {label}"))
+            drawings.append(_drawing(svg, f"{metric} over {label}"))
     for number, one in enumerate(section["breakdowns"]):
         if len(one["bins"]) > 1:
             svg = _draw(f"{prefix}-parts-{number}", _parts, one, metric)
-            drawings.append(Drawing(svg, f"{metric} by {one['name']}"))
+            drawings.append(_drawing(svg, f"{metric} by {one['name']}"))
     return drawings
+
+
+def _drawing(svg: str, caption: str) -> Drawing:
+    """The figure with its caption as the text for who cannot see it; the table beside it has the numbers."""
+    return Drawing(
+        svg.replace('role="img"', f'role="img" aria-label="{html.escape(caption, quote=True)}"', 1), caption
+    )
 
 
 def _draw(name: str, plot: Callable[..., None], *args) -> str:
