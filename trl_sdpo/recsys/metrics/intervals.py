@@ -148,7 +148,8 @@ def mean_interval(
 
     The variance is that of a jackknife that leaves out a group at a time, which is that of the mean where each record
     is its own group; there is one less than the effective number of groups ([`GroupSums`]) of degrees of freedom. A
-    bootstrap over few or unequal groups is too narrow; this one holds what it promises from about 20 users on.
+    bootstrap over few or unequal groups is too narrow; this one is near to what it promises for 40 users and
+    more, and held 89 to 92 times of 100 in simulations with 20 very unequal ones or with rare hits.
 
     Args:
         values (`Sequence[float]`):
