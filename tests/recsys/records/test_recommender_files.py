@@ -1,8 +1,10 @@
 import dataclasses
 import json
 
+import polars as pl
 import pytest
 
+from helpers.prepared_data import make_interactions
 from trl_sdpo import (
     Catalogue,
     RecommenderConfig,
@@ -11,7 +13,7 @@ from trl_sdpo import (
     load_recommender_files,
     save_recommender_files,
 )
-from trl_sdpo.recsys import PromptTemplate, get_template
+from trl_sdpo.recsys import Interactions, PromptTemplate, get_template, prepare
 from trl_sdpo.recsys.records.recommender_files import check_model
 
 
@@ -147,6 +149,19 @@ def test_attributes_of_items_travel(tmp_path):
     assert load_recommender_files(tmp_path).catalogue.attributes == {"genres": (["Crime"], None), "year": (1995, 1985)}
     with pytest.raises(ValueError, match="2 item_ids and 1 year"):
         Catalogue(["1", "2"], ["a", "b"], attributes={"year": [1]})
+
+
+def test_other_columns_of_the_items_are_attributes_of_the_catalogue(tmp_path):
+    interactions = make_interactions()
+    genres = [["Drama", "War"] if number % 2 else None for number in range(interactions.items.height)]
+    items = interactions.items.with_columns(genres=pl.Series(genres), year=pl.int_range(pl.len()))
+    prepare(
+        Interactions(interactions.events, items.reverse(), "tiny"), tmp_path / "set", num_candidates=5, num_workers=1
+    )
+    catalogue = load_recommender_files(tmp_path / "set").catalogue
+    years = dict(zip(catalogue.item_ids, catalogue.attributes["year"], strict=True))
+    assert years == {str(row["item_id"]): row["year"] for row in items.to_dicts()}
+    assert catalogue.attributes["genres"][:2] == (None, ["Drama", "War"])
 
 
 class TestAModelThatIsNotThere:

@@ -42,7 +42,7 @@ def encode(ids: pl.Series, known: pl.Series) -> np.ndarray:
 
 def sorted_catalogue(items: pl.DataFrame) -> pl.DataFrame:
     """
-    The catalogue sorted by `item_id`, so that the order of its rows does not matter.
+    The catalogue sorted by `item_id`, so that the order of its rows does not matter; other columns of the items go along.
 
     Raises:
         ValueError: an item or a title occurs twice, or there are too many items to count in 32 bits.
@@ -56,4 +56,4 @@ def sorted_catalogue(items: pl.DataFrame) -> pl.DataFrame:
             )
     if items.height >= 2**32:
         raise ValueError(f"items: {items.height} rows are more than 2**32 - 1. Filter the catalogue.")
-    return items.select(ITEM_ID, TITLE).sort(ITEM_ID)
+    return items.select(ITEM_ID, TITLE, pl.exclude(ITEM_ID, TITLE)).sort(ITEM_ID)
