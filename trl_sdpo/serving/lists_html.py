@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from ..recsys.records.recommender_files import Catalogue
 
 STYLE = """
-.sdpo-list {width: 100%; border-collapse: collapse; font-size: 0.95rem}
+.sdpo-list {width: 100%; border: 0 !important; border-collapse: collapse; font-size: 0.95rem}
 .sdpo-list caption {text-align: left; font-weight: 600; padding: 4px 0; overflow-wrap: anywhere}
 .sdpo-list th {text-align: left; font-weight: 500; opacity: 0.75; padding: 2px 6px; font-size: 0.8rem}
 .sdpo-list td {padding: 3px 6px; vertical-align: top; overflow-wrap: anywhere}
