@@ -341,4 +341,11 @@ def titled_by_ids(rows):
         row.time = row.time.strip()
     if any(missing(row.time) or float(row.time) > 10**11 - 1 for row in rows):
         raise RefusedError("time")
-    return independent.found(rows)
+    wanted = independent.found(rows)
+    # an id stands as it is, whatever white space is in it, so that no two are merged
+    wanted.events = [
+        (user, item, *independent.moment(row.time))
+        for user, item, row in zip(independent.ids([row.user for row in rows]), items, rows, strict=True)
+    ]
+    wanted.items, wanted.merged = {item: str(item) for item in items}, 0
+    return wanted
