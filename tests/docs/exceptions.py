@@ -29,6 +29,7 @@ class NotRun(NamedTuple):
 
 
 NOT_RUN = [
+    NotRun("README.md", "trl-sdpo demo", "serves until it is ended; tests/serving has it"),
     NotRun(
         "baselines.md",
         "python benchmarks/baselines/compare_baselines.py",
