@@ -147,6 +147,33 @@ class TestLastfm:
         months, years = st.integers(1, 12), st.integers(2002, 2012)
         holds(check, with_titles(months, years), st.sets(IDS, max_size=8))
 
+    def test_milliseconds(self, tmp_path, holds):
+        def check(drawn):
+            rows, names = drawn
+            lines = [
+                "userID\tartistID\ttagID\ttimestamp",
+                *(f"{u}\t{i}\t{n}\t{at}" for n, (u, i, at) in enumerate(rows)),
+            ]
+            (tmp_path / "user_taggedartists-timestamps.dat").write_bytes("\r\n".join([*lines, ""]).encode())
+            artists = ["id\tname\turl\tpictureURL", *(f"{item}\t{name}\thttp://x\t" for item, name in names.items())]
+            (tmp_path / "artists.dat").write_bytes("\n".join([*artists, ""]).encode())
+            interactions = load_lastfm(tmp_path)
+            add_up(interactions)
+            events = interactions.events
+            rest = events["nanosecond"].to_list() if "nanosecond" in events.columns else [None] * events.height
+            found = {
+                (user, item, 1000 * at + (0 if behind is None else behind // 1_000_000))
+                for (user, item, at), behind in zip(
+                    events.select("user_id", "item_id", "timestamp").rows(), rest, strict=True
+                )
+            }
+            if None in rest:  # no two events of one second differ in them
+                assert found == {(user, item, at // 1000 * 1000) for user, item, at in rows}
+            else:
+                assert found == set(rows)
+
+        holds(check, with_titles(st.integers(1_000_000_000_000, 1_000_000_003_000)))
+
 
 class TestGoodreads:
     def test_interactions(self, tmp_path, holds):

@@ -8,6 +8,7 @@ import polars as pl
 from ..interactions import (
     ITEM_ID,
     LATEST,
+    NANOSECOND,
     RATING,
     TIMESTAMP,
     TITLE,
@@ -16,6 +17,7 @@ from ..interactions import (
     drop_untitled,
     plain_titles,
     resolve_duplicate_titles,
+    with_nanoseconds,
 )
 from ..readers.delimited import check_header, read_table
 from ..readers.release_files import open_release
@@ -46,7 +48,7 @@ def load_lastfm(path: str | Path, events: str = "tags") -> Interactions:
     Read the Last.fm data of HetRec 2011 (`hetrec2011-lastfm-2k`).
 
     An event is that a user tagged an artist (`events="tags"`): several tags at one time are one event. The time is
-    that of `user_taggedartists-timestamps.dat` (milliseconds there, whole seconds here) or, where that file is
+    that of `user_taggedartists-timestamps.dat` (milliseconds, none of which is lost) or, where that file is
     missing, the date in `user_taggedartists.dat`, at midnight UTC; in both, nearly all times are the first of a month.
     Rows keep the order of the file, which is by user and artist. With `events="plays"` an event is that a user
     listened to an artist (`user_artists.dat`): it has no time, and the number of plays is its `rating`.
@@ -119,4 +121,10 @@ def _events(log: str, rows: pl.DataFrame) -> pl.DataFrame:
     columns = [pl.col("userID").alias(USER_ID), pl.col("artistID").alias(ITEM_ID), time.alias(TIMESTAMP)]
     if log == _PLAYS:
         columns.append(pl.col("weight").alias(RATING))
-    return rows.select(columns).unique([USER_ID, ITEM_ID, TIMESTAMP], keep="first", maintain_order=True)
+    if log != _TIMES:
+        return rows.select(columns).unique([USER_ID, ITEM_ID, TIMESTAMP], keep="first", maintain_order=True)
+    rest = rows["timestamp"] % 1000 * 1_000_000
+    events = rows.select(columns).with_columns(rest.alias(NANOSECOND))
+    events = events.unique([USER_ID, ITEM_ID, TIMESTAMP, NANOSECOND], keep="first", maintain_order=True)
+    # kept where events of one second differ in it, which those of the published file, at midnight, do not
+    return with_nanoseconds(events.drop(NANOSECOND), events[NANOSECOND])
