@@ -125,7 +125,16 @@ def precomputed(folder):
     return result(trainer, folder)
 
 
+def padded_passes(folder):
+    """Padded rows in passes of a row each, of which one process has more."""
+    args = {"prefix_sharing": "false", "max_tokens_per_pass": 1, "num_negatives": None}
+    trainer = make_trainer(folder, build_llama(len(build_tokenizer())), args=args)
+    trainer.train()
+    return result(trainer, folder)
+
+
 SCENARIOS = (instance, loaded, new_adapter, continued_adapter, other_initialisation, two_adapters, precomputed)
+SCENARIOS += (padded_passes,)
 
 
 if __name__ == "__main__":
