@@ -134,6 +134,7 @@ _WORDS = {
     "movies": _Words("movie", "movies", "watch", "watches", "watched", "watched"),
     "books": _Words("book", "books", "read", "reads", "read", "read"),
     "music": _Words("artist", "artists", "hear", "hears", "heard", "heard", name="name"),
+    "games": _Words("game", "games", "play", "plays", "played", "played"),
     "items": _Words("item", "items", "choose", "chooses", "chose", "chosen", name="name"),
 }
 DOMAINS = tuple(_WORDS)
