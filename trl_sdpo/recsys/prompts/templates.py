@@ -268,7 +268,7 @@ def select_templates(
         template (`str` or [`PromptTemplate`], *optional*):
             A name, with or without the domain before it, a template, `"random"`, or `None` for the first of the style.
         domain (`str`, *optional*, defaults to `"movies"`):
-            What the items are: `"movies"`, `"books"`, `"music"` or `"items"`.
+            What the items are: `"movies"`, `"books"`, `"music"`, `"games"` or `"items"`.
 
     Returns:
         `tuple[PromptTemplate, ...]`: At least one template.
