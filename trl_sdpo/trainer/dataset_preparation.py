@@ -1,9 +1,8 @@
-"""From a multi-preference dataset to the tokens that the trainer takes, and the choice of the layout of its rows."""
+"""From a multi-preference dataset to the tokens that the trainer takes."""
 
 import shutil
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 from accelerate.logging import get_logger
 from accelerate.utils import broadcast_object_list
@@ -12,7 +11,6 @@ from transformers import PreTrainedTokenizerBase
 from trl.trainer.utils import global_then_local_main_first
 
 from ..data_utils import drop_too_long, flat_rejected_columns, from_flat_columns, plain_records
-from ..prefix_sharing.masks import why_prefix_sharing_is_unsound
 from ..tokenization import column_lengths, tokenize_dataset
 from .softmax_dpo_config import SoftmaxDPOConfig
 
@@ -123,64 +121,3 @@ def largest_pool(dataset: Dataset, num_negatives: int | None, dataset_name: str)
             f"{dataset_name} dataset is {pool_sizes.min()}): all of theirs are used."
         )
     return int(pool_sizes.max())
-
-
-def can_share_prefix(models: list[torch.nn.Module], prefix_sharing: str) -> bool:
-    """
-    Whether to lay records out in shared-prefix rows, as far as the models tell before they have seen a batch.
-
-    Args:
-        models (`list[torch.nn.Module]`):
-            Policy and, if it is another model, reference.
-        prefix_sharing (`str`):
-            `"auto"`, `"true"` or `"false"`, see [`SoftmaxDPOConfig`].
-
-    Returns:
-        `bool`: The answer. A warning says why `"auto"` is no.
-
-    Raises:
-        `ValueError`: If `prefix_sharing` is `"true"` and a model does not allow it.
-    """
-    if prefix_sharing == "false":
-        return False
-    reasons = [why_prefix_sharing_is_unsound(model) for model in models]
-    reason = next((reason for reason in reasons if reason is not None), None)
-    if reason is not None and prefix_sharing == "true":
-        raise ValueError(
-            f"`prefix_sharing='true'` is not possible here: {reason}. Use `prefix_sharing='auto'`, which falls back "
-            "to padded rows."
-        )
-    if reason is not None:
-        logger.warning(
-            f"The prompt is computed once per completion instead of once per record, because {reason}. The results "
-            "are the same, but slower. `prefix_sharing='false'` silences this warning."
-        )
-    return reason is None
-
-
-def sharing_holds(excess: float, prefix_sharing: str) -> bool:
-    """
-    Whether to stay with shared-prefix rows after the first batch.
-
-    Args:
-        excess (`float`):
-            Largest difference to padded rows beyond rounding, in nats, see [`sharing_excess`].
-        prefix_sharing (`str`):
-            `"auto"` or `"true"`.
-
-    Returns:
-        `bool`: The answer. A warning says why it is no.
-
-    Raises:
-        `ValueError`: If it is no, and `prefix_sharing` is `"true"`.
-    """
-    if excess <= 0:
-        return True
-    message = (
-        "Shared-prefix rows and padded rows give different log-probabilities on the first batch, by "
-        f"{excess:.3g} nats beyond rounding: the model does not heed the mask"
-    )
-    if prefix_sharing == "true":
-        raise ValueError(f"{message}. Use `prefix_sharing='false'`.")
-    logger.warning(f"{message}. Falling back to padded rows.")
-    return False

@@ -134,6 +134,7 @@ _WORDS = {
     "movies": _Words("movie", "movies", "watch", "watches", "watched", "watched"),
     "books": _Words("book", "books", "read", "reads", "read", "read"),
     "music": _Words("artist", "artists", "hear", "hears", "heard", "heard", name="name"),
+    "games": _Words("game", "games", "play", "plays", "played", "played"),
     "items": _Words("item", "items", "choose", "chooses", "chose", "chosen", name="name"),
 }
 DOMAINS = tuple(_WORDS)
@@ -267,7 +268,7 @@ def select_templates(
         template (`str` or [`PromptTemplate`], *optional*):
             A name, with or without the domain before it, a template, `"random"`, or `None` for the first of the style.
         domain (`str`, *optional*, defaults to `"movies"`):
-            What the items are: `"movies"`, `"books"`, `"music"` or `"items"`.
+            What the items are: `"movies"`, `"books"`, `"music"`, `"games"` or `"items"`.
 
     Returns:
         `tuple[PromptTemplate, ...]`: At least one template.

@@ -230,7 +230,13 @@ class RecordConfig:
 DEFAULT, S_DPO = RECIPES = ("default", "s-dpo")
 
 # The words of prompts by the first part of a source's name.
-SOURCE_DOMAINS = {"movielens": "movies", "goodreads": "books", "goodbooks": "books", "lastfm": "music"}
+SOURCE_DOMAINS = {
+    "movielens": "movies",
+    "goodreads": "books",
+    "goodbooks": "books",
+    "lastfm": "music",
+    "steam": "games",
+}
 
 # What the published records of the S-DPO paper (https://huggingface.co/papers/2406.09215) were made with, read off the
 # files: docs/recipes.md says what differs from the default, and what that does to results.
@@ -286,7 +292,7 @@ def recipe_options(recipe: str, source: str) -> dict:
         raise ValueError(f"recipe {recipe!r} is none of {RECIPES}. Pass one of them.")
     if recipe == DEFAULT:
         return domain
-    if family not in _S_DPO:
+    if family not in _S_DPO or source == "lastfm-1k":
         raise ValueError(f"recipe 's-dpo' is known for {sorted(_S_DPO)}, not for {source!r}. Pass recipe='default'.")
     return domain | _S_DPO[family]
 
