@@ -69,6 +69,8 @@ def with_titles(draw, *columns):
 
 
 class TestMovieLens:
+    inputs = 3400
+
     @pytest.mark.parametrize("form", ["u.data", "ratings.dat", "ratings.csv"])
     def test_ratings(self, form, tmp_path, holds):
         def check(drawn):
@@ -107,6 +109,8 @@ def csv_release(folder, rows, names):
 
 
 class TestGoodbooks:
+    inputs = 10_000
+
     def test_ratings(self, tmp_path, holds):
         """Books may be missing, or have no title: their ratings are counted drops."""
 
@@ -132,6 +136,8 @@ class TestGoodbooks:
 
 
 class TestLastfm:
+    inputs = 5000
+
     def test_tags(self, tmp_path, holds):
         """Several tags of an artist at one time are one event; artists without a line are counted drops."""
 
@@ -185,6 +191,8 @@ class TestLastfm:
 
 
 class TestGoodreads:
+    inputs = 10_000
+
     def test_interactions(self, tmp_path, holds):
         """An event has the time of its reading, else of its last change, else of its first; without any it is a drop."""
 

@@ -132,7 +132,8 @@ class AnyTable:
                 raise ValueError(f"{self.label}: the file is empty. Fetch it again.")
             return frame_columns(pl.scan_parquet(path), wanted, self.label)
         raise ValueError(
-            f"{path}: the name ends in none of {', '.join(_KINDS)}. Rename the file, or pass a DataFrame."
+            f"{path}: the name ends in none of {', '.join(_KINDS)}, or one of the texts with .gz behind it. Unpack or "
+            "convert the file, rename it if it is one of these, or pass a DataFrame."
         )
 
 

@@ -18,6 +18,7 @@ from ..interactions import (
     resolve_duplicate_titles,
 )
 from ..readers.delimited import check_header, csv_rows, read_table
+from ..readers.frames import check_columns
 from ..readers.release_files import open_release
 from .goodreads import without_series
 
@@ -85,6 +86,7 @@ def _read_books(label: str, source: Path | bytes) -> pl.DataFrame:
     _, header = next(rows)
     key = next((name for name in _KEYS if name in header), None)
     missing = [name for name in (_TITLE, _YEAR) if name not in header]
+    check_columns(header, [name for name in (key, _TITLE, _YEAR) if name in header], label)
     if key is None or missing:
         raise ValueError(f"{label}: line 1: no column {missing or 'book_id'} in {header}. Pass the file as published.")
     books = {}
@@ -105,5 +107,5 @@ def _read_books(label: str, source: Path | bytes) -> pl.DataFrame:
 def _year(value: str, where: str) -> int | None:
     try:
         return int(float(value)) if value else None
-    except ValueError:
+    except (OverflowError, ValueError):
         raise ValueError(f"{where}: {value!r} is not a year. Correct it or leave it empty.") from None

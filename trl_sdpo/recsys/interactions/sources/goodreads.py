@@ -23,7 +23,7 @@ from ..interactions import (
     resolve_duplicate_titles,
 )
 from ..readers.delimited import check_header, raise_first_bad_line, read_table
-from ..readers.json_lines import raise_first_bad_record
+from ..readers.json_lines import check_records, doubtful, raise_first_bad_record, value_problem
 from ..readers.text_files import check_not_empty
 
 
@@ -52,7 +52,7 @@ def _not_a_rating(value: object) -> str | None:
 
 
 _RECORD_CHECKS = {
-    "user_id": lambda value: None if isinstance(value, str) and value else "is empty",
+    "user_id": lambda value: value_problem(value) or (None if str(value or "").strip() else "is empty"),
     "book_id": _not_a_number,
     "is_read": lambda value: None if isinstance(value, bool) else "is neither true nor false",
     "rating": _not_a_rating,
@@ -177,6 +177,8 @@ def _read_books(path: Path, series: bool) -> pl.DataFrame:
         raise_first_bad_record(path, {"book_id": _not_a_number}, error)
     if books.is_empty() or books[ITEM_ID].null_count():
         raise_first_bad_record(path, {"book_id": _not_a_number})
+    if books.select(doubtful(pl.col(TITLE)).any()).item():
+        check_records(path, {"title": value_problem})
     _check_unique(books, ITEM_ID, path)
     return books
 
@@ -199,7 +201,7 @@ def _spool_json(path: Path, spool: Path, time: str) -> None:
     source = pl.coalesce(pl.when(expr.is_not_null()).then(pl.lit(name)) for name, expr in seconds.items())
     unreadable = [(pl.col(name) != "") & expr.is_null() for name, expr in seconds.items()]
     rows = pl.scan_ndjson(path, schema=_JSON_COLUMNS).select(
-        pl.when(pl.col("user_id") != "").then("user_id").alias(USER_ID),
+        pl.when(pl.col("user_id").str.strip_chars() != "").then("user_id").alias(USER_ID),
         pl.col("book_id").cast(pl.Int64, strict=False).alias(ITEM_ID),
         pl.col("rating").cast(pl.Float64).alias(RATING),
         "is_read",
@@ -263,6 +265,7 @@ def _count(spool: Path, path: Path, wanted: pl.Expr) -> dict[str, int]:
     required = [pl.col(name).is_not_null().all() for name in (USER_ID, ITEM_ID, "is_read", RATING)]
     counts = pl.scan_parquet(spool).select(
         (pl.all_horizontal(required) & pl.col(RATING).is_between(0, 5).all()).alias("whole"),
+        pl.lit(False).alias("doubtful") if path.name == _CSV else doubtful(pl.col(USER_ID)).any().alias("doubtful"),
         pl.len().alias("events_read"),
         (~wanted).sum().alias("events_not_read"),
         (wanted & pl.col(TIMESTAMP).is_null()).sum().alias("events_without_time"),
@@ -270,6 +273,8 @@ def _count(spool: Path, path: Path, wanted: pl.Expr) -> dict[str, int]:
         *((wanted & (pl.col("source") == name)).sum().alias(f"times_from_{name}") for name in TIMES),
     )
     counts = counts.collect(engine="streaming").row(0, named=True)
+    if counts.pop("doubtful"):
+        check_records(path, _RECORD_CHECKS)
     if not counts.pop("whole") or not counts["events_read"]:
         if path.name == _CSV:
             raise_first_bad_line(path, str(path), ",", _CSV_COLUMNS, 1, _CSV_LIMITS)

@@ -103,6 +103,13 @@ def _read_events(file: TextFile, header: dict[str, str]) -> pl.DataFrame:
     columns = {name: wanted.get(name, pl.Null) for name in header}
     limits = {TIMESTAMP: (-LATEST, LATEST)} if TIMESTAMP in header else {}
     events = read_table(file.path, file.label, "\t", columns, header_lines=1, limits=limits)
+    if file.contains(b"\n\xef\xbb\xbf"):
+        # polars would leave it out at the beginning of the first row
+        number, line = next((number, line) for number, line in file.lines() if line.startswith("\ufeff"))
+        raise ValueError(
+            f"{file.label}: line {number}, column '{next(iter(header))}': {line[:80]!r} holds a byte order mark, as "
+            "where files were joined. Remove it."
+        )
     cell = f"{USER_ID}:{header[USER_ID]}"
     again = (events[USER_ID] == cell).arg_true()
     if len(again):
@@ -114,6 +121,10 @@ def _read_events(file: TextFile, header: dict[str, str]) -> pl.DataFrame:
     if TIMESTAMP not in header:
         return events.with_columns(pl.lit(None, dtype=pl.Int64).alias(TIMESTAMP))
     times = events[TIMESTAMP]
+    if ((times != times.floor()) | (times.abs() >= 2**53)).any():
+        # a float has not the digits of what is finer than some tenths of a microsecond
+        texts = {name: pl.String if name == TIMESTAMP else pl.Null for name in header}
+        times = read_table(file.path, file.label, "\t", texts, header_lines=1)[TIMESTAMP]
     seconds, rest = read_times(times, "s", None, _fail_at(file, TIMESTAMP, times))
     return with_nanoseconds(events.with_columns(seconds.alias(TIMESTAMP)), rest)
 
