@@ -41,7 +41,6 @@ from peft import (
     initialize_lora_eva_weights,
 )
 from peft.tuners.lora.config import CordaConfig, LoraGAConfig
-from peft.tuners.lora.corda import preprocess_corda
 from peft.tuners.lora.loraga import preprocess_loraga
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
@@ -226,6 +225,8 @@ def test_initialisation_from_data(llama, trains, tmp_path, plain_log_probs, toke
     if init == "lora_ga":
         preprocess_loraga(model, config, lambda: model(**inputs, labels=inputs.input_ids).loss.backward())
     elif init == "corda":
+        from peft.tuners.lora.corda import preprocess_corda
+
         preprocess_corda(model, config, run_model=lambda: [model(row[None]) for row in inputs.input_ids] * 8)
     else:
         model = get_peft_model(model, config)
