@@ -47,6 +47,8 @@ from ..tokenization import check_tokens_have_embeddings
 from . import checks
 from .checkpoints import WholeCheckpoints
 from .dataset_preparation import (
+    DrawnLengths,
+    LengthGroupedSampler,
     largest_pool,
     prepare_multi_preference,
     with_first_example,
@@ -54,7 +56,6 @@ from .dataset_preparation import (
 from .metrics import MetricSums, logged_columns
 from .reference import InitialPolicy, evaluation_mode
 from .row_layout import Batch, RowLayoutTrainer, can_share_prefix
-from .sampler import DrawnLengths, LengthGroupedSampler
 from .softmax_dpo_config import SoftmaxDPOConfig, to_softmax_dpo_config
 
 
