@@ -30,14 +30,8 @@ LOADER_DROPS = {
 # what a loader counts beside its drops
 LOADER_COUNTS = {
     *("events_read", "items_read", "items_without_title", "items_unknown", "items_disambiguated", "items_merged"),
-    *(
-        "events_remapped",
-        "items_titled_by_id",
-        "years_unreadable",
-        "titles_corrected",
-        "times_unreadable",
-        "items_numbered",
-    ),
+    *("events_remapped", "events_by_username", "items_titled_by_id", "items_numbered", "items_without_id"),
+    *("items_repeated", "years_unreadable", "titles_corrected", "times_unreadable"),
     *("times_from_read_at", "times_from_date_updated", "times_from_date_added"),
 }
 SEQUENCE_DROPS = (
@@ -180,6 +174,46 @@ def recbole(folder):
     return "recbole", folder, {}, len(ROWS)
 
 
+def amazon(folder, kind="jsonl"):
+    header = ("user_id", "parent_asin", "rating", "timestamp")
+    rows = [(f"U{u}", f"B{i:03}", float(r), 1000 * t) for u, i, r, t in ROWS]
+    if kind == "csv":
+        write_csv(folder / "Toys.csv", header, rows)
+    else:
+        lines = [json.dumps(dict(zip(header, row, strict=True))) + "\n" for row in rows]
+        (folder / "Toys.jsonl.gz").write_bytes(gzip.compress("".join(lines).encode()))
+    meta = [{"parent_asin": f"B{i:03}", "title": "" if i == 3 else n, "store": "S"} for i, n in NAMES.items()]
+    (folder / "meta_Toys.jsonl").write_text("".join(json.dumps(one | {"main_category": None}) + "\n" for one in meta))
+    return "amazon", folder, {}, len(rows)
+
+
+def amazon_csv(folder):
+    return amazon(folder, "csv")
+
+
+def steam(folder):
+    days = [datetime.date.fromordinal(730_000 + t // 86_400 % 900).isoformat() for _, _, _, t in ROWS]
+    reviews = [
+        {"username": f"N{u}", "product_id": str(i), "date": day} | ({"user_id": str(u)} if u % 2 else {})
+        for (u, i, _, _), day in zip(ROWS, days, strict=True)
+    ]
+    (folder / "steam_reviews.json").write_text("".join(f"{one!r}\n" for one in reviews))
+    games = [{"id": str(i), "app_name": n, "genres": ["Indie"]} for i, n in NAMES.items() if i != 3]
+    games += [games[0], {"app_name": "Nameless"}]
+    (folder / "steam_games.json").write_text("".join(f"{one!r}\n" for one in games))
+    return "steam", folder, {}, len(ROWS)
+
+
+def lastfm_1k(folder):
+    moments = [datetime.datetime.fromtimestamp(t, datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ") for *_, t in ROWS]
+    lines = [
+        f"user_{u:06}\t{at}\t\t{NAMES.get(i, '') if i != 3 else ''}\t\tTrack {i}\n"
+        for (u, i, _, _), at in zip(ROWS, moments, strict=True)
+    ]
+    (folder / "userid-timestamp-artid-artname-traid-traname.tsv").write_text("".join(lines))
+    return "lastfm-1k", folder, {}, len(ROWS)
+
+
 TABLE = {"user": "who", "item": "what", "rating": "stars", "timestamp": "at", "title": "called"}
 
 
@@ -214,13 +248,8 @@ def table(kind):
 
 MAKERS = [
     *(movielens_csv, movielens_100k, movielens_1m, goodreads, goodreads_csv, goodbooks, goodbooks_first_version),
-    *(
-        lastfm_times,
-        lastfm_dates,
-        lastfm_plays,
-        recbole,
-        *map(table, ("csv", "tsv.gz", "jsonl", "parquet", "pandas", "folder")),
-    ),
+    *(lastfm_times, lastfm_dates, lastfm_plays, lastfm_1k, amazon, amazon_csv, steam, recbole),
+    *map(table, ("csv", "tsv.gz", "jsonl", "parquet", "pandas", "folder")),
 ]
 # What filters, thins out and cuts, so that every kind of drop may occur.
 OPTIONS = {
@@ -280,7 +309,7 @@ def test_report(maker, options, tmp_path):
     (tmp_path / "raw").mkdir()
     source, path, own, written = maker(tmp_path / "raw")
     options = {"num_candidates": 4, "min_history": 1, **OPTIONS[options], **own}
-    has_rating = "lastfm" not in source or own
+    has_rating = source not in ("lastfm-1k", "steam") and ("lastfm" not in source or own)
     report = prepare(
         source, tmp_path / "out", path=path, min_rating=2 if has_rating else None, num_workers=1, **options
     )
