@@ -9,8 +9,11 @@ import argparse
 import difflib
 import importlib
 import logging
+import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from . import __version__
 
@@ -27,6 +30,8 @@ COMMANDS = {
     "run": "Run the commands of a YAML file, one after the other.",
     "push": "Push a model or a prepared data set to the Hugging Face Hub.",
 }
+
+BEGINS_ANEW, GOES_ON = "the same command begins anew", "the same command goes on"
 
 # What a user can mend: one line says it, and no traceback.
 _USER_ERRORS = (ValueError, OSError, ImportError)
@@ -70,13 +75,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     name, *rest = argv
     if name not in COMMANDS:
         parser.error(f"{name!r} is no command.{suggest(name, list(COMMANDS))} See --help.")
-    command = importlib.import_module(f".commands.{name}", __package__)
-    return run_command(command.make_parser, command.run, f"trl-sdpo {name}", rest)
+    try:
+        command = importlib.import_module(f".commands.{name}", __package__)
+    except KeyboardInterrupt:
+        return _interrupted(BEGINS_ANEW)
+    return run_command(
+        command.make_parser, command.run, f"trl-sdpo {name}", rest, getattr(command, "how_it_goes_on", None)
+    )
 
 
-def run_command(make_parser: Callable, run: Callable, prog: str, words: Sequence[str]) -> int:
+def run_command(
+    make_parser: Callable,
+    run: Callable,
+    prog: str,
+    words: Sequence[str],
+    how_it_goes_on: Callable | None = None,
+) -> int:
     """
-    Run a command, with one line for an error that a user can mend.
+    Run a command, with one line for an error that a user can mend and for an interruption.
 
     Args:
         make_parser (`Callable`), run (`Callable`):
@@ -85,18 +101,57 @@ def run_command(make_parser: Callable, run: Callable, prog: str, words: Sequence
             What the command is called.
         words (`Sequence[str]`):
             The words behind that.
+        how_it_goes_on (`Callable`, *optional*):
+            Takes the arguments, and says what the same command does after an interruption. By default it begins anew.
 
     Returns:
-        `int`: The exit status.
+        `int`: The exit status: 0, 1 after an error, 130 after Ctrl-C.
     """
-    args = make_parser(prog).parse_args(words)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    from ._errors import RUN, SPOKEN_FOR, full_disk_sentence, in_flags, is_full_disk
+
+    args, flags = None, ()
+
+    def again() -> str:
+        if os.environ.get(SPOKEN_FOR) == RUN:
+            return GOES_ON
+        return BEGINS_ANEW if args is None or how_it_goes_on is None else how_it_goes_on(args)
+
     try:
+        parser = make_parser(prog)
+        flags = getattr(parser, "flags", ())
+        args = parser.parse_args(words)
+        logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
         run(args)
-    except _USER_ERRORS as error:
-        print(f"{prog}: error:", error, *getattr(error, "__notes__", []), file=sys.stderr)
+    except KeyboardInterrupt:
+        return _interrupted(again())
+    except Exception as error:
+        if is_full_disk(error):
+            print(f"{prog}: error:", full_disk_sentence(_output_of(args), again()), file=sys.stderr)
+            return 1
+        if not isinstance(error, _USER_ERRORS):
+            raise
+        text = in_flags(str(error), flags, loader="loader_options" in flags)
+        print(f"{prog}: error:", text, *getattr(error, "__notes__", []), file=sys.stderr)
         return 1
     return 0
+
+
+def _interrupted(again: str) -> int:
+    from ._errors import INTERRUPTED, SPOKEN_FOR
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # no traceback of a second one
+    if SPOKEN_FOR not in os.environ:
+        print(f"\nInterrupted; {again}.", file=sys.stderr)
+    return INTERRUPTED
+
+
+def _output_of(args: Any) -> str | None:
+    """Where the arguments of a command say that it writes."""
+    for holder in (args, getattr(args, "training_args", None)):
+        for name in ("output_dir", "output"):
+            if isinstance(getattr(holder, name, None), str):
+                return getattr(holder, name)
+    return None
 
 
 if __name__ == "__main__":

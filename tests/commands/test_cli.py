@@ -98,7 +98,7 @@ def test_prepare_with_a_template_of_ones_own(movielens_folder, tmp_path, capsys)
         (["prepare", "movielens"], 2, "--output is missing"),
         (["prepare", "--output", "out"], 2, "--source is missing"),
         (["prepare", "movielens", "--output", "out", "--path", "no/where"], 1, "no/where"),
-        (["prepare", "movielens", "--output", "out", "--min_history", "0"], 1, "min_history=0 is below 1"),
+        (["prepare", "movielens", "--output", "out", "--min_history", "0"], 1, "--min_history 0 is below 1"),
         (["prepare", "movielens", "--output", "out", "--loader_options", "x"], 1, "'x' is not name=value"),
         (["prepare", "movielens", "--output", "out", "--config", "none.yaml"], 2, "none.yaml"),
     ],

@@ -94,6 +94,26 @@ def test_cards_do_not_name_the_home_directory(workplace, monkeypatch):
     assert (workplace / "s-dpo" / "README.md").is_file()
 
 
+@pytest.mark.parametrize("adapter", [True, False])
+def test_sft_leaves_a_card_of_a_recommender(workplace, adapter):
+    """And not that of TRL, which asks a model of films what it would do with a time machine."""
+    words = ("--dataset_name", "data", *QUICK, "--model_name_or_path", "model", "--save_steps", "1")
+    assert run("sft", *words, *(LORA if adapter else ()), "--output_dir", "out") == 0
+    cards = [workplace / "out" / "README.md", *workplace.glob("out/checkpoint-*/README.md")]
+    text = cards[0].read_text()
+    assert "time machine" not in text
+    assert "fine-tuned on what users chose next, the stage before Softmax-DPO" in text
+    assert (
+        f"{'a LoRA adapter of' if adapter else 'fine-tuned from'} `model`, a local model that is not on the Hub"
+        in text
+    )
+    assert "| loss | of the tokens of completions alone |" in text
+    assert "| steps | 2 |" in text
+    assert "softmax-dpo" not in text.partition("\n---\n")[0]
+    assert text.count("Framework versions") == 1
+    assert not any("time machine" in card.read_text() for card in cards)
+
+
 def test_sft_learns_the_completions_unless_told_to_learn_the_prompts_too(workplace):
     words = ("--dataset_name", "data", *QUICK, "--model_name_or_path", "model", "--dataset_test_split", "none")
     for name, flags in (("default", ()), ("completion", ["True"]), ("all", ["False"])):

@@ -22,7 +22,7 @@ from trl.trainer.utils import add_fused_lm_head
 from helpers.tiny_models import TITLES, build_llama, build_tokenizer
 from trl_sdpo import DataCollatorForMultiPreference, RankingCallback, SoftmaxDPOConfig, SoftmaxDPOTrainer
 from trl_sdpo.data_utils import tokenize_multi_preference
-from trl_sdpo.prefix_sharing.rows import score_completions
+from trl_sdpo.prefix_sharing.rows import record_of_row, score_completions
 
 
 def make_records(num, smallest=2, largest=5):
@@ -48,7 +48,11 @@ class Recorder(SoftmaxDPOTrainer):
         lengths = inputs["attention_mask"].sum(dim=1).tolist()
         rows = [tuple(ids[:length]) for ids, length in zip(inputs["input_ids"].tolist(), lengths, strict=True)]
         self.seen = getattr(self, "seen", [])
-        self.seen.append(dict(zip(inputs["record_id"].tolist(), rows, strict=True)))
+        record_ids = inputs["record_id"][record_of_row(inputs)].tolist()
+        seen = dict.fromkeys(record_ids, ())
+        for record_id, row in zip(record_ids, rows, strict=True):
+            seen[record_id] += row
+        self.seen.append(seen)
         return super().training_step(model, inputs, *args, **kwargs)
 
 
@@ -104,6 +108,15 @@ def continued_adapter(folder):
     """With gradient checkpointing and accumulation, as large models need them."""
     args = {"gradient_checkpointing": True, "gradient_accumulation_steps": 2}
     trainer = make_trainer(folder, Dataset.from_list(make_records(16)), with_lora=True, args=args)
+    trainer.train()
+    return result(trainer)
+
+
+def padded_passes(folder):
+    """In passes of a row each, of which records with larger pools have more than those of the other process."""
+    args = {"prefix_sharing": "false", "max_tokens_per_pass": 1, "eval_strategy": "steps", "eval_steps": 2}
+    test = Dataset.from_list(make_records(7))
+    trainer = make_trainer(folder, Dataset.from_list(make_records(8)), args=args, eval_dataset=test)
     trainer.train()
     return result(trainer)
 
@@ -263,6 +276,7 @@ def log_probs_and_gradients(model):
 SCENARIOS = (
     full,
     continued_adapter,
+    padded_passes,
     uneven_evaluation,
     uneven_evaluation_of_streams,
     stream,

@@ -238,6 +238,7 @@ class TestLicences:
             ),
             *((["ml-latest-small"], True), (["movielens", "ml-25m"], True), (["movielens-32m"], True)),
             *((["goodreads-poetry"], False), (["goodbooks-10k"], True), (["lastfm"], False)),
+            *((["lastfm-1k"], False), (["amazon-Video_Games"], False), (["steam"], False)),
             *((["hetrec2011-lastfm-2k"], False), (["table", "shop"], None), ([None], None), (["xml-100"], None)),
         ],
     )
@@ -256,7 +257,9 @@ class TestLicences:
         from trl_sdpo.recsys.interactions.published import SOURCES
 
         for name, source in SOURCES.items():
-            assert (find_licence([name]) is not UNKNOWN) == bool(source.files or name == "movielens"), name
+            assert (find_licence([name]) is not UNKNOWN) == bool(
+                source.files or source.terms or name == "movielens"
+            ), name
 
 
 def test_example_loads_what_it_is_pushed_to():

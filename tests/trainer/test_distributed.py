@@ -81,6 +81,12 @@ def test_continued_adapter_with_accumulation(one_and_two):
     assert_same_trajectory(one, two)
 
 
+def test_padded_rows_in_passes(one_and_two):
+    """As many on both processes, which would wait for each other else."""
+    one, two = one_and_two(two_processes.padded_passes)
+    assert_same_trajectory(one, two)
+
+
 def test_evaluation_counts_each_record_once(one_and_two):
     one, two = one_and_two(two_processes.uneven_evaluation)
     names = {name for logs in one["logs"] for name in logs}

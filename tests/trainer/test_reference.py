@@ -10,20 +10,42 @@ import pytest
 import torch
 from peft import (
     AdaLoraConfig,
+    AdaptionPromptConfig,
+    BOFTConfig,
+    C3AConfig,
+    CPTConfig,
+    DeloraConfig,
+    FourierFTConfig,
+    GraloraConfig,
+    HRAConfig,
     IA3Config,
+    LNTuningConfig,
+    LoHaConfig,
+    LoKrConfig,
     LoraConfig,
+    MissConfig,
+    OFTConfig,
+    OSFConfig,
     PeftModel,
     PrefixTuningConfig,
+    PromptEncoderConfig,
     PromptTuningConfig,
+    RandLoraConfig,
+    RoadConfig,
+    ShiraConfig,
+    TrainableTokensConfig,
+    VBLoRAConfig,
     VeraConfig,
+    WaveFTConfig,
     get_peft_model,
     initialize_lora_eva_weights,
 )
-from peft.tuners.lora.config import LoraGAConfig
+from peft.tuners.lora.config import CordaConfig, LoraGAConfig
 from peft.tuners.lora.loraga import preprocess_loraga
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from trl_sdpo.data_utils import tokenize_multi_preference
+from trl_sdpo.trainer.adapters import keep_4bit_layers_differentiable
 from trl_sdpo.trainer.reference import InitialPolicy, check_start
 
 
@@ -40,6 +62,13 @@ def moved(model, by=0.1):
         if param.requires_grad and param.is_floating_point():
             param.data += by * torch.randn(param.shape, generator=generator).to(param)
     return model
+
+
+def other(config_cls, **kwargs):
+    """An adapter of another kind, on the layers of [`lora`]."""
+    return lambda: config_cls(
+        **{"task_type": "CAUSAL_LM", "target_modules": ["q_proj", "v_proj", "down_proj"], **kwargs}
+    )
 
 
 NEW = {
@@ -69,6 +98,33 @@ NEW = {
     "prompt_tuning": lambda: PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3),
     "prefix_tuning": lambda: PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3),
     "layer_replication": lambda: lora(layer_replication=[[0, 2], [0, 2]]),
+    "rslora_dora": lambda: lora(use_dora=True, use_rslora=True, r=4, lora_alpha=8),
+    "embeddings": lambda: lora(target_modules=["embed_tokens", "q_proj"]),
+    "modules_to_save_norm": lambda: lora(modules_to_save=["norm"]),
+    "modules_to_save_head": lambda: lora(modules_to_save=["lm_head"]),
+    "target_parameters": lambda: lora(target_modules=[], target_parameters=["q_proj.weight", "down_proj.weight"]),
+    "tokens_alone": lambda: TrainableTokensConfig(task_type="CAUSAL_LM", token_indices=list(range(60))),
+    "loha": other(LoHaConfig, r=2),
+    "lokr": other(LoKrConfig, r=2),
+    "oft": other(OFTConfig, oft_block_size=4),
+    "boft": other(BOFTConfig, boft_block_size=4),
+    "hra": other(HRAConfig, r=2),
+    "miss": other(MissConfig, r=2),
+    "delora": other(DeloraConfig, r=2),
+    "gralora": other(GraloraConfig, r=4),
+    "shira": other(ShiraConfig, r=2),
+    "road": other(RoadConfig, group_size=8),
+    "c3a": other(C3AConfig, block_size=4),
+    "fourierft": other(FourierFTConfig, n_frequency=10),
+    "waveft": other(WaveFTConfig, n_frequency=10),
+    "vblora": other(VBLoRAConfig, r=2, num_vectors=8, vector_length=4, topk=2),
+    "randlora": other(RandLoraConfig, target_modules=["q_proj", "v_proj"], r=2),
+    "osf": other(OSFConfig),
+    "ln_tuning": other(LNTuningConfig, target_modules=["input_layernorm"]),
+    "p_tuning": lambda: PromptEncoderConfig(task_type="CAUSAL_LM", num_virtual_tokens=3, encoder_hidden_size=8),
+    "cpt": lambda: CPTConfig(
+        task_type="CAUSAL_LM", cpt_token_ids=[5, 6, 7], cpt_mask=[1, 1, 1], cpt_tokens_type_mask=[1, 2, 3]
+    ),
 }
 
 
@@ -112,7 +168,8 @@ def trains(records, make_trainer, logged, caplog):
         trainer.train()
         assert logged(trainer)[0] == pytest.approx(math.log(4), abs=tolerance)
         after = torch.cat([part.flatten() for part in trainer.compute_ref_log_probs(reference, dict(batch))])
-        assert torch.equal(before, after), "the reference moved"
+        # CPT projects its tokens anew in every pass, which rounds
+        assert torch.allclose(before, after, rtol=0, atol=1e-4), "the reference moved"
         assert logged(trainer)[-1] != pytest.approx(math.log(4), abs=1e-6), "the policy did not move"
         return trainer
 
@@ -156,14 +213,21 @@ def test_new_adapter(llama, trains, assert_reloads, tmp_path, adapter):
     assert_reloads(trainer, lambda folder: PeftModel.from_pretrained(llama(attention_bias=True), folder), tmp_path)
 
 
-@pytest.mark.parametrize("init", ["lora_ga", "eva"])
+@pytest.mark.parametrize("init", ["lora_ga", "eva", "corda"])
 def test_initialisation_from_data(llama, trains, tmp_path, plain_log_probs, tokenizer, init):
     """PEFT looks at data first, and changes the base; what is saved as a whole is what was trained."""
-    options = {"lora_ga": {"lora_ga_config": LoraGAConfig()}, "eva": {}}[init]
+    options = {"lora_ga": {"lora_ga_config": LoraGAConfig()}}.get(init, {})
+    if init == "corda":
+        pytest.importorskip("attr", reason="CorDA of PEFT needs attrs")
+        options = {"corda_config": CordaConfig(prune_temporary_fields=True)}
     model, config = llama(attention_bias=True), lora(init_lora_weights=init, **options)
     inputs = tokenizer(["Watched: Red River (1948)", "Watched: Winter Light"], return_tensors="pt", padding=True)
     if init == "lora_ga":
         preprocess_loraga(model, config, lambda: model(**inputs, labels=inputs.input_ids).loss.backward())
+    elif init == "corda":
+        from peft.tuners.lora.corda import preprocess_corda
+
+        preprocess_corda(model, config, run_model=lambda: [model(row[None]) for row in inputs.input_ids] * 8)
     else:
         model = get_peft_model(model, config)
         initialize_lora_eva_weights(model, dataloader=[dict(inputs)] * 8)
@@ -213,17 +277,27 @@ def test_names_and_number_of_adapters(llama, trains, assert_reloads, tmp_path, n
 
 
 @pytest.mark.parametrize("adapter", ["lora", "random", "pissa", "bias_all", "prompt_tuning", None])
-def test_second_round_on_the_trained_model(llama, trains, adapter):
+def test_second_round_on_the_trained_model(llama, trains, assert_reloads, tmp_path, adapter):
     """Self-play: the model of one round, as it comes out of the trainer, is the reference of the next."""
     kwargs = {} if adapter is None else {"peft_config": NEW[adapter]()}
     args = {"learning_rate": 1e-3 if adapter is None else 3e-2}
     first = trains(llama(attention_bias=True), args=args, **kwargs)
     second = trains(first.model, args=args)
-    trains(second.model, args=args)
+    third = trains(second.model, args=args)
+    load = AutoModelForCausalLM.from_pretrained
+    if adapter is not None:
+        load = lambda folder: PeftModel.from_pretrained(llama(attention_bias=True), folder)  # noqa: E731
+    assert_reloads(third, load, tmp_path)
+
+
+def differentiable(model):
+    """On a CPU the layers of bitsandbytes compute in another way once they are in evaluation mode."""
+    keep_4bit_layers_differentiable(model)
+    return model
 
 
 @pytest.mark.parametrize("bits", [4, 8])
-def test_quantised(llama, trains, tmp_path, bits):
+def test_quantised(llama, trains, assert_reloads, tmp_path, bits):
     """The adapter keeps the precision that it is passed in, a step of which bfloat16 would round away."""
     llama(hidden_size=64, intermediate_size=64).save_pretrained(tmp_path / "base")
     config = BitsAndBytesConfig(load_in_4bit=bits == 4, load_in_8bit=bits == 8)
@@ -237,24 +311,26 @@ def test_quantised(llama, trains, tmp_path, bits):
     trainer = trains(model, args={"learning_rate": 1e-2}, tolerance=5e-3)
     assert all(torch.equal(value, start[name]) for name, value in trainer.ref_model.values().items())
     assert all(param.dtype == torch.float32 for param in trainer.model.parameters() if param.requires_grad)
+    assert_reloads(trainer, lambda folder: differentiable(PeftModel.from_pretrained(base(), folder)), tmp_path)
     # a merge in 4 or 8 bits, and a new adapter on what came of it
     merged = PeftModel.from_pretrained(base(), tmp_path / "sft").merge_and_unload()
     trains(merged, args={"learning_rate": 1e-2}, tolerance=5e-3, peft_config=lora())
 
 
-def test_reference_as_a_path(llama, make_trainer, records, tmp_path):
+def test_reference_as_a_path(llama, make_trainer, records, assert_reloads, tmp_path):
     llama(seed=1).save_pretrained(tmp_path / "base")
     trainer = make_trainer(llama(), records(4), ref_model=str(tmp_path / "base"))
     assert all(
         torch.equal(*pair) for pair in zip(trainer.ref_model.parameters(), llama(seed=1).parameters(), strict=True)
     )
     trainer.train()
+    assert_reloads(trainer, AutoModelForCausalLM.from_pretrained, tmp_path)
     with pytest.raises(ValueError, match=r"`ref_model='nowhere/at-all'` is not a model that can be loaded"):
         make_trainer(llama(), records(4), ref_model="nowhere/at-all")
 
 
 @pytest.mark.parametrize("continued", [False, True])
-def test_reference_with_an_adapter(llama, make_trainer, records, plain_log_probs, continued):
+def test_reference_with_an_adapter(llama, make_trainer, records, plain_log_probs, assert_reloads, tmp_path, continued):
     """A PEFT model as `ref_model`, with a policy of all weights or one of adapters."""
     ref_model = moved(get_peft_model(llama(), lora()))
     model = get_peft_model(llama(), lora()) if continued else llama()
@@ -265,6 +341,32 @@ def test_reference_with_an_adapter(llama, make_trainer, records, plain_log_probs
         expected = plain_log_probs(ref_model.eval(), trainer.train_dataset.to_list())
     torch.testing.assert_close(found, torch.stack([row[0] for row in expected]), rtol=1e-4, atol=1e-3)
     trainer.train()
+    load = AutoModelForCausalLM.from_pretrained
+    if continued:
+        load = lambda folder: PeftModel.from_pretrained(llama(), folder)  # noqa: E731
+    assert_reloads(trainer, load, tmp_path)
+
+
+def test_precomputed(llama, make_trainer, records, logged, assert_reloads, tmp_path):
+    """No reference is kept: what the policy was is in the data."""
+    trainer = make_trainer(llama(), records(8), args={"precompute_ref_log_probs": True}, ref_model=None)
+    assert trainer.ref_model is None
+    trainer.train()
+    assert logged(trainer)[0] == pytest.approx(math.log(4), abs=1e-3)
+    assert_reloads(trainer, AutoModelForCausalLM.from_pretrained, tmp_path)
+
+
+def test_adapters_that_do_not_reach_the_head(llama, trains):
+    """PEFT's adaption prompts hold on to the forward pass from before TRL's LM head was put on it."""
+    config = AdaptionPromptConfig(task_type="CAUSAL_LM", adapter_len=3, adapter_layers=1, target_modules="self_attn")
+    with pytest.raises(ValueError, match=r"AdaptionPromptModel.*does not reach TRL's LM head"):
+        trains(llama(), peft_config=config)
+
+
+def test_loftq_without_a_gpu(llama, trains, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="`init_lora_weights='loftq'` is computed by PEFT on a CUDA device"):
+        trains(llama(), peft_config=lora(init_lora_weights="loftq", loftq_config={"loftq_bits": 4}))
 
 
 def test_reference_that_would_be_trained(llama, make_trainer, records):

@@ -35,6 +35,7 @@ class TestDefaults:
             "num_negatives",
             "prefix_sharing",
             "max_row_length",
+            "max_tokens_per_pass",
             "redistribution_permitted",
         }
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from trl.scripts.utils import TrlParser
 
+from .._errors import in_flags
 from ..cli import COMMANDS, suggest
 from ._config_file import ENVIRONMENT, read_config, section_of
 
@@ -108,6 +109,7 @@ class CommandParser(TrlParser):
         wrong = re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message)
         if wrong:
             message += "." + suggest(wrong[1], [choice.strip(" '") for choice in wrong[2].split(",")])
+        message = in_flags(message, self.flags, loader="loader_options" in self.flags)
         self.exit(2, f"{self.prog}: error: {message}\n")
 
     def format_help(self) -> str:

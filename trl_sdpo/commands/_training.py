@@ -5,6 +5,7 @@ import dataclasses
 import logging
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from trl import ModelConfig, ScriptArguments
 from trl.scripts.utils import TrlParser
 
+from .._errors import INTERRUPTED, LAUNCH, SPOKEN_FOR, how_training_goes_on
 from ..cli import suggest
 from ..pipeline.machine import machine_defaults
 from ._parser import CommandParser, FlagHelpFormatter
@@ -226,6 +228,12 @@ def train_here(args: TrainingRun, make_trainer: Callable) -> None:
     train_and_save(trainer, script_args.dataset_name, training_args.resume_from_checkpoint, append_eos)
 
 
+def how_it_goes_on(args: TrainingRun) -> str:
+    """What the same command does after an interruption."""
+    training_args = args.training_args
+    return how_training_goes_on(training_args.output_dir, bool(training_args.resume_from_checkpoint))
+
+
 def launch_flags() -> list[str]:
     """The flags of `accelerate launch`, and TRL's name for a file of them."""
     from accelerate.commands.launch import launch_command_parser
@@ -270,7 +278,14 @@ def launch(module: str, launch_words: Sequence[str], words: Sequence[str]) -> No
     os.environ["PYTHONPATH"] = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
     launch_words = resolve_accelerate_config_argument(list(launch_words))
     args = launch_command_parser().parse_args([*launch_words, "--module", module, *words])
+    spoken_for = os.environ.get(SPOKEN_FOR)
+    os.environ.setdefault(SPOKEN_FOR, LAUNCH)
     try:
         launch_command(args)
     except subprocess.CalledProcessError as error:
+        if error.returncode in (INTERRUPTED, -signal.SIGINT):
+            raise KeyboardInterrupt from error
         sys.exit(error.returncode)
+    finally:
+        if spoken_for is None:  # this process speaks for itself
+            del os.environ[SPOKEN_FOR]

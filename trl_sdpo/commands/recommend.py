@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..cli import BEGINS_ANEW, GOES_ON
 from ..recsys.records.recommender_files import check_model
 from ._parser import CommandParser, FlagHelpFormatter
 
@@ -142,6 +143,11 @@ def run(args: RecommendArguments) -> None:
             print("Nothing is left to recommend: the history holds the whole catalogue.")
     else:
         print(_to_lines(queries, results), end="")
+
+
+def how_it_goes_on(args: RecommendArguments) -> str:
+    """What the same command does after an interruption: the parts of a Parquet file are kept."""
+    return GOES_ON if args.histories and args.histories.endswith(".parquet") else BEGINS_ANEW
 
 
 def _recommend_file(args: RecommendArguments) -> None:

@@ -4,6 +4,7 @@ import argparse
 import importlib
 import logging
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -14,7 +15,8 @@ from typing import Any
 
 import yaml
 
-from ..cli import COMMANDS, suggest
+from .._errors import INTERRUPTED, RUN, SPOKEN_FOR
+from ..cli import COMMANDS, GOES_ON, suggest
 from ..pipeline.digests import digest, state_of_files
 from ..pipeline.state import BEGUN, DONE, NEW, StageState
 from ._config_file import ENVIRONMENT, has_sections, read_config, section_of
@@ -25,6 +27,7 @@ logger = logging.getLogger(__name__)
 # In the order in which they build on each other
 STAGES = tuple(name for name in ("prepare", "sft", "train", "evaluate", "recommend", "push") if name in COMMANDS)
 TRAINING = ("sft", "train")
+_SECONDS_TO_END = 15
 
 
 @dataclass
@@ -175,6 +178,8 @@ def run_stages(stages: Sequence[Stage], path: str, overwrite: bool = False) -> N
         if stage.output is not None and stage.name != "prepare":  # whose directory appears when it is whole
             stage.state.write(done=False)
         status = _start(stage.name, ["--config", path, *words])
+        if status in (INTERRUPTED, -signal.SIGINT):
+            raise KeyboardInterrupt
         if status != 0:
             raise ChildProcessError(
                 f"{stage.name} ended with status {status}. When its error is mended, the same command goes on from there."
@@ -216,8 +221,31 @@ def _words_to_resume(stage: Stage) -> list[str]:
 
 
 def _start(name: str, words: list[str]) -> int:
+    """The exit status of a command in a process of its own, which ends before this one does."""
     # the process finds this very package, wherever it is
     root = str(Path(__file__).parents[2])
     paths = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
     command = [sys.executable, "-m", "trl_sdpo.cli", name, *words]
-    return subprocess.run(command, env=os.environ | {"PYTHONPATH": paths}).returncode
+    with subprocess.Popen(command, env=os.environ | {"PYTHONPATH": paths, SPOKEN_FOR: RUN}) as process:
+        try:
+            return process.wait()
+        except KeyboardInterrupt:
+            _end(process)
+            raise
+
+
+def _end(process: subprocess.Popen) -> None:
+    """After Ctrl-C, which a terminal sends to both processes: wait, and tell a process that knows nothing of it."""
+    try:
+        process.wait(_SECONDS_TO_END)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGINT)
+        try:
+            process.wait(_SECONDS_TO_END)
+        except subprocess.TimeoutExpired:
+            process.kill()
+
+
+def how_it_goes_on(args: argparse.Namespace) -> str:
+    """What the same command does after an interruption."""
+    return GOES_ON

@@ -3,7 +3,7 @@
 import sys
 
 from ..trainer.softmax_dpo_config import SoftmaxDPOConfig
-from ._training import TrainingParser, TrainingRun, launch, needs_launch, train_here
+from ._training import TrainingParser, TrainingRun, how_it_goes_on, launch, needs_launch, train_here
 
 
 def make_parser(prog: str) -> TrainingParser:
@@ -37,4 +37,4 @@ def run_here(args: TrainingRun) -> None:
 if __name__ == "__main__":
     from ..cli import run_command
 
-    sys.exit(run_command(make_parser, run_here, "trl-sdpo train", sys.argv[1:]))
+    sys.exit(run_command(make_parser, run_here, "trl-sdpo train", sys.argv[1:], how_it_goes_on))

@@ -65,6 +65,27 @@ _CANTADOR = """\
     year      = 2011,
     booktitle = {Proceedings of the 5th ACM Conference on Recommender Systems},
 }"""
+_CELMA = """\
+@book{celma2010music,
+    title     = {{Music Recommendation and Discovery in the Long Tail}},
+    author    = {\\`{O}scar Celma},
+    year      = 2010,
+    publisher = {Springer},
+}"""
+_HOU = """\
+@article{hou2024bridging,
+    title   = {{Bridging Language and Items for Retrieval and Recommendation}},
+    author  = {Yupeng Hou and Jiacheng Li and Zhankui He and An Yan and Xiusi Chen and Julian McAuley},
+    year    = 2024,
+    journal = {arXiv preprint arXiv:2403.03952},
+}"""
+_KANG = """\
+@inproceedings{kang2018self,
+    title     = {{Self-Attentive Sequential Recommendation}},
+    author    = {Wang-Cheng Kang and Julian McAuley},
+    year      = 2018,
+    booktitle = {Proceedings of the IEEE International Conference on Data Mining},
+}"""
 _ZAJAC = """\
 @misc{zajac2017goodbooks,
     title  = {{Goodbooks-10k: a new dataset for book recommendations}},
@@ -109,6 +130,36 @@ _LICENCES = [
             redistribution=False,
             link="https://mengtingwan.github.io/data/goodreads.html",
             citation=_WAN,
+        ),
+    ),
+    (
+        r"last-?\.?fm-(dataset-)?1k",
+        Licence(
+            "lastfm-1k",
+            "For non-commercial use, with permission of Last.fm; no redistribution is granted.",
+            redistribution=False,
+            link="http://ocelma.net/MusicRecommendationDataset/lastfm-1K.html",
+            citation=_CELMA,
+        ),
+    ),
+    (
+        r"amazon",
+        Licence(
+            "amazon-reviews-2023",
+            "The publisher names no licence.",
+            redistribution=False,
+            link="https://amazon-reviews-2023.github.io",
+            citation=_HOU,
+        ),
+    ),
+    (
+        r"\bsteam\b",
+        Licence(
+            "steam",
+            "The publisher names no licence.",
+            redistribution=False,
+            link="https://cseweb.ucsd.edu/~jmcauley/datasets.html#steam_data",
+            citation=_KANG,
         ),
     ),
     (

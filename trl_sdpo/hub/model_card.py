@@ -17,7 +17,7 @@ from .licences import Licence, find_licence
 
 
 CURVES_FILE, REPORT_FILE = "training_curves.png", "report.json"
-TAGS = ("trl", "dpo", "softmax-dpo", "recommendation")
+TAGS, SFT_TAGS = ("trl", "dpo", "softmax-dpo", "recommendation"), ("trl", "sft", "recommendation")
 _FRAMEWORKS = ("trl", "transformers", "peft", "torch", "datasets")
 # Two titles of a history and two candidates, by the domain of `recommender.json`
 _EXAMPLES = {
@@ -113,7 +113,7 @@ def make_model_card(facts: ModelFacts) -> ModelCard:
         library_name="peft" if facts.adapter else "transformers",
         model_name=facts.model_name,
         pipeline_tag="text-generation",
-        tags=["generated_from_trainer", *facts.tags, *TAGS],
+        tags=["generated_from_trainer", *facts.tags, *(SFT_TAGS if facts.method == "sft" else TAGS)],
         eval_results=results or None,
     )
     usage, usage_note = _usage(facts)

@@ -91,6 +91,40 @@ def remove_private_names(folder: str, token: str | None) -> None:
         write_text(card, without_private(text, [token]))
 
 
+def write_model_card(
+    trainer: Trainer,
+    model_name: str | None,
+    dataset_name: str | None,
+    tags: str | list[str] | None,
+    *,
+    method: str = "s-dpo",
+    with_figure: bool = True,
+) -> None:
+    """
+    Write the card of a trainer's model, what it was made of, and a figure of the training curves, into its directory.
+
+    Args:
+        trainer ([`~transformers.Trainer`]):
+            The trainer. Nothing is written but by its first process.
+        model_name (`str`, *optional*), dataset_name (`str`, *optional*), tags (`str` or `list[str]`, *optional*):
+            See [`PolicyPushes.create_model_card`].
+        method (`str`, *optional*, defaults to `"s-dpo"`):
+            See [`ModelFacts`].
+        with_figure (`bool`, *optional*, defaults to `True`):
+            Whether the figure is drawn.
+    """
+    if not trainer.is_world_process_zero():
+        return
+    output_dir = Path(trainer.args.output_dir)
+    os.makedirs(output_dir, exist_ok=True)
+    if with_figure:
+        plot_training_curves(trainer.state.log_history, output_dir / CURVES_FILE)
+    facts = collect_facts(trainer, model_name, dataset_name, tags, method)
+    card = str(make_model_card(facts))
+    write_text(output_dir / CARD_FILE, card)
+    keep_facts(output_dir, facts, card)
+
+
 class PolicyPushes(Trainer):
     """
     What a trainer writes into its cards and pushes: the policy alone, without what stays here. To stand before the
@@ -116,17 +150,9 @@ class PolicyPushes(Trainer):
             tags (`str` or `list[str]`, *optional*):
                 Tags to be associated with the model card.
         """
-        if not self.is_world_process_zero():
-            return
-        output_dir = Path(self.args.output_dir)
-        os.makedirs(output_dir, exist_ok=True)
         # A checkpoint that goes nowhere needs no figure
-        if self.args.push_to_hub or not self._saving_checkpoint:
-            plot_training_curves(self.state.log_history, output_dir / CURVES_FILE)
-        facts = collect_facts(self, model_name, dataset_name, tags)
-        card = str(make_model_card(facts))
-        write_text(output_dir / CARD_FILE, card)
-        keep_facts(output_dir, facts, card)
+        with_figure = self.args.push_to_hub or not self._saving_checkpoint
+        write_model_card(self, model_name, dataset_name, tags, with_figure=with_figure)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         super()._save(output_dir, state_dict)

@@ -36,9 +36,13 @@ if is_wandb_available():
 
 
 def collect_facts(
-    trainer: Trainer, model_name: str | None, dataset_name: str | None, tags: str | list[str] | None
+    trainer: Trainer,
+    model_name: str | None,
+    dataset_name: str | None,
+    tags: str | list[str] | None,
+    method: str = "s-dpo",
 ) -> ModelFacts:
-    """What a trainer knows of its model, for [`make_model_card`]."""
+    """What a trainer knows of its model, for [`make_model_card`]; `method` is that of [`ModelFacts`]."""
     args, output_dir = trainer.args, Path(trainer.args.output_dir)
     model = trainer.accelerator.unwrap_model(trainer.model)
     config = model.peft_config["default"] if is_peft_model(model) and "default" in model.peft_config else None
@@ -51,9 +55,10 @@ def collect_facts(
         repo_id=trainer.hub_model_id or name,
         base_model=base_model,
         # it was loaded, so what is not here came from there
-        base_on_hub=bool(base_model) and public_name(base_model) == base_model,
+        base_on_hub=bool(base_model) and not os.path.exists(base_model) and public_name(base_model) == base_model,
         adapter=adapter_kind(getattr(getattr(config, "peft_type", None), "value", None)),
-        recipe=_recipe(trainer, config),
+        method=method,
+        recipe=(_objective(trainer) if method == "s-dpo" else _objective_of_sft(trainer)) | _recipe(trainer, config),
         evaluations=_evaluations(trainer),
         recommender=read_json(output_dir / RECOMMENDER_FILE),
         report=read_data_report(output_dir),
@@ -99,7 +104,7 @@ def _pools(dataset: Dataset) -> tuple[int, int] | None:
     return min(map(len, pools)), max(map(len, pools))
 
 
-def _recipe(trainer: Trainer, config: PeftConfig | None) -> dict[str, object]:
+def _objective(trainer: Trainer) -> dict[str, object]:
     args, pools = trainer.args, _pools(trainer.train_dataset)
     recipe: dict[str, object] = {"loss": ", ".join(args.loss_type), "β": args.beta}
     if args.loss_weights:
@@ -109,9 +114,17 @@ def _recipe(trainer: Trainer, config: PeftConfig | None) -> dict[str, object]:
         text = str(drawn[1]) if drawn[0] == drawn[1] else f"{drawn[0]} to {drawn[1]}"
         stored = "" if args.num_negatives is None else f", drawn anew in every epoch of {pools[1]}"
         recipe["K, negatives of a record"] = text + stored
-    steps = trainer.state.global_step
-    recipe |= {
-        "reference": _reference(trainer),
+    return recipe | {"reference": _reference(trainer)}
+
+
+def _objective_of_sft(trainer: Trainer) -> dict[str, object]:
+    tokens = "completions alone" if trainer.args.completion_only_loss else "prompts and completions"
+    return {"loss": f"of the tokens of {tokens}"}
+
+
+def _recipe(trainer: Trainer, config: PeftConfig | None) -> dict[str, object]:
+    args, steps = trainer.args, trainer.state.global_step
+    recipe: dict[str, object] = {
         "steps": steps if steps == trainer.state.max_steps else f"{steps} of {trainer.state.max_steps}",
         "epochs": round(trainer.state.epoch or 0, 3),
         "records in a step": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,

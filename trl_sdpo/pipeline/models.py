@@ -18,6 +18,7 @@ from transformers.utils.peft_utils import find_adapter_config_file
 from trl import ModelConfig, get_peft_config, get_quantization_config
 from trl.trainer.utils import create_model_from_path
 
+from ..recommender.loading import add_saved_rows
 from ..trainer.adapters import keep_4bit_layers_differentiable, raise_adapter_to_float32
 from .base_models import resolve_model
 
@@ -61,6 +62,7 @@ def load_policy(
     model = create_model_from_path(
         base, **init_kwargs | {"revision": "main", "quantization_config": quantization_config}
     )
+    add_saved_rows(model, name, revision=revision)
     training_args.model_init_kwargs = None
     zero3 = training_args.deepspeed_plugin is not None and training_args.deepspeed_plugin.zero_stage == 3
     model = PeftModel.from_pretrained(
@@ -117,7 +119,10 @@ def load_model(model: str | Path, dtype: str = "float32", trainable: bool = Fals
     loaded = AutoModelForCausalLM.from_pretrained(resolve_model(name), dtype=dtype, device_map={"": device})
     # the name under which an adapter remembers its base: the id, not where it lies in a cache
     loaded.name_or_path = name
-    return loaded if base is None else PeftModel.from_pretrained(loaded, str(model), is_trainable=trainable)
+    if base is None:
+        return loaded
+    add_saved_rows(loaded, model)
+    return PeftModel.from_pretrained(loaded, str(model), is_trainable=trainable)
 
 
 def load_tokenizer(model: str | Path) -> PreTrainedTokenizerBase:

@@ -145,7 +145,14 @@ def make_small_llama(
         raise missing_file(dataset, CATALOGUE_FILE)
     # the fixed words before the titles
     headers = [re.split("{history}|{candidates}", template.text)[0] for template in files.config.templates]
-    tokenizer = train_title_tokenizer(files.catalogue.titles, headers, vocab_size)
+    known = files.catalogue.titles, files.catalogue.attributes
+    texts = [
+        text
+        for template in files.config.templates
+        for make in (template.shown, template.answers)
+        for text in make(*known)
+    ]
+    tokenizer = train_title_tokenizer([*dict.fromkeys(texts)], headers, vocab_size)
     model = build_small_llama(tokenizer, hidden_size, num_layers, seed)
     with writing_directory(directory, replace=True) as stage:
         model.save_pretrained(stage)

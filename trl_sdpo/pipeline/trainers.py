@@ -2,12 +2,13 @@
 
 from typing import Any
 
+import torch
 from datasets import Dataset, IterableDataset
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import SFTConfig, SFTTrainer
 
-from ..hub.trainer_pushes import remove_private_names
+from ..hub.trainer_pushes import remove_private_names, write_model_card
 from ..trainer.softmax_dpo_config import SoftmaxDPOConfig
 from ..trainer.softmax_dpo_trainer import SoftmaxDPOTrainer
 from .stage_records import chosen_rows, completions_are_lines, tokenize_lines
@@ -19,14 +20,23 @@ Model = str | PreTrainedModel | PeftModel
 
 class PublicCardSFTTrainer(SFTTrainer):
     """
-    [`~trl.SFTTrainer`], in whose cards nothing names the home directory or a token: TRL and PEFT write the path of a
-    local base model into them.
+    [`~trl.SFTTrainer`] with the card of a recommender, as [`SoftmaxDPOTrainer`] has one: TRL and PEFT write the path of a
+    local base model into theirs, and TRL a question that no recommender was trained to answer.
     """
 
-    def create_model_card(self, *args, **kwargs) -> None:
-        super().create_model_card(*args, **kwargs)
-        if self.is_world_process_zero():
-            remove_private_names(self.args.output_dir, self.args.hub_token)
+    _saving_checkpoint = False  # whether what is saved is a checkpoint, and not the model of the run
+
+    def create_model_card(
+        self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
+    ) -> None:
+        write_model_card(self, model_name, dataset_name, tags, method="sft", with_figure=not self._saving_checkpoint)
+
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        self._saving_checkpoint = True
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self._saving_checkpoint = False
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         super()._save(output_dir, state_dict)

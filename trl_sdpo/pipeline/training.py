@@ -185,6 +185,8 @@ def train_and_save(
         metrics = trainer.evaluate()
         trainer.log_metrics("eval", metrics)
         trainer.save_metrics("eval", metrics)
+    if not args.push_to_hub:  # which makes it, too
+        trainer.create_model_card()  # that of the last checkpoint knows nothing of the evaluation
     trainer.accelerator.print(f"{args.output_dir}: the model, its tokenizer and all_results.json.")
     try:
         if args.push_to_hub:

@@ -328,6 +328,11 @@ def score_completions(
             )
         logits = _scored_logits(outputs.logits, scored)
         outputs["log_probs"] = log_probs_of(logits, batch["target_ids"]).unsqueeze(0)
+    if "log_probs" not in outputs:
+        raise ValueError(
+            f"The forward pass of {type(getattr(model, 'base_model', model)).__name__} around {type(causal_lm).__name__} does "
+            "not reach TRL's LM head, which computes log-probabilities. Use another kind of adapter, such as LoRA."
+        )
     exists, slots = batch["completion_exists"], batch["target_completions"]
 
     def per_completion(values: torch.Tensor) -> torch.Tensor:  # (N,) -> (B, C)

@@ -69,15 +69,30 @@ def load_model_and_tokenizer(
         raise OSError(
             f"{model}: is an adapter of {base!r}, which cannot be loaded ({error}). Pass the model as `base_model`."
         ) from error
-    _add_rows(loaded, adapter, find_file(model, ADAPTER_SAFE_WEIGHTS_NAME, **hub_kwargs))
+    add_saved_rows(loaded, model, **hub_kwargs)
     own_tokenizer = find_file(model, "tokenizer_config.json", **hub_kwargs) is not None
     place, options = (model, hub_kwargs) if own_tokenizer else (base, shared)
     tokenizer = AutoTokenizer.from_pretrained(place, **options)
     return PeftModel.from_pretrained(loaded, model, **hub_kwargs).eval(), tokenizer
 
 
-def _add_rows(base: PreTrainedModel, adapter_config: Path, weights: Path | None) -> None:
-    """Give a base the rows of tokens that were added to it in training, whose embeddings lie with the adapter."""
+def add_saved_rows(base: PreTrainedModel, adapter: str | Path, **hub_kwargs) -> None:
+    """
+    Give a base the rows of tokens that were added to it in training, whose embeddings lie with the adapter.
+
+    Args:
+        base ([`~transformers.PreTrainedModel`]):
+            The model under the adapter, as it is on the disk. It is changed in place.
+        adapter (`str` or `Path`):
+            Directory or Hub id of the adapter.
+        **hub_kwargs:
+            `revision`, `token` and `cache_dir`.
+
+    Raises:
+        `ValueError`: If the adapter was trained on added tokens and does not hold all of their rows.
+    """
+    adapter_config = find_file(adapter, "adapter_config.json", **hub_kwargs)
+    weights = find_file(adapter, ADAPTER_SAFE_WEIGHTS_NAME, **hub_kwargs)
     names = {
         name: module
         for name, module in base.named_modules()

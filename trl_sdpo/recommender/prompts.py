@@ -9,7 +9,7 @@ from transformers.utils import logging
 
 from ..recsys.prompts.templates import PromptTemplate
 from ..recsys.prompts.token_budget import TokenBudget
-from ..recsys.records.recommender_files import RecommenderConfig
+from ..recsys.records.recommender_files import Catalogue, RecommenderConfig
 
 
 logger = logging.get_logger(__name__)
@@ -43,6 +43,39 @@ def select_template(config: RecommenderConfig, template: str | PromptTemplate | 
     return by_name[template]
 
 
+class ItemTexts:
+    """
+    Items in the words of prompts and of completions, with their attributes, as in training.
+
+    Args:
+        template ([`PromptTemplate`]):
+            The wording.
+        catalogue ([`Catalogue`], *optional*):
+            The items. One that is not there is its title alone.
+
+    Attributes:
+        answers (`list[str]`): What completions say of each item of the catalogue.
+
+    Raises:
+        ValueError: the catalogue lacks an attribute that the template shows.
+    """
+
+    def __init__(self, template: PromptTemplate, catalogue: Catalogue | None) -> None:
+        titles, attributes = ((), {}) if catalogue is None else (catalogue.titles, catalogue.attributes)
+        if catalogue is None:
+            attributes = dict.fromkeys(template.attributes, ())
+        self._shown = template.shown(titles, attributes)
+        self.answers = template.answers(titles, attributes)
+
+    def shown(self, rows: Sequence[Sequence[tuple[int | None, str]]]) -> list[list[str]]:
+        """Items, each its row in the catalogue and its title, as history and list show them."""
+        return [[title if item is None else self._shown[item] for item, title in row] for row in rows]
+
+    def answered(self, rows: Sequence[Sequence[tuple[int | None, str]]]) -> list[list[str]]:
+        """The same as completions name them."""
+        return [[title if item is None else self.answers[item] for item, title in row] for row in rows]
+
+
 class PromptMaker:
     """
     Makes prompts as [`recsys.build_preference_dataset`] makes them: histories of at most `history_size` titles, and
@@ -64,7 +97,7 @@ class PromptMaker:
         self._longest: tuple[Sequence[str] | None, int] = (None, 0)
 
     def complete(self, title: str) -> str | list[dict[str, str]]:
-        """The completion that answers with a title, without an EOS token."""
+        """The completion that answers with a title, or what stands for one, without an EOS token."""
         if self.config.conversational:
             return [{"role": "assistant", "content": title}]
         return self.template.complete(title)
@@ -74,17 +107,20 @@ class PromptMaker:
         histories: Sequence[Sequence[str]],
         candidates: Sequence[Sequence[str]] | None,
         catalogue: Sequence[str] = (),
+        answers: Sequence[Sequence[str]] | None = None,
     ) -> list[str] | list[list[dict[str, str]]]:
         """
         The prompts.
 
         Args:
             histories (`Sequence[Sequence[str]]`):
-                Titles, oldest first.
+                Items as prompts show them, oldest first.
             candidates (`Sequence[Sequence[str]]`, *optional*):
-                Titles of the list of every history.
+                The list of every history, as prompts show items.
             catalogue (`Sequence[str]`, *optional*):
                 What may be answered where there are no candidates. Must be the same object from call to call.
+            answers (`Sequence[Sequence[str]]`, *optional*):
+                What completions say of the candidates. By default what prompts show of them.
 
         Returns:
             `list[str]` or `list[list[dict]]`: Prompts as text, or as messages where the training had messages.
@@ -95,7 +131,8 @@ class PromptMaker:
         histories = [list(history[-self.config.history_size :]) for history in histories]
         lists = [None] * len(histories) if candidates is None else candidates
         if self.config.max_length is not None:
-            histories = self._fit(histories, lists, self._completion_lengths(histories, candidates, catalogue))
+            answers = candidates if answers is None else answers
+            histories = self._fit(histories, lists, self._completion_lengths(histories, answers, catalogue))
         prompts = [self.template.render(history, shown) for history, shown in zip(histories, lists, strict=True)]
         if self.config.conversational:
             return [[{"role": "user", "content": prompt}] for prompt in prompts]

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -28,11 +28,14 @@ from ..scoring.log_probs import completion_log_probs, score_tokenized, sharing_a
 from ..scoring.title_trie import TitleTrie
 from ..tokenization import CompletionTokenizer, tokenize_dataset
 from .loading import load_model_and_tokenizer
-from .prompts import PromptMaker, select_template
+from .prompts import ItemTexts, PromptMaker, select_template
 from .title_lookup import UNKNOWN_TITLES, TitleLookup
 
 
 logger = logging.get_logger(__name__)
+
+# For each history or list its items: a row of the catalogue, if the item is there, and the title.
+_Items: TypeAlias = Sequence[Sequence[tuple[int | None, str]]]
 
 
 class Recommendation(NamedTuple):
@@ -101,6 +104,7 @@ class Recommender:
         self.template = select_template(config, template)
         self.lookup = TitleLookup(catalogue)
         self._prompts = PromptMaker(self.template, config, processing_class)
+        self._texts = ItemTexts(self.template, catalogue)
         self._completions = CompletionTokenizer(processing_class, self._eos_token)
         self._prefix_sharing: bool | None = None
         self._trie: TitleTrie | None = None
@@ -226,13 +230,13 @@ class Recommender:
         desc = "Recommending" if len(rows) > 1 else None
         if candidates is None:
             excluded = [[item for item, _ in row if item is not None] if exclude_history else [] for row in found]
-            results = self._search(_titles(found), excluded, top_k, num_beams, batch_size, desc)
+            results = self._search(found, excluded, top_k, num_beams, batch_size, desc)
         else:
             lists = _one_for_each(candidates, len(rows))
             chosen = [
                 self._find(row, _where("candidates", index, single), unknown_titles) for index, row in enumerate(lists)
             ]
-            results = self._rank(_titles(found), chosen, top_k, batch_size, desc)
+            results = self._rank(found, chosen, top_k, batch_size, desc)
         return results[0] if single else results
 
     def recommend_ids(
@@ -274,12 +278,12 @@ class Recommender:
         """
         rows = self._items_of_ids(histories, "histories")
         if candidates is not None:
-            return self._rank(_titles(rows), self._items_of_ids(candidates, "candidates"), top_k, batch_size, None)
+            return self._rank(rows, self._items_of_ids(candidates, "candidates"), top_k, batch_size, None)
         excluded = [[item for item, _ in row] if exclude_history else [] for row in rows]
         if exclude is not None:
             more = self._items_of_ids(exclude, "exclude")
             excluded = [[*row, *(item for item, _ in other)] for row, other in zip(excluded, more, strict=True)]
-        return self._search(_titles(rows), excluded, top_k, num_beams, batch_size, desc, exact)
+        return self._search(rows, excluded, top_k, num_beams, batch_size, desc, exact)
 
     def score(
         self, histories: Sequence[Sequence[str]], candidates: Sequence[Sequence[str]], batch_size: int = 8
@@ -301,8 +305,8 @@ class Recommender:
         Raises:
             ValueError: there is no catalogue, or an id is not in it.
         """
-        titles = _titles(self._items_of_ids(histories, "histories"))
-        return self._score(titles, _titles(self._items_of_ids(candidates, "candidates")), batch_size, "Scoring")
+        rows = self._items_of_ids(histories, "histories")
+        return self._score(rows, self._items_of_ids(candidates, "candidates"), batch_size, "Scoring")
 
     def log_probs(
         self, dataset: Dataset, batch_size: int = 32, *, per_token: bool = False, desc: str = "Ranking"
@@ -360,11 +364,11 @@ class Recommender:
         if self._trie is None:
             if self.catalogue is None:
                 raise missing_file(self.name, CATALOGUE_FILE)
-            titles = self.catalogue.titles
-            (prompt,) = self._prompts.make([titles[:1]], None, titles)
+            answers = self._texts.answers
+            (prompt,) = self._prompts.make([answers[:1]], None, answers)
             affixes = self.template.completion_prefix, self.template.completion_suffix
             self._trie = TitleTrie.from_titles(
-                titles, self.processing_class, prompt, *affixes, self.config.ends_in_eos
+                answers, self.processing_class, prompt, *affixes, self.config.ends_in_eos
             )
         return self._trie
 
@@ -372,7 +376,7 @@ class Recommender:
     def _eos_token(self) -> str:
         return self.processing_class.eos_token if self.config.ends_in_eos else ""
 
-    def _items_of_ids(self, rows: Sequence[Sequence[str]], name: str) -> list[list[tuple[int, str]]]:
+    def _items_of_ids(self, rows: Sequence[Sequence[str]], name: str) -> _Items:
         if self.catalogue is None:
             raise missing_file(self.name, CATALOGUE_FILE)
         return [
@@ -386,7 +390,7 @@ class Recommender:
 
     def _search(
         self,
-        histories: Sequence[Sequence[str]],
+        histories: _Items,
         excluded: Sequence[Sequence[int]],
         top_k: int,
         num_beams: int | None,
@@ -400,7 +404,12 @@ class Recommender:
                 "use a model that was trained on prompts without them (prompt_style='history')."
             )
         trie = self.trie
-        asked = (self.model, self._prompts.make(histories, None, self.catalogue.titles), self.processing_class, trie)
+        asked = (
+            self.model,
+            self._prompts.make(self._texts.shown(histories), None, self._texts.answers),
+            self.processing_class,
+            trie,
+        )
         options = {"top_k": top_k, "exclude": excluded, "batch_size": batch_size, "desc": desc}
         if exact:
             found = rank_catalogue(*asked, **options)
@@ -413,14 +422,14 @@ class Recommender:
 
     def _rank(
         self,
-        histories: Sequence[Sequence[str]],
-        candidates: Sequence[Sequence[tuple[int | None, str]]],
+        histories: _Items,
+        candidates: _Items,
         top_k: int,
         batch_size: int,
         desc: str | None,
     ) -> list[list[Recommendation]]:
         candidates = [list(dict.fromkeys(row)) for row in candidates]
-        scores = self._score(histories, _titles(candidates), batch_size, desc)
+        scores = self._score(histories, candidates, batch_size, desc)
         results = []
         for row, values in zip(candidates, scores, strict=True):
             best = np.argsort(-values, kind="stable")[:top_k]
@@ -430,13 +439,14 @@ class Recommender:
 
     def _score(
         self,
-        histories: Sequence[Sequence[str]],
-        candidates: Sequence[Sequence[str]],
+        histories: _Items,
+        candidates: _Items,
         batch_size: int,
         desc: str | None,
     ) -> list[np.ndarray]:
-        prompts = self._prompts.make(histories, candidates)
-        records = self._tokenize(prompts, candidates)
+        answers = self._texts.answered(candidates)
+        prompts = self._prompts.make(self._texts.shown(histories), self._texts.shown(candidates), answers=answers)
+        records = self._tokenize(prompts, answers)
         pad_token_id = self.processing_class.pad_token_id
         if self._prefix_sharing is None:
             sound = why_prefix_sharing_is_unsound(self.model) is None
@@ -446,12 +456,10 @@ class Recommender:
         )
         return [values[: len(row)] for values, row in zip(scores, candidates, strict=True)]
 
-    def _tokenize(
-        self, prompts: Sequence[str | list[dict]], candidates: Sequence[Sequence[str]]
-    ) -> list[dict[str, Any]]:
+    def _tokenize(self, prompts: Sequence[str | list[dict]], answers: Sequence[Sequence[str]]) -> list[dict[str, Any]]:
         examples = []
-        for prompt, titles in zip(prompts, candidates, strict=True):
-            chosen, *rejected = [self._prompts.complete(title) for title in titles]
+        for prompt, texts in zip(prompts, answers, strict=True):
+            chosen, *rejected = [self._prompts.complete(text) for text in texts]
             examples.append({"prompt": prompt, "chosen": chosen, "rejected": rejected})
         records = []
         for prompt_ids, ids in self._completions(examples):
@@ -460,10 +468,6 @@ class Recommender:
             length = len(prompt_ids) + sum(map(len, ids)) + len(ids) - 1
             records.append({"prompt_ids": prompt_ids, "chosen_ids": ids[0], "rejected_ids": ids[1:], "length": length})
         return records
-
-
-def _titles(found: Sequence[Sequence[tuple[int | None, str]]]) -> list[list[str]]:
-    return [[title for _, title in row] for row in found]
 
 
 def _where(name: str, index: int, single: bool) -> str:

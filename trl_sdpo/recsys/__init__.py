@@ -21,11 +21,14 @@ from .interactions.interactions import (
 )
 from .interactions.readers.histories import ItemId, Title
 from .interactions.registry import load_source
+from .interactions.sources.amazon import load_amazon
 from .interactions.sources.goodbooks import load_goodbooks
 from .interactions.sources.goodreads import load_goodreads
 from .interactions.sources.lastfm import load_lastfm
+from .interactions.sources.lastfm_1k import load_lastfm_1k
 from .interactions.sources.movielens import load_movielens
 from .interactions.sources.recbole import load_recbole
+from .interactions.sources.steam import load_steam
 from .interactions.sources.table import load_table
 from .metrics.catalogue import catalogue_metrics, coverage, exposure, gini, mean_popularity, recommendation_ranks
 from .metrics.intervals import bootstrap_interval, difference_interval, mean_interval, wilson_interval
@@ -113,13 +116,16 @@ __all__ = [
     "item_knn_scorer",
     "leak_probe",
     "leave_one_out_split",
+    "load_amazon",
     "load_goodbooks",
     "load_goodreads",
     "load_lastfm",
+    "load_lastfm_1k",
     "load_movielens",
     "load_recbole",
     "load_sdpo_json",
     "load_source",
+    "load_steam",
     "load_table",
     "match_title",
     "mean_interval",

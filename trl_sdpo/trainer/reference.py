@@ -184,6 +184,13 @@ def choose_reference(
         return load_like_policy(ref_model, model, args, quantization_config), f"the model of {ref_model}"
     if ref_model is not None:
         return _without_wrapper(ref_model), "the model passed as `ref_model`"
+    if getattr(peft_config, "init_lora_weights", None) == "loftq" and not (
+        torch.cuda.is_available() or torch.xpu.is_available()
+    ):
+        raise ValueError(
+            "`init_lora_weights='loftq'` is computed by PEFT on a CUDA device or an XPU, and there is none. Make the adapter "
+            "on a machine that has one, or use another initialisation, such as 'pissa'."
+        )
     if peft_config is not None:
         return _of_new_adapter(model, args, peft_config, quantization_config)
     if isinstance(model, PeftModel):

@@ -48,6 +48,11 @@ class SoftmaxDPOConfig(DPOConfig):
         max_row_length (`int`, *optional*):
             Most tokens of a row that completions share. A record with more has several rows, the prompt repeated in each,
             with the same results. If `None`, `max_length`. Larger rows compute a prompt less often, in more memory.
+        max_tokens_per_pass (`int`, *optional*, defaults to `65536`):
+            Most tokens, padding included, of a forward pass over padded rows, of which a record has 1 + K. A batch with more
+            is several passes, with the same results. Rows are not cut, and batches of a mixture of experts, whose
+            load-balancing loss is one of all rows, are one pass. With `gradient_checkpointing` that also bounds the memory
+            of the backward pass, but for what is kept of each layer.
         redistribution_permitted (`bool`, *optional*, defaults to `False`):
             The statement that you may pass on the titles of the data, so that pushes to the Hub take `catalogue.json`
             with them. Without it, that file stays behind where the licence of its source forbids redistribution, and
@@ -115,6 +120,13 @@ class SoftmaxDPOConfig(DPOConfig):
         },
     )
 
+    max_tokens_per_pass: int = field(
+        default=65_536,
+        metadata={
+            "help": "Most tokens, padding included, of a forward pass over padded rows; a batch with more is several passes."
+        },
+    )
+
     redistribution_permitted: bool = field(
         default=False,
         metadata={
@@ -136,6 +148,8 @@ class SoftmaxDPOConfig(DPOConfig):
             raise ValueError(
                 f"`max_row_length` must be at least 1, got {self.max_row_length}. Leave it out for `max_length`."
             )
+        if self.max_tokens_per_pass < 1:
+            raise ValueError(f"`max_tokens_per_pass` must be at least 1, got {self.max_tokens_per_pass}.")
         super().__post_init__()
         if self.hub_token is not None:
             self.hub_token = HubToken(self.hub_token)

@@ -16,7 +16,6 @@
 
 import dataclasses
 from collections.abc import Callable
-from functools import partial
 
 import torch
 from accelerate.logging import get_logger
@@ -32,7 +31,6 @@ from transformers import (
 )
 from transformers.trainer_utils import EvalLoopOutput, EvalPrediction
 from trl import DPOConfig
-from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 from trl.trainer.utils import get_config_model_id
 
@@ -43,39 +41,28 @@ from ..losses.loss_types import LOSS_TYPES_OF_ONE_PAIR, multi_preference_losses
 from ..losses.multi_negative import check_finite
 from ..prefix_sharing.backbone import extend_backbone
 from ..prefix_sharing.collator import DataCollatorForMultiPreference, EpochCallback
-from ..prefix_sharing.masks import BatchMasks, base_model
-from ..prefix_sharing.rows import (
-    CompletionScores,
-    expand_shared_rows,
-    has_plain_head,
-    is_shared,
-    score_completions,
-    sharing_excess,
-    with_targets,
-)
+from ..prefix_sharing.masks import base_model
+from ..prefix_sharing.rows import CompletionScores
 from ..tokenization import check_tokens_have_embeddings
 from . import checks
 from .checkpoints import WholeCheckpoints
 from .dataset_preparation import (
-    can_share_prefix,
+    DrawnLengths,
+    LengthGroupedSampler,
     largest_pool,
     prepare_multi_preference,
-    sharing_holds,
     with_first_example,
 )
 from .metrics import MetricSums, logged_columns
 from .reference import InitialPolicy, evaluation_mode
-from .reference_trainer import FixedReferenceTrainer
-from .sampler import DrawnLengths, LengthGroupedSampler
+from .row_layout import Batch, RowLayoutTrainer, can_share_prefix
 from .softmax_dpo_config import SoftmaxDPOConfig, to_softmax_dpo_config
 
 
 logger = get_logger(__name__)
 
-Batch = dict[str, torch.Tensor]
 
-
-class SoftmaxDPOTrainer(PolicyPushes, WholeCheckpoints, FixedReferenceTrainer):
+class SoftmaxDPOTrainer(PolicyPushes, WholeCheckpoints, RowLayoutTrainer):
     """
     Trainer for Softmax Direct Preference Optimization (S-DPO), which aligns a language model to one chosen completion
     against several rejected ones at once. The method was proposed in the paper [On Softmax Direct Preference
@@ -167,7 +154,6 @@ class SoftmaxDPOTrainer(PolicyPushes, WholeCheckpoints, FixedReferenceTrainer):
         checks.check_supported(model, args, train_dataset, eval_dataset)
         self._takes_compute_metrics = compute_metrics is not None
         self._metric_sums = {"train": MetricSums(), "eval": MetricSums()}
-        self._share_prefix = None  # decided on first use
         self._eval_sizes = {}
         ref_model = self._choose_reference(model, ref_model, args, peft_config, quantization_config)
 
@@ -280,17 +266,6 @@ class SoftmaxDPOTrainer(PolicyPushes, WholeCheckpoints, FixedReferenceTrainer):
             super()._set_signature_columns_if_needed()
             self._signature_columns += ["record_id", "length"]
 
-    def _score(
-        self, model: torch.nn.Module, inputs: Batch, masks: BatchMasks | None = None, **model_kwargs
-    ) -> CompletionScores:
-        unwrapped = self.accelerator.unwrap_model(model)
-        fused = has_plain_head(unwrapped)
-        return score_completions(model, inputs, unwrapped, masks, fused_lm_head=fused, **model_kwargs)
-
-    def _masks(self, inputs: Batch) -> BatchMasks | None:
-        with self.accelerator.autocast():  # as it wraps the forward of the models
-            return BatchMasks(inputs) if is_shared(inputs) else None
-
     def compute_ref_log_probs(self, model: torch.nn.Module, inputs: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """
         Computes reference log probabilities for a single batch: `(B,)` of the chosen, and `(B, K)` of the rejected
@@ -307,36 +282,6 @@ class SoftmaxDPOTrainer(PolicyPushes, WholeCheckpoints, FixedReferenceTrainer):
         missing = 1 + self._largest_pool - ref_logps.size(1)
         ref_logps = torch.nn.functional.pad(ref_logps, (0, max(missing, 0)), value=torch.nan)
         return ref_logps[:, 0], ref_logps[:, 1:]
-
-    def _log_probs_of(self, model: torch.nn.Module, inputs: Batch) -> torch.Tensor:
-        shared = "segment_ids" in inputs
-        return self._score(model, inputs).log_probs if shared else super()._log_probs_of(model, inputs)
-
-    def _check_sharing(self, model: torch.nn.Module, inputs: Batch) -> bool:
-        """Whether sharing gives the results of padded rows on the first batch; all processes come to the same answer."""
-        dtype = torch.bfloat16 if self.args.bf16 or self.args.fp16 else self.model.dtype
-        options = self.args.gradient_checkpointing_kwargs
-        training = model.training
-        model.eval()  # dropout, where it is left on, would make any two passes differ
-        try:
-            with disable_gradient_checkpointing(self.model, options):
-                excess = sharing_excess(partial(self._score, model), inputs, self._tokenizer.pad_token_id, dtype)
-        finally:
-            model.train(training)
-        excess = self.accelerator.gather(excess.reshape(1)).max().item()
-        return sharing_holds(excess, self.args.prefix_sharing)
-
-    def _lay_out(self, model: torch.nn.Module, inputs: Batch) -> Batch:
-        """Shared-prefix rows if they are sound, else padded rows."""
-        inputs = with_targets(inputs)
-        if not is_shared(inputs):
-            return inputs
-        if self._share_prefix is None:
-            self._share_prefix = self._check_sharing(model, inputs)
-            if not self._share_prefix:
-                self.data_collator.prefix_sharing = False
-        # batches on their way from the workers are still shared
-        return inputs if self._share_prefix else with_targets(expand_shared_rows(inputs, self._tokenizer.pad_token_id))
 
     def _compute_loss(
         self, model: torch.nn.Module, inputs: Batch, return_outputs: bool

@@ -1,4 +1,4 @@
-"""Generated inputs: some hundreds in every run, `-m thorough` for ten thousand."""
+"""Generated inputs: some hundreds in every run, with `-m thorough` at least ten thousand of every loader."""
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -11,15 +11,19 @@ def pytest_collection_modifyitems(config, items):
         config.hook.pytest_deselected(items=left_out)
 
 
-@pytest.fixture(params=[40, pytest.param(1000, marks=pytest.mark.thorough)])
+@pytest.fixture(params=["few", pytest.param("thorough", marks=pytest.mark.thorough)])
 def holds(request):
-    """Asks a property of generated values: the same few every time, or many."""
+    """
+    Asks a property of generated values: the same few every time, or many: 1000, or as many as the class of the test says
+    in `inputs`, so that the tests of every loader have ten thousand together.
+    """
+    few = request.param == "few"
 
     def ask(check, *strategies, **named):
         checks = settings(
-            max_examples=request.param,
+            max_examples=40 if few else getattr(request.cls, "inputs", 1000),
             deadline=None,
-            derandomize=request.param < 1000,
+            derandomize=few,
             database=None,
             suppress_health_check=list(HealthCheck),
         )

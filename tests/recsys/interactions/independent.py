@@ -2,6 +2,7 @@
 
 import math
 import re
+import unicodedata
 from dataclasses import dataclass, field
 
 from hypothesis import strategies as st
@@ -9,11 +10,23 @@ from hypothesis import strategies as st
 
 # What Unicode calls white space (the property White_Space).
 WHITE = "\t\n\x0b\x0c\r \x85\xa0\u1680" + "".join(map(chr, range(0x2000, 0x200B))) + "\u2028\u2029\u202f\u205f\u3000"
-NO_VALUE = ("nan", "NaN", "-nan", "inf", "-inf", "Inf", "-Inf", "Infinity", "-Infinity", "\\N")
-WIDE = st.one_of(
+UNSEEN = "\u200b\u200c\u200d\u2060\ufeff\xad"
+NO_VALUE = ("nan", "NaN", "-nan", "inf", "-inf", "Inf", "-Inf", "Infinity", "-Infinity")
+NO_VALUE += ("NaT", "<NA>", "None", "null", "NULL", "undefined")
+NO_NUMBER = ("NA", "N/A", "n/a", "na", "#N/A", "none", "nil", "-", "--", "?")
+WIDE = st.one_of(  # of titles
     st.sampled_from("aB7,;|\"'\\.():#-é\x85\xa0\u2028\u200b\U0001f600\u0301"),
     st.characters(codec="utf-8", exclude_characters="\0"),
 )
+
+
+ODD_IDS = [
+    *("guest-3", "01", "+1", "1e5", "1.5", "x y", "é", "7.", "-0", "\u0661", "B001", "a\u2028b", '"q', "q,r", "ann"),
+    *("e\u0301", "ann ", "\xa0ann", "Ann", "ann\u200b", "\ufeff1", "NA", "None", "<NA>", "-", "\\N", "\u200b"),
+]
+DOUBTFUL_IDS = [
+    *("", " ", "nan", "inf", "9007199254740993.0", "7.6e+16", "3.0", "NA", "#N/A", "NULL", "007", "1,234"),
+]
 
 
 class RefusedError(Exception):
@@ -72,9 +85,7 @@ def texts_of_ids():
         st.integers(-5, 5),
         st.sampled_from([2**53 - 1, 2**53, 2**53 + 1, 2**63 - 1, 2**63, 2**64 - 1, 10**25, -(2**63), -(2**63) - 1]),
     )
-    odd = st.sampled_from(
-        ["guest-3", "01", "+1", "1e5", "1.5", "x y", "é", "7.", "-0", "\u0661", "B001", "a\u2028b", '"q', "q,r"]
-    )
+    odd = st.sampled_from(ODD_IDS)
     return st.one_of(
         st.lists(st.integers(-5, 5).map(str), min_size=1, max_size=4),
         st.lists(st.one_of(number.map(str), st.integers(0, 9).map(lambda one: f"{one}.0")), min_size=1, max_size=4),
@@ -82,7 +93,7 @@ def texts_of_ids():
         st.lists(
             st.one_of(
                 st.integers(0, 5).map(str),
-                st.sampled_from(["", " ", "nan", "inf", "9007199254740993.0", "7.6e+16", "3.0"]),
+                st.sampled_from(DOUBTFUL_IDS),
             ),
             min_size=1,
             max_size=4,
@@ -142,7 +153,7 @@ def missing(value):
     return (
         value is None
         or (isinstance(value, float) and math.isnan(value))
-        or (isinstance(value, str) and not value.strip(WHITE))
+        or (isinstance(value, str) and (not value.strip(WHITE + UNSEEN) or value == "\\N"))
     )
 
 
@@ -156,7 +167,14 @@ def ids(texts):
         if missing(text) or text in NO_VALUE or re.fullmatch(r"-?[0-9](\.[0-9]+)?[eE]\+[0-9]{2,3}", text):
             raise RefusedError(text)
     numbers = [re.fullmatch(r"(-?(?:0|[1-9][0-9]*))(\.0*)?", text.strip(WHITE)) for text in texts]
+    if any("\ufeff" in text for text in texts):
+        raise RefusedError("a mark")
     if not all(numbers):
+        others = [text for text, number in zip(texts, numbers, strict=True) if not number]
+        if len(others) < len(texts) and all(text in NO_NUMBER for text in others):
+            raise RefusedError("no number among numbers")
+        if len({unicodedata.normalize("NFC", text).strip(WHITE + UNSEEN) for text in texts}) < len(set(texts)):
+            raise RefusedError("two that look the same")
         spelled = {text for text in texts if re.fullmatch(r"-?(0|[1-9][0-9]*)\.0+", text)}
         if any(text.split(".")[0] in texts for text in spelled):
             raise RefusedError("two spellings")

@@ -10,6 +10,7 @@ import io
 import json
 import logging
 import math
+import re
 
 import datasets
 import pandas as pd
@@ -312,11 +313,13 @@ class TestFrames:
 
 
 class TestRecBole:
+    inputs = 5000
+
     def test_atomic_files(self, tmp_path, holds):
         def check(rows, end, encoding, order):
             for row in rows:
                 row.user, row.item = (text.replace("\t", "") for text in (row.user, row.item))
-                row.time = row.time if row.time and row.time.strip().isdecimal() else "5"
+                row.time = row.time if re.fullmatch(r"-?[0-9]{1,10}(\.[0-9]+)?", row.time) else "5"
                 row.title = (row.title or "").replace("\t", "")
             names = {"who": "user_id:token", "what": "item_id:token", "when": "timestamp:float"}
             lines = ["\t".join(names[column] for column in order)]
@@ -331,6 +334,64 @@ class TestRecBole:
             st.sampled_from(["utf-8", "utf-8-sig", "utf-16"]),
             st.permutations(["who", "what", "when"]),
         )
+
+    def test_items(self, tmp_path, holds):
+        """Titles and years of `.item`: events of items that it does not list, or that have no title, are counted drops."""
+
+        def check(rows, books, letters, order, end, encoding):
+            prefix = "i" if letters else ""
+            lines = ["user_id:token\titem_id:token\ttimestamp:float"]
+            lines += [f"{user}\t{prefix}{item}\t{at}" for user, item, at in rows]
+            (tmp_path / "x.inter").write_bytes("".join(line + end for line in lines).encode(encoding))
+            cells = {"item_id:token": lambda item, title, year: f"{prefix}{item}"}
+            cells |= {"movie_title:token_seq": lambda item, title, year: title, "class:token_seq": lambda *_: "a b"}
+            cells |= {"release_year:token": lambda item, title, year: year}
+            lines = ["\t".join(order), *("\t".join(cells[name](*book) for name in order) for book in books)]
+            (tmp_path / "x.item").write_bytes("".join(line + end for line in lines).encode(encoding))
+            names = {item: dated(title, year) for item, title, year in books if not missing(title)}
+            wanted = independent.Found(events=[(user, item, at, 0) for user, item, at in rows if item in names])
+            wanted = independent.merge(wanted, names)
+            if not wanted.events:
+                with pytest.raises(ValueError, match="no rows"):
+                    load_recbole(tmp_path)
+                return
+            interactions = load_recbole(tmp_path)
+            key = (lambda item: f"i{item}") if letters else int
+            assert interactions.events.rows() == [(user, key(item), at) for user, item, at, _ in wanted.events]
+            assert dict(interactions.items.rows()) == {key(item): title for item, title in wanted.items.items()}
+            report = interactions.report
+            assert (report["events_read"], report["items_read"]) == (len(rows), len(books))
+            assert report["items_without_title"] == len(books) - len(names)
+            assert report["events_dropped_by_merge"] == wanted.merged
+            assert len(rows) == interactions.events.height + wanted.merged + report["events_without_title"]
+            assert report["years_unreadable"] == sum(
+                bool(year) and not missing(title) and year_of(year) is None for _, title, year in books
+            )
+
+        # letters that no form of a title moves: articles, marks and years have tests of their own
+        word = st.text(st.sampled_from("abé7;\"' \x85\u2028"), max_size=4)
+        year = st.sampled_from(["1999", "1958.0", "1985.", " 2001 ", "", "V", "985", "20011", "nan", "١٩٩٩"])
+        item = st.integers(1, 9)
+        book = st.tuples(item, word, year)
+        holds(
+            check,
+            st.lists(st.tuples(st.integers(1, 5), item, st.integers(0, 10**9)), min_size=1, max_size=12),
+            st.lists(book, min_size=1, max_size=9, unique_by=lambda one: one[0]),
+            st.booleans(),
+            st.permutations(["item_id:token", "movie_title:token_seq", "release_year:token", "class:token_seq"]),
+            END_OF_LINE,
+            st.sampled_from(["utf-8", "utf-8-sig", "utf-16"]),
+        )
+
+
+def year_of(text):
+    match = re.fullmatch(r"([0-9]{4})(\.0*)?", text.strip())
+    return match and int(match[1])
+
+
+def dated(title, year):
+    year = year_of(year)
+    return " ".join(title.split()) + (f" ({year})" if year else "")
 
 
 def titled_by_ids(rows):

@@ -7,12 +7,21 @@ Files are written from generated rows in the publisher's form, by Python's `csv`
 import calendar
 import csv
 import json
+import time
 from collections import Counter
 
 import pytest
 from hypothesis import strategies as st
 
-from trl_sdpo.recsys import load_goodbooks, load_goodreads, load_lastfm, load_movielens
+from trl_sdpo.recsys import (
+    load_amazon,
+    load_goodbooks,
+    load_goodreads,
+    load_lastfm,
+    load_lastfm_1k,
+    load_movielens,
+    load_steam,
+)
 
 
 DROPS = (
@@ -60,6 +69,8 @@ def with_titles(draw, *columns):
 
 
 class TestMovieLens:
+    inputs = 3400
+
     @pytest.mark.parametrize("form", ["u.data", "ratings.dat", "ratings.csv"])
     def test_ratings(self, form, tmp_path, holds):
         def check(drawn):
@@ -98,6 +109,8 @@ def csv_release(folder, rows, names):
 
 
 class TestGoodbooks:
+    inputs = 10_000
+
     def test_ratings(self, tmp_path, holds):
         """Books may be missing, or have no title: their ratings are counted drops."""
 
@@ -123,6 +136,8 @@ class TestGoodbooks:
 
 
 class TestLastfm:
+    inputs = 5000
+
     def test_tags(self, tmp_path, holds):
         """Several tags of an artist at one time are one event; artists without a line are counted drops."""
 
@@ -176,6 +191,8 @@ class TestLastfm:
 
 
 class TestGoodreads:
+    inputs = 10_000
+
     def test_interactions(self, tmp_path, holds):
         """An event has the time of its reading, else of its last change, else of its first; without any it is a drop."""
 
@@ -221,3 +238,66 @@ def date(seconds):
         return ""
     zone = datetime.timezone(datetime.timedelta(hours=-7))
     return datetime.datetime.fromtimestamp(seconds, zone).strftime("%a %b %d %H:%M:%S %z %Y")
+
+
+class TestNewerSources:
+    def test_amazon(self, tmp_path, holds):
+        def check(drawn, gone):
+            rows, names = drawn
+            known = {item: name for item, name in names.items() if item not in gone}
+            if not any(item in known for _, item, _ in rows):
+                return
+            (tmp_path / "Books.jsonl").write_text(
+                "".join(
+                    json.dumps({"user_id": f"A{u}", "parent_asin": f"B{i}", "rating": 4.0, "timestamp": at}) + "\n"
+                    for u, i, at in rows
+                )
+            )
+            (tmp_path / "meta_Books.jsonl").write_text(
+                "".join(
+                    json.dumps({"parent_asin": f"B{i}", "title": n, "store": "s", "main_category": None}) + "\n"
+                    for i, n in known.items()
+                )
+            )
+            interactions = load_amazon(tmp_path)
+            add_up(interactions)
+            wanted = Counter((f"A{u}", known[i], at // 1000) for u, i, at in rows if i in known)
+            assert triples(interactions) == wanted
+
+        holds(check, with_titles(st.integers(1_500_000_000_000, 1_500_000_002_000)), st.sets(IDS, max_size=8))
+
+    def test_lastfm_1k(self, tmp_path, holds):
+        def check(drawn):
+            rows, names = drawn
+            lines = [
+                f"user_{u:06}\t{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime(at))}\t\t{names[i]}\t\tx\n"
+                for u, i, at in rows
+            ]
+            path = tmp_path / "plays.tsv"
+            path.write_bytes("".join(lines).encode())
+            interactions = load_lastfm_1k(path)
+            add_up(interactions)
+            assert triples(interactions) == Counter((f"user_{u:06}", names[i], at) for u, i, at in rows)
+
+        holds(check, with_titles(SECONDS))
+
+    def test_steam(self, tmp_path, holds):
+        def check(drawn, gone):
+            rows, names = drawn
+            known = {item: name for item, name in names.items() if item not in gone}
+            if not any(item in known for _, item, _ in rows):
+                return
+            day = [time.strftime("%Y-%m-%d", time.gmtime(at)) for _, _, at in rows]
+            reviews = [
+                {"username": f"n{u}", "product_id": str(i), "date": on}
+                for (u, i, _), on in zip(rows, day, strict=True)
+            ]
+            (tmp_path / "steam_reviews.json").write_text("".join(f"{one!r}\n" for one in reviews), encoding="utf-8")
+            games = [{"id": str(i), "title": None, "app_name": n} for i, n in known.items()]
+            (tmp_path / "steam_games.json").write_text("".join(f"{one!r}\n" for one in games), encoding="utf-8")
+            interactions = load_steam(tmp_path)
+            add_up(interactions)
+            wanted = Counter((f"@n{u}", known[i], at // 86400 * 86400) for u, i, at in rows if i in known)
+            assert triples(interactions) == wanted
+
+        holds(check, with_titles(SECONDS), st.sets(IDS, max_size=8))

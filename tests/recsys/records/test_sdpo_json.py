@@ -56,6 +56,9 @@ def test_a_template_of_ones_own():
         ({"itemList": ["Red River", "A", "A"]}, "record 1: itemList holds 'A' twice"),
         ({"itemList": ["Red River", 7]}, "record 1: itemList holds 7 where a title is expected"),
         ({"historyList": "A::::B"}, "record 1: historyList holds '' where a title is expected"),
+        ({"itemList": ["Red River", "A", "A "]}, "record 1: itemList holds 'A' twice, white space aside"),
+        ({"itemList": ["Red River", "\ud83d"]}, "record 1: itemList holds .* where a title is expected"),
+        ({"historyList": "A:::B"}, "record 1: historyList 'A:::B' has a title that begins or ends with ':'"),
         ({"itemList": "Red River"}, "record 1: itemList holds 'Red River' where a title is expected"),
     ],
 )
@@ -75,6 +78,20 @@ def test_a_title_with_the_separator_in_it(write):
         ValueError, match=r"record 1: historyList would be cut inside the title 'Seven::Doors'.*a list"
     ):
         load_sdpo_json(write(rows))
+
+
+def test_encodings_and_keys(write):
+    path = write(ROWS)
+    for encoding in ("utf-8-sig", "utf-16"):
+        path.write_bytes(json.dumps(ROWS).encode(encoding))
+        assert len(load_sdpo_json(path)) == 2
+    for text, says in (
+        ('[{"historyList": "A", "historyList": "B"}]', "the key 'historyList' is there twice"),
+        ('[{"historyList": NaN}]', "NaN is no JSON"),
+        ("[" * 100_000, "nested too deeply"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            load_sdpo_json(write(text))
 
 
 def test_bad_files(write, tmp_path):

@@ -36,6 +36,22 @@ _FORMAT_MARKER = re.compile(r"\s*\((?:V|TV|VG)\)")
 _YEAR_BEHIND = re.compile(r"(?P<body>.*\S)\s*\((?P<year>\d{4})\)")
 _GROUP_BEHIND = re.compile(r"(?P<body>.*\S)\s*\((?P<group>[^()]*)\)")
 _YEAR_SUFFIX = r" \(\d{4}\)$"
+_NO_TITLE = (
+    "nan",
+    "NaN",
+    "None",
+    "none",
+    "null",
+    "NULL",
+    "Null",
+    "NA",
+    "N/A",
+    "n/a",
+    "<NA>",
+    "NaT",
+    "\\N",
+    "undefined",
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -348,6 +364,7 @@ def resolve_duplicate_titles(
         items = items.with_columns(pl.Series(TITLE, titles)).drop(YEAR)
     without_year = pl.col(TITLE).str.replace(_YEAR_SUFFIX, "")
     told_apart = items.select((without_year.is_duplicated() & ~pl.col(TITLE).is_duplicated()).sum()).item()
+    _warn_of_no_titles(items[TITLE])
     lowest = items.select(ITEM_ID, pl.col(ITEM_ID).min().over(TITLE).alias("lowest"))
     kept = items.filter(lowest["lowest"] == lowest[ITEM_ID])
     merged, remapped = _merge_items(events, lowest.filter(pl.col("lowest").is_duplicated()))
@@ -359,6 +376,18 @@ def resolve_duplicate_titles(
     }
     logger.info("Equal titles: %s", report)
     return merged, kept, report
+
+
+def _warn_of_no_titles(titles: pl.Series) -> None:
+    """Several items called "nan" have no title: a program has written so what is missing."""
+    shared = titles.filter(titles.is_duplicated() & titles.str.replace(_YEAR_SUFFIX, "").is_in(_NO_TITLE))
+    if len(shared):
+        logger.warning(
+            "%d items are called %r, which is what programs write for a title that is missing. They become one item: "
+            "leave their titles empty if they have none.",
+            len(shared),
+            shared[0],
+        )
 
 
 def _merge_items(events: pl.DataFrame, groups: pl.DataFrame) -> tuple[pl.DataFrame, int]:

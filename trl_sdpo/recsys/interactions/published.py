@@ -13,11 +13,14 @@ from urllib.parse import urlsplit
 from .archives import unpack_zip
 from .download import ANSWER_SECONDS, NETWORK_ERRORS, cache_dir, fetch_url, open_url
 from .interactions import Interactions
+from .sources.amazon import load_amazon
 from .sources.goodbooks import load_goodbooks
 from .sources.goodreads import load_goodreads
 from .sources.lastfm import load_lastfm
+from .sources.lastfm_1k import load_lastfm_1k
 from .sources.movielens import load_movielens
 from .sources.recbole import load_recbole
+from .sources.steam import load_steam
 from .sources.table import load_table
 
 
@@ -46,9 +49,34 @@ LASTFM_TERMS = (
     "may cite I. Cantador, P. Brusilovsky and T. Kuflik (2011), 2nd Workshop on Information Heterogeneity and Fusion "
     "in Recommender Systems (HetRec 2011), RecSys"
 )
+LASTFM_1K_TERMS = (
+    "The Last.fm data of a thousand users are for non-commercial use, with permission of Last.fm; publications cite "
+    "Last.fm, https://www.last.fm, and O. Celma (2010), Music Recommendation and Discovery in the Long Tail, Springer"
+)
+AMAZON_TERMS = (
+    "Amazon Reviews 2023 come without a licence; publications cite Y. Hou, J. Li, Z. He, A. Yan, X. Chen and J. McAuley "
+    "(2024), Bridging Language and Items for Retrieval and Recommendation, arXiv:2403.03952"
+)
+STEAM_TERMS = (
+    "The Steam data come without a licence; publications cite W.-C. Kang and J. McAuley (2018), Self-Attentive "
+    "Sequential Recommendation, ICDM"
+)
 
 _GROUPLENS = "https://files.grouplens.org/datasets"
 _UCSD = "https://mcauleylab.ucsd.edu/public_datasets/gdrive/goodreads"
+_AMAZON = "https://mcauleylab.ucsd.edu/public_datasets/data/amazon_2023/raw"
+_STEAM = "https://cseweb.ucsd.edu/~wckang"
+# fmt: off
+AMAZON_CATEGORIES = (
+    "All_Beauty", "Amazon_Fashion", "Appliances", "Arts_Crafts_and_Sewing", "Automotive", "Baby_Products",
+    "Beauty_and_Personal_Care", "Books", "CDs_and_Vinyl", "Cell_Phones_and_Accessories", "Clothing_Shoes_and_Jewelry",
+    "Digital_Music", "Electronics", "Gift_Cards", "Grocery_and_Gourmet_Food", "Handmade_Products",
+    "Health_and_Household", "Health_and_Personal_Care", "Home_and_Kitchen", "Industrial_and_Scientific", "Kindle_Store",
+    "Magazine_Subscriptions", "Movies_and_TV", "Musical_Instruments", "Office_Products", "Patio_Lawn_and_Garden",
+    "Pet_Supplies", "Software", "Sports_and_Outdoors", "Subscription_Boxes", "Tools_and_Home_Improvement",
+    "Toys_and_Games", "Unknown", "Video_Games",
+)
+# fmt: on
 GOODREADS_GENRES = (
     *("children", "comics_graphic", "fantasy_paranormal", "history_biography"),
     *("mystery_thriller_crime", "poetry", "romance", "young_adult"),
@@ -124,6 +152,22 @@ SOURCES = {
         GOODBOOKS_TERMS,
         {"https://github.com/zygmuntz/goodbooks-10k/releases/download/v1.0/goodbooks-10k.zip": None},
         "ratings.csv",
+    ),
+    "lastfm-1k": Source(load_lastfm_1k, LASTFM_1K_TERMS),
+    "amazon": Source(load_amazon, AMAZON_TERMS),
+    **{
+        f"amazon-{category}": Source(
+            load_amazon,
+            AMAZON_TERMS,
+            {
+                f"{_AMAZON}/review_categories/{category}.jsonl.gz": None,
+                f"{_AMAZON}/meta_categories/meta_{category}.jsonl.gz": None,
+            },
+        )
+        for category in AMAZON_CATEGORIES
+    },
+    "steam": Source(
+        load_steam, STEAM_TERMS, {f"{_STEAM}/steam_reviews.json.gz": None, f"{_STEAM}/steam_games.json.gz": None}
     ),
     "recbole": Source(load_recbole),
     "table": Source(load_table),

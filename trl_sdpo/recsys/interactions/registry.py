@@ -29,6 +29,10 @@ def load_source(source: str, path: str | Path | None = None, **options) -> Inter
               whole (11 GB), `goodreads-csv` for the whole without times (4 GB): [`load_goodreads`];
             - `goodbooks-10k`: [`load_goodbooks`];
             - `lastfm` or `lastfm-hetrec2011`: [`load_lastfm`];
+            - `lastfm-1k`, with a `path`: [`load_lastfm_1k`];
+            - `amazon-CATEGORY` (Amazon Reviews 2023, the categories as their files are called, such as `Video_Games`),
+              `amazon` for files at `path`: [`load_amazon`];
+            - `steam`: [`load_steam`];
             - `recbole`, with a `path`: [`load_recbole`];
             - `table`, with a `path` (or the name of a data set on the Hub) and the names of its columns as options:
               [`load_table`].

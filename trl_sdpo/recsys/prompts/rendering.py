@@ -4,6 +4,7 @@ import string
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from .templates import PromptTemplate
 
@@ -19,13 +20,20 @@ class Renderer:
         template ([`PromptTemplate`]):
             The template.
         titles (`pyarrow.StringArray`):
-            Title by row of the catalogue.
+            What is shown of an item, by row of the catalogue.
         history_size (`int`), num_candidates (`int`):
             The longest history, and the length of a list.
+        answers (`pyarrow.StringArray`, *optional*):
+            What completions say of an item. By default the titles.
     """
 
     def __init__(
-        self, template: PromptTemplate, titles: pa.StringArray, history_size: int, num_candidates: int
+        self,
+        template: PromptTemplate,
+        titles: pa.StringArray,
+        history_size: int,
+        num_candidates: int,
+        answers: pa.StringArray | None = None,
     ) -> None:
         self.template = template
         words = [template.history_separator, template.candidate_separator, str(num_candidates)]
@@ -40,7 +48,17 @@ class Renderer:
         self._separators = len(titles), len(titles) + 1
         self._num_candidates, self._first_number = len(titles) + 2, first_number
         affixes = template.completion_prefix, template.completion_suffix
-        self.completions = pa.array([f"{affixes[0]}{title}{affixes[1]}" for title in titles.to_pylist()], pa.string())
+        self.answers = titles if answers is None else answers
+        self.completions = pa.array(
+            [f"{affixes[0]}{one}{affixes[1]}" for one in self.answers.to_pylist()], pa.string()
+        )
+
+    @property
+    def longest(self) -> int:
+        """Bytes of the longest text of an item."""
+        return max(
+            pc.max(pc.binary_length(texts)).as_py() for texts in (self._pieces[: self._separators[0]], self.answers)
+        )
 
     def prompts(self, histories: np.ndarray, candidates: np.ndarray) -> pa.StringArray:
         """

@@ -1,8 +1,11 @@
 """The words around the titles."""
 
 import string
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
+
+from .item_texts import TITLE_ALONE, attributes_of, item_texts, parse_item_format
 
 
 PROMPT_STYLES = ("history", "candidates")
@@ -34,10 +37,15 @@ class PromptTemplate:
             Before the title in a completion.
         completion_suffix (`str`, *optional*, defaults to `""`):
             Behind the title in a completion.
+        item_format (`str`, *optional*, defaults to `"{title}"`):
+            What history and list show of an item, such as `"{title}[ ({genres:3})]"`, see [`item_texts`].
+        completion_format (`str`, *optional*, defaults to `"{title}"`):
+            What a completion says of an item, between prefix and suffix, such as `"[{genres:2}: ]{title}"`: attributes
+            before the title give an item that nobody has touched a likelihood by what it is like.
 
     Raises:
-        ValueError: a field is missing in the text or does not go with the style, or the prompt does not end where a
-            token ends.
+        ValueError: a field is missing in the text or does not go with the style, the prompt does not end where a token
+            ends, or a format is malformed.
 
     Example:
         ```python
@@ -55,6 +63,8 @@ class PromptTemplate:
     candidate_separator: str = ", "
     completion_prefix: str = " "
     completion_suffix: str = ""
+    item_format: str = TITLE_ALONE
+    completion_format: str = TITLE_ALONE
 
     def __post_init__(self) -> None:
         where = f"template '{self.name}'"
@@ -73,6 +83,8 @@ class PromptTemplate:
                     raise ValueError(f"'{field}', where {_PLACEHOLDERS} are known, without format or conversion")
         except ValueError as error:
             raise ValueError(f"{where}: text {self.text!r}: unknown placeholder or brace: {error}.") from error
+        for name in ("item_format", "completion_format"):
+            parse_item_format(getattr(self, name), f"{where}, {name}")
         at_line_start = self.text.endswith("\n")
         prefix = self.completion_prefix
         if at_line_start:
@@ -115,8 +127,57 @@ class PromptTemplate:
         )
 
     def complete(self, title: str) -> str:
-        """The completion that answers with this title."""
+        """The completion that answers with this title, or with another text of [`answers`]."""
         return f"{self.completion_prefix}{title}{self.completion_suffix}"
+
+    @property
+    def attributes(self) -> list[str]:
+        """The attributes of items that prompts or completions show."""
+        return [*dict.fromkeys([*attributes_of(self.item_format), *attributes_of(self.completion_format)])]
+
+    def shown(self, titles: Sequence[str], attributes: Mapping[str, Sequence[Any]] | None = None) -> list[str]:
+        """
+        Items as history and list show them: what [`render`] takes for titles.
+
+        Args:
+            titles (`Sequence[str]`):
+                The titles.
+            attributes (`Mapping[str, Sequence]`, *optional*):
+                Their attributes, see [`item_texts`].
+
+        Returns:
+            `list[str]`: A text for each.
+
+        Raises:
+            ValueError: an attribute is missing.
+        """
+        return item_texts(self.item_format, titles, attributes, f"template '{self.name}', item_format")
+
+    def answers(self, titles: Sequence[str], attributes: Mapping[str, Sequence[Any]] | None = None) -> list[str]:
+        """
+        Items as completions name them: what [`complete`] takes for a title.
+
+        Args:
+            titles (`Sequence[str]`), attributes (`Mapping[str, Sequence]`, *optional*):
+                As in [`shown`].
+
+        Returns:
+            `list[str]`: A text for each, no two of them the same.
+
+        Raises:
+            ValueError: an attribute is missing, or two items have one answer.
+        """
+        where = f"template '{self.name}', completion_format"
+        texts = item_texts(self.completion_format, titles, attributes, where)
+        if self.completion_format != TITLE_ALONE and len({*texts}) < len({*titles}):
+            places = {}
+            for place, text in enumerate(texts):
+                if titles[places.setdefault(text, place)] != titles[place]:
+                    raise ValueError(
+                        f"{where}: {titles[places[text]]!r} and {titles[place]!r} are both {text!r}. Tell them apart by "
+                        "another format."
+                    )
+        return texts
 
 
 @dataclass(frozen=True)
@@ -134,6 +195,7 @@ _WORDS = {
     "movies": _Words("movie", "movies", "watch", "watches", "watched", "watched"),
     "books": _Words("book", "books", "read", "reads", "read", "read"),
     "music": _Words("artist", "artists", "hear", "hears", "heard", "heard", name="name"),
+    "games": _Words("game", "games", "play", "plays", "played", "played"),
     "items": _Words("item", "items", "choose", "chooses", "chose", "chosen", name="name"),
 }
 DOMAINS = tuple(_WORDS)
@@ -267,7 +329,7 @@ def select_templates(
         template (`str` or [`PromptTemplate`], *optional*):
             A name, with or without the domain before it, a template, `"random"`, or `None` for the first of the style.
         domain (`str`, *optional*, defaults to `"movies"`):
-            What the items are: `"movies"`, `"books"`, `"music"` or `"items"`.
+            What the items are: `"movies"`, `"books"`, `"music"`, `"games"` or `"items"`.
 
     Returns:
         `tuple[PromptTemplate, ...]`: At least one template.

@@ -3,7 +3,7 @@ The options of making records, in one place for the Python call, the command lin
 honest one, and the one that made the published records.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ..negatives.strategies import parse_negatives
 from ..prompts.templates import DOMAINS, PROMPT_STYLES, PromptTemplate, select_templates
@@ -32,6 +32,9 @@ class RecordConfig:
             `"history"`, or `"candidates"` to show the list in the prompt.
         template (`str` or [`PromptTemplate`], *optional*):
             A name, a template, or `"random"` for one of the style per record. By default the first of the style.
+        item_format (`str`, *optional*), completion_format (`str`, *optional*):
+            What history and list, and what completions say of an item, such as `"{title}[ ({genres:3})]"`, in place of
+            those of the template, see [`PromptTemplate`]. Attributes are what the loader kept (`attributes=`).
         domain (`str`, *optional*, defaults to `"movies"`):
             The words of the templates: `"movies"`, `"books"`, `"music"` or `"items"`.
         conversational (`bool`, *optional*, defaults to `False`):
@@ -102,6 +105,13 @@ class RecordConfig:
         metadata=_help(
             "Wording: a name, 'random', or a .json file with the fields of a template. Default: the first of the style."
         ),
+    )
+    item_format: str | None = field(
+        default=None, metadata=_help("What prompts show of an item, as '{title}[ ({genres:3})]'. Default: the title.")
+    )
+    completion_format: str | None = field(
+        default=None,
+        metadata=_help("What completions say of an item, as '[{genres:2}: ]{title}'. Default: the title."),
     )
     domain: str = field(default="movies", metadata=_help("Words of the templates.", choices=DOMAINS))
     conversational: bool = field(default=False, metadata=_help("Make prompt and completions lists of messages."))
@@ -211,9 +221,17 @@ class RecordConfig:
             raise ValueError(
                 f"candidate_seed='target' draws from all items, existence={self.existence!r} does not. Pass 'off'."
             )
-        select_templates(self.prompt_style, self.template, self.domain)
+        _ = self.templates
         for name in ("windows", "eval_windows"):
             parse_windows(getattr(self, name))
+
+    @property
+    def templates(self) -> tuple[PromptTemplate, ...]:
+        """The wordings, see [`select_templates`], with the formats of items."""
+        names = ("item_format", "completion_format")
+        formats = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        chosen = select_templates(self.prompt_style, self.template, self.domain)
+        return tuple(replace(template, **formats) for template in chosen) if formats else chosen
 
     @property
     def resolved_existence(self) -> str:
@@ -230,7 +248,13 @@ class RecordConfig:
 DEFAULT, S_DPO = RECIPES = ("default", "s-dpo")
 
 # The words of prompts by the first part of a source's name.
-SOURCE_DOMAINS = {"movielens": "movies", "goodreads": "books", "goodbooks": "books", "lastfm": "music"}
+SOURCE_DOMAINS = {
+    "movielens": "movies",
+    "goodreads": "books",
+    "goodbooks": "books",
+    "lastfm": "music",
+    "steam": "games",
+}
 
 # What the published records of the S-DPO paper (https://huggingface.co/papers/2406.09215) were made with, read off the
 # files: docs/recipes.md says what differs from the default, and what that does to results.
@@ -286,7 +310,7 @@ def recipe_options(recipe: str, source: str) -> dict:
         raise ValueError(f"recipe {recipe!r} is none of {RECIPES}. Pass one of them.")
     if recipe == DEFAULT:
         return domain
-    if family not in _S_DPO:
+    if family not in _S_DPO or source == "lastfm-1k":
         raise ValueError(f"recipe 's-dpo' is known for {sorted(_S_DPO)}, not for {source!r}. Pass recipe='default'.")
     return domain | _S_DPO[family]
 

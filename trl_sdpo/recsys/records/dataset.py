@@ -17,7 +17,6 @@ from ..negatives.candidates import CandidateSampler
 from ..negatives.strategies import parse_negatives
 from ..negatives.target_seeded import TargetSeededSampler
 from ..prompts.rendering import plain
-from ..prompts.templates import select_templates
 from ..prompts.token_budget import TokenBudget
 from .config import RecordConfig
 from .consumed import Consumed, ConsumedInOrder, ConsumedInTime
@@ -80,7 +79,7 @@ def build_preference_dataset(
     Returns:
         `tuple[DatasetDict, dict]`: The data set, in order of user and position, with the columns `prompt`, `chosen`,
         `rejected`, `user_id`, `item_id` (of the target), `rejected_item_ids`, `history_item_ids` (oldest first),
-        `candidates` (titles in the order of the list), `timestamp`, `position` (the target's place among the
+        `candidates` (titles in the order of the list, as completions name them), `timestamp`, `position` (the target's place among the
         user's events) and `num_earlier` (how many of these are before its time: the history is the last of them) and, but for training, `consumed_item_ids` (all that the user had before the target's time,
         also what filters left out of the sequences); and a report that counts, per split,
         targets, what was dropped and why, records, users and items.
@@ -284,7 +283,7 @@ def _make_builder(
         events,
         catalogue,
         sampler,
-        select_templates(config.prompt_style, config.template, config.domain),
+        config.templates,
         history_size=config.history_size,
         num_candidates=config.num_candidates,
         conversational=config.conversational,

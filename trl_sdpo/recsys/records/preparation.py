@@ -17,7 +17,6 @@ from ..interactions.interactions import ITEM_ID, TITLE, Interactions
 from ..interactions.registry import load_source
 from ..metrics.leaks import probe_lists
 from ..metrics.probes import leak_probes
-from ..prompts.templates import select_templates
 from . import recommender_files
 from .config import DEFAULT, RecordConfig, recipe_loader_options, recipe_options
 from .dataset import RecordPlan, plan_records
@@ -191,7 +190,7 @@ def _read_some(folder: Path, split: str, most: int) -> dict[str, list]:
 def _write_recommender_files(plan: RecordPlan, source: str, folder: Path) -> None:
     config = plan.config
     recommender_config = recommender_files.RecommenderConfig(
-        select_templates(config.prompt_style, config.template, config.domain),
+        config.templates,
         history_size=config.history_size,
         conversational=config.conversational,
         max_length=config.max_length,
@@ -200,9 +199,18 @@ def _write_recommender_files(plan: RecordPlan, source: str, folder: Path) -> Non
     )
     ids, titles = (plan.catalogue[column].cast(pl.String).to_list() for column in (ITEM_ID, TITLE))
     others = [name for name in plan.catalogue.columns if name not in (ITEM_ID, TITLE)]
-    attributes = {name: plan.catalogue[name].to_list() for name in others}
+    attributes = {name: _plain_values(plan.catalogue[name]) for name in others}
     catalogue = recommender_files.Catalogue(ids, titles, plan.train_counts.tolist(), attributes)
     recommender_files.save_recommender_files(folder, recommender_config, catalogue)
+
+
+def _plain_values(column: pl.Series) -> list:
+    """What JSON can hold: dates and the like become text, NaN nothing."""
+    if column.dtype.is_float():
+        column = column.fill_nan(None)
+    elif not (column.dtype.is_integer() or column.dtype in (pl.String, pl.Boolean, pl.List(pl.String))):
+        column = column.cast(pl.List(pl.String) if column.dtype == pl.List else pl.String)
+    return column.to_list()
 
 
 def _options(config: RecordConfig) -> dict:

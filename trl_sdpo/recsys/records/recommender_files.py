@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ...files import write_text
+from ..prompts.item_texts import TITLE_ALONE
 from ..prompts.templates import PromptTemplate
 
 
@@ -199,7 +200,8 @@ def save_recommender_files(
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    contents = {RECOMMENDER_FILE: {"format_version": FORMAT_VERSION, **dataclasses.asdict(config)}}
+    wordings = {"templates": [_fields(template) for template in config.templates]}
+    contents = {RECOMMENDER_FILE: {"format_version": FORMAT_VERSION, **dataclasses.asdict(config), **wordings}}
     if catalogue is not None:
         # not `asdict`, which copies value by value; without attributes, versions that know none read it
         known = {name: value for name, value in vars(catalogue).items() if name != "attributes" or value}
@@ -280,6 +282,12 @@ def missing_file(model: str | Path, name: str) -> ValueError:
         CATALOGUE_FILE: ("what can be recommended", "catalogue=DATASET_DIRECTORY"),
     }[name]
     return ValueError(f"{model}: has no {name}, so {unknown} is unknown. {_HOW_TO_MAKE}, or pass `{argument}`.")
+
+
+def _fields(template: PromptTemplate) -> dict[str, str]:
+    """Without the formats of items that are the title alone, which versions before they came do not know."""
+    fields = dataclasses.asdict(template)
+    return {name: value for name, value in fields.items() if not (name.endswith("_format") and value == TITLE_ALONE)}
 
 
 def _make_config(templates: list[dict[str, str]], **fields) -> RecommenderConfig:

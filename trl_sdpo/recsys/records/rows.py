@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from ..interactions.codes import encode
 from ..interactions.interactions import ITEM_ID, TIMESTAMP, TITLE, USER_ID
@@ -62,7 +61,7 @@ class RecordBuilder:
         events (`polars.DataFrame`):
             Sequences: the events of a user one after the other.
         catalogue (`polars.DataFrame`):
-            The items, sorted by `item_id`, with `title`.
+            The items, sorted by `item_id`, with `title` and the attributes that templates show.
         sampler ([`CandidateSampler`]):
             Where negatives come from.
         templates (`tuple[PromptTemplate, ...]`):
@@ -93,15 +92,18 @@ class RecordBuilder:
         # What users had before: of validation and test records, see `plan_records`.
         self.consumed: Consumed | None = None
         self.event_items = encode(events[ITEM_ID], sampler.ids).astype(np.int32)
-        self.titles = catalogue[TITLE].to_arrow().cast(pa.string())
         self._item_ids = _ids(catalogue[ITEM_ID])
-        self._renderers = [Renderer(one, self.titles, history_size, num_candidates) for one in templates]
-        completions = [self.titles] if conversational else [one.completions for one in self._renderers]
+        self._renderers = [_renderer(one, catalogue, history_size, num_candidates) for one in templates]
+        # What completions say of every item: wordings differ in what stands around it.
+        self.answers = self._renderers[0].answers
+        if any(one.completion_format != templates[0].completion_format for one in templates):
+            raise ValueError("templates differ in completion_format. Give all of them the same.")
+        completions = [self.answers] if conversational else [one.completions for one in self._renderers]
         # Wordings may share completions. In a dictionary that holds one twice, Parquet would write the texts themselves.
         encoded = pa.concat_arrays(completions).dictionary_encode()
         self._completions, self._completion_codes = encoded.dictionary, encoded.indices.to_numpy()
         if budget is not None:
-            budget.measure_completions(templates, self.titles.to_pylist(), conversational)
+            budget.measure_completions(templates, self.answers.to_pylist(), conversational)
 
     def rows(self, targets: pl.DataFrame) -> TargetRows:
         """Targets with `row`, their place among the events, as whole numbers with their histories."""
@@ -111,7 +113,7 @@ class RecordBuilder:
 
     def largest_chunk(self, pool_size: int) -> int:
         """Records whose texts are sure to fit into one array of strings, however long titles and histories are."""
-        longest = pc.max(pc.binary_length(self.titles)).as_py()
+        longest = max(one.longest for one in self._renderers)
         affixes = max(sum(map(_length, _words(template))) for template in self.templates)
         titles = self.history_size + self.num_candidates + pool_size + 1
         return max(
@@ -165,7 +167,7 @@ class RecordBuilder:
         if self.conversational:
             prompts, chosen = message("user", prompts), message("assistant", chosen)
             rejected = message("assistant", rejected)
-        titles = pa.DictionaryArray.from_arrays(pa.array(shown.ravel(), pa.int32()), self.titles)
+        titles = pa.DictionaryArray.from_arrays(pa.array(shown.ravel(), pa.int32()), self.answers)
         there = rows.histories >= 0
         columns = {
             "prompt": prompts,
@@ -204,8 +206,17 @@ class RecordBuilder:
 
     def _texts(self, wording: np.ndarray, items: np.ndarray) -> pa.DictionaryArray:
         """Completions, or bare titles of messages, as rows of a dictionary."""
-        codes = self._completion_codes[items if self.conversational else wording * len(self.titles) + items]
+        codes = self._completion_codes[items if self.conversational else wording * len(self.answers) + items]
         return pa.DictionaryArray.from_arrays(pa.array(codes.ravel(), pa.int32()), self._completions)
+
+
+def _renderer(template: PromptTemplate, catalogue: pl.DataFrame, history_size: int, num_candidates: int) -> Renderer:
+    titles = catalogue[TITLE].to_list()
+    attributes = {name: catalogue[name].to_list() for name in template.attributes if name in catalogue.columns}
+    shown, answers = template.shown(titles, attributes), template.answers(titles, attributes)
+    return Renderer(
+        template, pa.array(shown, pa.string()), history_size, num_candidates, pa.array(answers, pa.string())
+    )
 
 
 def _words(template: PromptTemplate) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from datasets import Dataset
 
+from ..interactions.readers.json_lines import strict_json, value_problem
 from ..interactions.readers.text_files import TextFile
 from ..prompts.templates import PromptTemplate, select_templates
 
@@ -49,9 +50,10 @@ def load_sdpo_json(
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: there is no such file. Pass the json file of the records.")
+    file = TextFile(path)  # what it reads from may go with it
     try:
-        rows = json.loads(TextFile(path).path.read_bytes())
-    except ValueError as error:
+        rows = strict_json(file.path.read_bytes().decode(), str(path))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not a whole json file ({error}). Download it again.") from error
     if not isinstance(rows, list) or not rows:
         raise ValueError(f"{path}: expected a list of records, got {type(rows).__name__} {str(rows)[:80]!r}.")
@@ -119,11 +121,16 @@ def _check_row(row: Any, where: str, ambiguous: Sequence[str]) -> tuple[list[str
                 f"{where}: {HISTORY} would be cut inside the title {cut!r}, which has the separator {SEPARATOR!r} in "
                 f"it. Give {HISTORY} as a list of titles."
             )
+        if SEPARATOR + SEPARATOR[0] in history and SEPARATOR * 2 not in history:
+            raise ValueError(
+                f"{where}: {HISTORY} {history!r} has a title that begins or ends with {SEPARATOR[0]!r}, so that nobody "
+                f"knows where it is to be cut. Give {HISTORY} as a list of titles."
+            )
         history = history.split(SEPARATOR)
     for key, titles in ((HISTORY, history), (CANDIDATES, candidates)):
         bad = None if isinstance(titles, list) else titles
         if bad is None:
-            bad = next((title for title in titles if not isinstance(title, str) or not title.strip()), None)
+            bad = next((title for title in titles if not _is_title(title)), None)
         if bad is not None:
             raise ValueError(f"{where}: {key} holds {bad!r} where a title is expected. Correct or remove the record.")
     if target not in candidates:
@@ -132,7 +139,14 @@ def _check_row(row: Any, where: str, ambiguous: Sequence[str]) -> tuple[list[str
         raise ValueError(
             f"{where}: {CANDIDATES} holds nothing but {target!r}, so there is no rejected. Remove the record."
         )
-    twice = next((title for title in candidates if candidates.count(title) > 1), None)
+    plain = [" ".join(title.split()) for title in candidates]
+    twice = next((title for title, text in zip(candidates, plain, strict=True) if plain.count(text) > 1), None)
     if twice is not None:
-        raise ValueError(f"{where}: {CANDIDATES} holds {twice!r} twice. Remove one of them, or the record.")
+        raise ValueError(
+            f"{where}: {CANDIDATES} holds {twice!r} twice, white space aside. Remove one of them, or the record."
+        )
     return history, candidates, target
+
+
+def _is_title(title: Any) -> bool:
+    return isinstance(title, str) and bool(title.strip()) and value_problem(title) is None

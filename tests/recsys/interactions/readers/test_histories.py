@@ -64,6 +64,12 @@ def test_a_bad_line_of_a_csv_is_named(tmp_path, text, message):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ('{"history_item_ids": "123"}', "line 1, 'history_item_ids': '123' is no list"),
+        ('{"history_item_ids": [9007199254740993.0]}', "line 1, 'history_item_ids': 9007199254740992.0 is a float"),
+        ('{"history_item_ids": [null]}', "line 1, 'history_item_ids': None is missing"),
+        ('{"history": [["a"]]}', "line 1, 'history': ['a'] is neither a number nor a text"),
+        ('{"history": ["a"], "candidates": [true]}', "line 1, 'candidates': True is neither a number nor a text"),
+        ('{"user_id": 1.5, "history": ["a"]}', "line 1, 'user_id': 1.5 is no whole number"),
         ('{"history": [NaN]}', "line 1: NaN is no JSON"),
         ('{"history": ["a"], "history": ["b"]}', "line 1: the key 'history' is there twice"),
         ('{"history_item_ids": []}', "line 1, 'history': None is no list"),

@@ -77,6 +77,8 @@ BAD = [
     ("books.csv", V1_BOOKS + "x,1,A,,T\n", "books.csv: line 8, column 'id': 'x' is not a whole number"),
     ("books.csv", V1_BOOKS + "1,1,A,,T\n", "books.csv: line 8, column 'id': 1 is in an earlier line"),
     ("books.csv", V1_BOOKS + "8,1,A,old,T\n", "line 8, column 'original_publication_year': 'old' is not a year"),
+    ("books.csv", V1_BOOKS + "8,1,A,inf,T\n", "line 8, column 'original_publication_year': 'inf' is not a year"),
+    ("books.csv", "id,title,original_publication_year,title\n", "books.csv: column 'title' is there 2 times"),
     ("books.csv", V1_BOOKS + "8,1,A,T\n", "books.csv: line 8: 4 fields instead of 5"),
     ("books.csv", V1_BOOKS + '8,1,A,1,"T\n', "books.csv: line 8: unexpected end of data"),
 ]

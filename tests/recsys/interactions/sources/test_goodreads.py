@@ -199,6 +199,36 @@ def test_a_bad_line_is_named(folder, kind, content, message):
         load_goodreads(folder)
 
 
+@pytest.mark.parametrize(
+    ("user", "title", "message"),
+    [
+        (["a"], "T", "line 1, key 'user_id': ['a'] is neither a number nor a text"),
+        (True, "T", "line 1, key 'user_id': True is neither a number nor a text"),
+        (9007199254740993.0, "T", "line 1, key 'user_id': 9007199254740992.0 is a float"),
+        (" ", "T", "line 1, key 'user_id': ' ' is empty"),
+        ("a", ["T"], "line 1, key 'title': ['T'] is neither a number nor a text"),
+        ("a", {"en": "T"}, "line 1, key 'title': {'en': 'T'} is neither a number nor a text"),
+        ("a", False, "line 1, key 'title': False is neither a number nor a text"),
+        ("a", "\ud83d", "line 1, key 'title': '\\ud83d' holds half of a surrogate pair"),
+    ],
+)
+def test_values_that_are_no_text(tmp_path, user, title, message):
+    """The fast reader makes text of them."""
+    write(tmp_path / "goodreads_interactions_poetry.json.gz", json.dumps(event("x", 1, user_id=user)) + "\n")
+    write(tmp_path / "goodreads_books_poetry.json.gz", json.dumps(book(1, title)) + "\n")
+    with pytest.raises(ValueError, match=re.escape(message)):
+        load_goodreads(tmp_path)
+
+
+@pytest.mark.parametrize("title", ["[REC]", "[1984]", "{x}", "true", "1234567890123456", "\x00", "\ufffd"])
+def test_titles_that_look_like_json_are_titles(tmp_path, title):
+    write(tmp_path / "goodreads_interactions_poetry.json.gz", lines([event("1", 1)]))
+    write(tmp_path / "goodreads_books_poetry.json.gz", lines([book(1, title)]))
+    interactions = load_goodreads(tmp_path)
+    assert interactions.items["title"].to_list() == [title]
+    assert interactions.events["user_id"].to_list() == ["1" * 32]
+
+
 @pytest.mark.parametrize("kind", ["interactions", "books"])
 def test_a_damaged_archive_is_named(folder, kind):
     path = folder / f"goodreads_{kind}_poetry.json.gz"

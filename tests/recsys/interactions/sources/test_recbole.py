@@ -91,6 +91,25 @@ def test_other_columns_order_and_title_names(folder):
     assert interactions.items["title"].to_list() == ["The Band", "Band"]
 
 
+def test_times_keep_their_digits(folder):
+    """A float has not as many as they have."""
+    times = ["1714720000.1234568", "1714720000.1234567", "10.5", "-1.25"]
+    rows = "".join(f"u\t{item}\t{time}\n" for item, time in zip("abcd", times, strict=True))
+    (folder / "tiny.inter").write_text("user_id:token\titem_id:token\ttimestamp:float\n" + rows)
+    (folder / "tiny.item").unlink()
+    events = load_recbole(folder).events
+    assert events["nanosecond"].to_list() == [123_456_800, 123_456_700, 500_000_000, 750_000_000]
+    assert events["timestamp"].to_list() == [1714720000, 1714720000, 10, -2]
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_mark_inside_a_file_is_named(folder, first):
+    rows = ["1\t7\n", "\ufeff1\t8\n"][:: -1 if first else 1]
+    (folder / "tiny.inter").write_text("user_id:token\titem_id:token\n" + "".join(rows), encoding="utf-8")
+    with pytest.raises(ValueError, match=f"line {2 if first else 3}, column 'user_id': .* holds a byte order mark"):
+        load_recbole(folder)
+
+
 def test_without_time(folder):
     (folder / "tiny.inter").write_text("user_id:token\titem_id:token\n1\t1\n1\t2\n")
     interactions = load_recbole(folder)

@@ -58,10 +58,12 @@ def read_records(file: TextFile, quoting: Quoting, columns: list[str]) -> pl.Dat
         read = arrow_csv.ReadOptions(block_size=_BLOCK)
         table = arrow_csv.read_csv(file.path, read_options=read, parse_options=parse, convert_options=convert)
     except pa.ArrowInvalid as error:
-        width = None
+        width = first = line = None
         for line, fields in quoting.records(file):
-            width = width or len(fields)
+            width, first = width or len(fields), first or line
             check_width(fields, width, file.label, line)
+        if line == first:
+            raise ValueError(f"{file.label}: no rows behind the header. Check that the table is whole.") from error
         raise ValueError(f"{file.label}: {error}. {_REMEDY}") from error
     return pl.from_arrow(table)
 

@@ -6,6 +6,7 @@ import numbers
 from typing import Any
 
 import polars as pl
+import pyarrow as pa
 
 
 def frame_columns(data: Any, columns: list[str], label: str) -> pl.DataFrame:
@@ -67,7 +68,7 @@ def _from_pandas(column: Any, name: str, label: str) -> pl.Series:
         if column.dtype == object:
             return _from_objects(column.tolist(), column.isna().tolist(), name)
         return pl.from_pandas(column.reset_index(drop=True)).alias(name)
-    except (TypeError, ValueError, pl.exceptions.PolarsError) as error:
+    except (TypeError, ValueError, pa.ArrowException, pl.exceptions.PolarsError) as error:
         raise TypeError(f"{label}: column '{name}' ({column.dtype}): {error}. Cast it to one type.") from error
 
 

@@ -8,7 +8,7 @@ import polars as pl
 
 from .any_table import AnyTable
 from .ids import read_ids
-from .json_lines import strict_record
+from .json_lines import strict_record, value_problem
 from .text_files import TextFile
 from .times import read_times
 
@@ -87,21 +87,38 @@ def _read_lines(path: Path) -> list[HistoryQuery]:
         where = f"{path}: line {number}"
         row = strict_record(line, where)
         row = row if isinstance(row, dict) else {"history": row}
-        ids = [ItemId(_plain(one), where) for one in row.get("history_item_ids") or []]
-        history, candidates = row.get("history"), row.get("candidates")
-        lists = {"candidates": [""] if candidates is None else candidates} | ({} if ids else {"history": history})
-        for name, value in lists.items():
-            if not isinstance(value, list) or not value:
-                raise ValueError(f"{where}, '{name}': {value!r} is no list of titles or ids. Give one.")
+        of_ids = row.get("history_item_ids") is not None and row["history_item_ids"] != []
+        history = _list(row, "history_item_ids" if of_ids else "history", where)
+        if of_ids:
+            history = [ItemId(_plain(one, f"{where}, 'history_item_ids'"), where) for one in history]
+        candidates = None if row.get("candidates") is None else _list(row, "candidates", where)
         user = row.get("user_id")
-        blank = user is None or not str(user).strip()
-        queries.append(HistoryQuery(str(number) if blank else _plain(user), ids or history, candidates))
+        blank = user is None or (isinstance(user, str) and not user.strip())
+        key = str(number) if blank else _plain(user, f"{where}, 'user_id'")
+        queries.append(HistoryQuery(key, history, candidates))
     return queries
 
 
-def _plain(value: Any) -> str:
-    """An id as text: a whole number that has become a float is one again."""
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+def _list(row: dict, name: str, where: str) -> list:
+    """The titles or ids under a key: at least one, and each a text or a number."""
+    values = row.get(name)
+    if not isinstance(values, list) or not values:
+        raise ValueError(f"{where}, '{name}': {values!r} is no list of titles or ids. Give one.")
+    for value in values:
+        _plain(value, f"{where}, '{name}'")
+    return [int(value) if isinstance(value, float) else value for value in values]
+
+
+def _plain(value: Any, where: str) -> str:
+    """A title or an id as text: a whole number that has become a float is one again."""
+    problem = value_problem(value)
+    if value is None or (isinstance(value, str) and not value.strip()):
+        problem = "is missing. Fill it or leave it out."
+    elif isinstance(value, float) and not value.is_integer():
+        problem = problem or "is no whole number. Ids are whole numbers or text."
+    if problem:
+        raise ValueError(f"{where}: {value!r} {problem}")
+    return str(int(value)) if isinstance(value, float) else str(value)
 
 
 def _read_csv(path: Path) -> list[HistoryQuery]:

@@ -16,7 +16,7 @@ from .text_files import TextFile, decode_line
 _EXACT = 2**53
 
 
-def read_json_lines(file: TextFile, columns: list[str]) -> pl.DataFrame:
+def read_json_lines(file: TextFile, columns: list[str], nested: tuple[str, ...] = ()) -> pl.DataFrame:
     """
     Keys of JSON lines as text: numbers as they are written, so that none is rounded; `null` and a missing key as null.
 
@@ -25,6 +25,8 @@ def read_json_lines(file: TextFile, columns: list[str]) -> pl.DataFrame:
             The file.
         columns (`list[str]`):
             The keys.
+        nested (`tuple[str, ...]`, *optional*):
+            Those which may be lists of texts or numbers. If any is, all are, as lists of text.
 
     Returns:
         `polars.DataFrame`: A row for each line that is not blank.
@@ -40,12 +42,37 @@ def read_json_lines(file: TextFile, columns: list[str]) -> pl.DataFrame:
     for column in columns:
         if frame[column].null_count() == frame.height:
             _check_key(file, column)
-    _check_doubtful(file, frame, columns)
-    return frame
+    _check_doubtful(file, frame, columns, nested)
+    return frame.with_columns(_lists(frame[name]) for name in nested)
 
 
-def strict_record(line: str, where: str) -> Any:
-    """What a line of JSON holds; raises for what Python takes and JSON has not, and for keys that are there twice."""
+def _lists(texts: pl.Series) -> pl.Series:
+    """Lists of what [`_check_doubtful`] has found to be lists, if there are any."""
+    begun = texts.str.starts_with("[")
+    lists = {text: json.loads(text) for text in texts.filter(begun.fill_null(False)).unique() if _is_list(text)}
+    if not lists:
+        return texts
+    values = [None if text is None else [str(one) for one in lists.get(text, [text])] for text in texts]
+    return pl.Series(texts.name, values, dtype=pl.List(pl.String))
+
+
+def _is_list(text: str) -> bool:
+    try:
+        return isinstance(json.loads(text), list)
+    except (ValueError, RecursionError):
+        return False
+
+
+def doubtful(texts: pl.Expr) -> pl.Expr:
+    """
+    Where what polars read as text may not have been text, or not this one, so that the line is to be read again,
+    exactly: lists and objects are JSON then, a long number may have been a float, half of a surrogate pair is NUL.
+    """
+    return texts.str.contains(r"^(?:true|false|\[.*\]|\{.*\}|-?[0-9]{16,25})$|\x00|\x{fffd}")
+
+
+def strict_json(text: str, where: str) -> Any:
+    """What a text of JSON holds; raises for what Python takes and JSON has not, and for keys that are there twice."""
 
     def refuse(name: str) -> NoReturn:
         raise ValueError(f"{where}: {name} is no JSON. Write null for a value that is missing.")
@@ -58,14 +85,20 @@ def strict_record(line: str, where: str) -> Any:
         return record
 
     try:
-        return json.loads(line, parse_constant=refuse, object_pairs_hook=once)
+        return json.loads(text, parse_constant=refuse, object_pairs_hook=once)
+    except RecursionError as error:
+        raise ValueError(f"{where}: nested too deeply: {text[:200]!r}. Correct it.") from error
+
+
+def strict_record(line: str, where: str) -> Any:
+    """What a line of JSON holds, as [`strict_json`] reads it."""
+    try:
+        return strict_json(line, where)
     except json.JSONDecodeError as error:
         raise ValueError(
             f"{where}: not a JSON object ({error}): {line[:200]!r}. Correct the line, or fetch the file again if it "
             "was cut off."
         ) from error
-    except RecursionError as error:
-        raise ValueError(f"{where}: nested too deeply: {line[:200]!r}. Correct the line.") from error
 
 
 def _check_key(file: TextFile, column: str) -> None:
@@ -78,7 +111,7 @@ def _check_key(file: TextFile, column: str) -> None:
         )
 
 
-def _check_doubtful(file: TextFile, frame: pl.DataFrame, columns: list[str]) -> None:
+def _check_doubtful(file: TextFile, frame: pl.DataFrame, columns: list[str], nested: tuple[str, ...]) -> None:
     """Read again, exactly, the lines of which the fast reader may have made something else."""
     line, text = pl.col("line"), pl.all()
     # lists, objects and booleans are text here; a long number may have been a float
@@ -97,12 +130,16 @@ def _check_doubtful(file: TextFile, frame: pl.DataFrame, columns: list[str]) -> 
         where = f"{file.label}: line {number}"
         record = strict_record(text, where)
         for column in columns:
-            problem = _problem(record.get(column))
+            value = record.get(column)
+            problem = value_problem(value)
+            if column in nested and isinstance(value, list):
+                problem = next((found for found in map(value_problem, value) if found), None)
             if problem:
                 raise ValueError(f"{where}, column '{column}': {record[column]!r} {problem}")
 
 
-def _problem(value: Any) -> str | None:
+def value_problem(value: Any) -> str | None:
+    """What is wrong with a value that has to be a text, a number or null."""
     if value is None or type(value) is int:
         return None
     if isinstance(value, float):
@@ -116,24 +153,20 @@ def _problem(value: Any) -> str | None:
     return None
 
 
-def raise_first_bad_record(
-    path: Path,
-    checks: dict[str, Callable[[Any], str | None]],
-    error: Exception | None = None,
-    label: str | None = None,
-) -> NoReturn:
+def check_records(path: Path, checks: dict[str, Callable[[Any], str | None]], label: str | None = None) -> int:
     """
-    Name the first line of a file that is no JSON object or fails a check. Only on the way to an error.
+    Raise at the first line of a file that is no JSON object or fails a check. This reads slowly: for what is in doubt.
 
     Args:
         path (`Path`):
             The file, gzipped if its name ends in `.gz`.
         checks (`dict[str, Callable]`):
             For each key what is wrong with its value, or `None`.
-        error (`Exception`, *optional*):
-            What the fast reader said, for the case that no line is found.
         label (`str`, *optional*):
             What messages call the file. By default the path.
+
+    Returns:
+        `int`: How many lines there are.
     """
     label, number = label or str(path), 0
     for number, line in _lines(path, label):
@@ -146,8 +179,29 @@ def raise_first_bad_record(
         for key, check in checks.items():
             problem = "is missing" if key not in record else check(record[key])
             if problem:
+                problem = problem.rstrip(".")
                 raise ValueError(f"{where}, key '{key}': {record.get(key)!r} {problem}. Correct or remove the line.")
         _check_numbers(record.values(), where)
+    return number
+
+
+def raise_first_bad_record(
+    path: Path,
+    checks: dict[str, Callable[[Any], str | None]],
+    error: Exception | None = None,
+    label: str | None = None,
+) -> NoReturn:
+    """
+    Name the first line of a file that is no JSON object or fails a check. Only on the way to an error.
+
+    Args:
+        path (`Path`), checks (`dict[str, Callable]`), label (`str`, *optional*):
+            As in [`check_records`].
+        error (`Exception`, *optional*):
+            What the fast reader said, for the case that no line is found.
+    """
+    label = label or str(path)
+    number = check_records(path, checks, label)
     if error is None:
         raise ValueError(f"{label}: line {number + 1}: no records. Fetch the file again.")
     raise ValueError(f"{label}: {error}. Fetch the file again.") from error

@@ -22,6 +22,15 @@ _MARKS = {
     b"\xff\xfe": "utf-16",
     b"\xfe\xff": "utf-16",
 }
+# What a file begins with that is no text, and what is to be done with it.
+_OTHER_KINDS = {
+    b"\x1f\x8b": "is gzipped: name it so, with .gz at the end",
+    b"PK\x03\x04": "is a zip archive: unpack it",
+    b"BZh": "is packed by bzip2: unpack it",
+    b"\xfd7zXZ": "is packed by xz: unpack it",
+    b"\x28\xb5\x2f\xfd": "is packed by zstd: unpack it",
+    b"PAR1": "is Parquet: name it so, with .parquet at the end",
+}
 _CHUNK = 1 << 22
 _DAMAGE = (EOFError, gzip.BadGzipFile, zlib.error)
 
@@ -53,6 +62,9 @@ class TextFile:
         self.label, self.path = label or str(path), path
         check_not_empty(path, self.label)
         head = self._head()
+        kind = next((what for begin, what in _OTHER_KINDS.items() if head.startswith(begin)), None)
+        if kind:
+            raise ValueError(f"{self.label}: {kind}.")
         marked = next((name for mark, name in _MARKS.items() if head.startswith(mark)), None)
         if encoding is None or marked == "utf-8-sig":
             encoding = marked or "utf-8"
@@ -91,9 +103,12 @@ class TextFile:
     def _head(self) -> bytes:
         try:
             with _open(self.path) as file:
-                return file.read(4)
+                return file.read(6)
         except _DAMAGE as error:
-            raise ValueError(f"{self.label}: damaged after line 0 ({error}). Fetch the file again.") from error
+            raise ValueError(
+                f"{self.label}: damaged after line 0 ({error}). Fetch the file again, or take the .gz from its name "
+                "if it is text."
+            ) from error
 
     def _copy(self, encoding: str, old_mac: bool = False) -> None:
         folder = tempfile.TemporaryDirectory(prefix="trl_sdpo.")

@@ -1,10 +1,14 @@
 """Times of events: whole seconds since 1970 and, where a source is finer, the nanoseconds behind them."""
 
+import logging
+
 import polars as pl
 
 from ..interactions import LATEST
 from .ids import Fail
 
+
+logger = logging.getLogger(__name__)
 
 # How many there are in a second.
 TIME_UNITS = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
@@ -111,6 +115,8 @@ def _from_decimals(times: pl.Series, count: int) -> tuple[pl.Series, pl.Series]:
 
 
 def _from_floats(times: pl.Series, count: int) -> tuple[pl.Series, pl.Series]:
+    if (times.abs() >= 2**53).any():
+        logger.warning("Times are floats of 2**53 or more, whose last digits are lost: those nearby may be one.")
     times = times.cast(pl.Float64).set(~times.cast(pl.Float64).is_finite().fill_null(False), None)
     whole = times.floor()
     fraction = ((times - whole) * (_BILLION // count)).floor().cast(pl.Int64, strict=False)

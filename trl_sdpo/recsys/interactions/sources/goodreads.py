@@ -4,13 +4,14 @@ import logging
 import re
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import polars as pl
 from tqdm.auto import tqdm
 
+from ..attributes import wanted_attributes, with_attributes
 from ..interactions import (
     ITEM_ID,
     RATING,
@@ -23,8 +24,9 @@ from ..interactions import (
     resolve_duplicate_titles,
 )
 from ..readers.delimited import check_header, raise_first_bad_line, read_table
-from ..readers.json_lines import raise_first_bad_record
+from ..readers.json_lines import check_records, doubtful, raise_first_bad_record, value_problem
 from ..readers.text_files import check_not_empty
+from .goodreads_books import ATTRIBUTES, read_attributes
 
 
 logger = logging.getLogger(__name__)
@@ -52,7 +54,7 @@ def _not_a_rating(value: object) -> str | None:
 
 
 _RECORD_CHECKS = {
-    "user_id": lambda value: None if isinstance(value, str) and value else "is empty",
+    "user_id": lambda value: value_problem(value) or (None if str(value or "").strip() else "is empty"),
     "book_id": _not_a_number,
     "is_read": lambda value: None if isinstance(value, bool) else "is neither true nor false",
     "rating": _not_a_rating,
@@ -60,7 +62,12 @@ _RECORD_CHECKS = {
 
 
 def load_goodreads(
-    path: str | Path, *, time: str = "read_at", read_only: bool = False, series: bool = True
+    path: str | Path,
+    *,
+    time: str = "read_at",
+    read_only: bool = False,
+    series: bool = True,
+    attributes: str | Sequence[str] = (),
 ) -> Interactions:
     """
     Read users' shelves from the UCSD Book Graph, whole or of one genre.
@@ -90,6 +97,10 @@ def load_goodreads(
         series (`bool`, *optional*, defaults to `True`):
             Keep the series behind a title, `"Crooked Kingdom (Six of Crows, #2)"`. Without it the title is
             `title_without_series`, less what it still has in parentheses with a number sign at its end.
+        attributes (`str` or `Sequence[str]`, *optional*):
+            Columns that the items get besides, of `authors` (a list; their names are in `goodreads_book_authors.json.gz`,
+            which is needed beside the books then), `shelves` (a list, the most frequent first), `language`, `description`
+            and `year`. Shelves are those of 2017, also of users of the validation and the test.
 
     Returns:
         [`Interactions`]: `rating` is 1 to 5, or 0 where the user gave none. The report counts what was read, dropped
@@ -109,9 +120,11 @@ def load_goodreads(
     """
     if time not in TIMES:
         raise ValueError(f"time={time!r} is not one of {', '.join(TIMES)}. Pass one of them.")
+    wanted = wanted_attributes(attributes, ATTRIBUTES, "goodreads")
     path = _find_interactions(Path(path))
     has_time = path.name != _CSV
     items = _read_books(_find_books(path), series)
+    known = read_attributes(_find_books(path), wanted) if wanted else None
     report = {"items_read": items.height}
     check_not_empty(path, str(path))
     logger.info("%s: reading %.1f MB", path, path.stat().st_size / 1e6)
@@ -128,6 +141,7 @@ def load_goodreads(
         events = rows.collect(engine="streaming")
     events, items, dropped = drop_untitled(events, items)
     events, items, merges = resolve_duplicate_titles(events, items)
+    items = items if known is None else with_attributes(items, known)
     name = path.name.split(".")[0].replace("_interactions", "")
     return Interactions(events, items, name, has_time=has_time, report=report | dropped | merges)
 
@@ -177,6 +191,8 @@ def _read_books(path: Path, series: bool) -> pl.DataFrame:
         raise_first_bad_record(path, {"book_id": _not_a_number}, error)
     if books.is_empty() or books[ITEM_ID].null_count():
         raise_first_bad_record(path, {"book_id": _not_a_number})
+    if books.select(doubtful(pl.col(TITLE)).any()).item():
+        check_records(path, {"title": value_problem})
     _check_unique(books, ITEM_ID, path)
     return books
 
@@ -199,7 +215,7 @@ def _spool_json(path: Path, spool: Path, time: str) -> None:
     source = pl.coalesce(pl.when(expr.is_not_null()).then(pl.lit(name)) for name, expr in seconds.items())
     unreadable = [(pl.col(name) != "") & expr.is_null() for name, expr in seconds.items()]
     rows = pl.scan_ndjson(path, schema=_JSON_COLUMNS).select(
-        pl.when(pl.col("user_id") != "").then("user_id").alias(USER_ID),
+        pl.when(pl.col("user_id").str.strip_chars() != "").then("user_id").alias(USER_ID),
         pl.col("book_id").cast(pl.Int64, strict=False).alias(ITEM_ID),
         pl.col("rating").cast(pl.Float64).alias(RATING),
         "is_read",
@@ -263,6 +279,7 @@ def _count(spool: Path, path: Path, wanted: pl.Expr) -> dict[str, int]:
     required = [pl.col(name).is_not_null().all() for name in (USER_ID, ITEM_ID, "is_read", RATING)]
     counts = pl.scan_parquet(spool).select(
         (pl.all_horizontal(required) & pl.col(RATING).is_between(0, 5).all()).alias("whole"),
+        pl.lit(False).alias("doubtful") if path.name == _CSV else doubtful(pl.col(USER_ID)).any().alias("doubtful"),
         pl.len().alias("events_read"),
         (~wanted).sum().alias("events_not_read"),
         (wanted & pl.col(TIMESTAMP).is_null()).sum().alias("events_without_time"),
@@ -270,6 +287,8 @@ def _count(spool: Path, path: Path, wanted: pl.Expr) -> dict[str, int]:
         *((wanted & (pl.col("source") == name)).sum().alias(f"times_from_{name}") for name in TIMES),
     )
     counts = counts.collect(engine="streaming").row(0, named=True)
+    if counts.pop("doubtful"):
+        check_records(path, _RECORD_CHECKS)
     if not counts.pop("whole") or not counts["events_read"]:
         if path.name == _CSV:
             raise_first_bad_line(path, str(path), ",", _CSV_COLUMNS, 1, _CSV_LIMITS)

@@ -3,7 +3,7 @@ import pytest
 from datasets import Dataset
 
 from trl_sdpo.prefix_sharing.collator import DataCollatorForMultiPreference
-from trl_sdpo.trainer.sampler import DrawnLengths, LengthGroupedSampler
+from trl_sdpo.trainer.dataset_preparation import DrawnLengths, LengthGroupedSampler
 
 
 @pytest.fixture
