@@ -217,13 +217,8 @@ def _catalogue_of(models: "Iterable[str]", dataset: str) -> "Catalogue":
 
 
 def _results(args: EvaluateArguments, task: "Task", found: dict[str, Any], facts: dict) -> dict[str, Any]:
-    from ..evaluation.comparison import (
-        evaluate_answers,
-        evaluate_catalogue,
-        evaluate_ranking,
-        probe_records,
-        probe_rules,
-    )
+    from ..evaluation.comparison import evaluate_answers, evaluate_catalogue, evaluate_ranking
+    from ..evaluation.probing import probe_all
     from ..evaluation.report import collect_results
 
     options = {"seed": args.seed, "num_examples": args.num_examples, "train": task.train}
@@ -260,9 +255,8 @@ def _results(args: EvaluateArguments, task: "Task", found: dict[str, Any], facts
             "source": None if task.config is None else task.config.source,
         },
         settings=_settings(args),
-        leak_probe=probe_records(task.records, task.train, args.seed),
-        leak_probes=probe_rules(task.records, task.train),
         facts=facts,
+        **probe_all(task.splits, args.split, task.records, task.catalogue, args.seed),
     )
 
 

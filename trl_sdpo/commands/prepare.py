@@ -126,11 +126,11 @@ def run(arguments: Any) -> None:
         f"Leak probe, hr@1 without the history: {probe['hr_at_1']:.3f} (95% interval {probe['ci'][0]:.3f} to "
         f"{probe['ci'][1]:.3f}), chance {probe['chance']:.3f}, popularity {probe['popularity']:.3f}, n = {probe['n']:,}."
     )
-
-    for rule in (one for one in report["leak_probes"] if one["leaks"]):
-        print(
-            f"Leak: the rule '{rule['name']}' finds {rule['hr_at_1']:.3f} of the targets. To close it, {rule['remedy']}."
-        )
+    for rule in report["leak_probes"]:
+        if rule["leaks"] or rule["note"]:
+            kind = "Leak" if rule["leaks"] else "Above chance"
+            then = f"To close it, {rule['remedy']}" if rule["leaks"] else f"No leak of these records: {rule['note']}"
+            print(f"{kind}: the rule '{rule['name']}' finds {rule['hr_at_1']:.3f} of the targets. {then}.")
 
 
 def _read_template(path: Path) -> PromptTemplate:
