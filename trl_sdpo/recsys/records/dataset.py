@@ -35,7 +35,7 @@ from .splits import (
     temporal_split,
     user_split,
 )
-from .targets import select_targets
+from .targets import select_targets, time_facts
 
 
 if TYPE_CHECKING:
@@ -222,13 +222,17 @@ def plan_records(
     catalogue = sorted_catalogue(interactions.items.join(events, on=ITEM_ID, how="semi"))
     events = events.with_row_index(ROW)
     builder = _make_builder(interactions, events, catalogue, config, processing_class)
+    train = (events[SPLIT] == "train").to_numpy()
+    train_counts = np.bincount(builder.event_items[train], minlength=catalogue.height)
     targets = {}
     for split, ratio in zip(SPLITS, config.ratios, strict=True):
         if ratio > 0 or config.split == LEAVE_ONE_OUT:
             targets[split], report[split] = _select(events, split, config, builder)
+            rows = targets[split][ROW].to_numpy().astype(np.int64)
+            cold = int((train_counts[builder.event_items[rows]] == 0).sum())
+            report[split]["record_facts"] = time_facts(events, rows, config.history_size)
+            report[split]["record_facts"]["targets_without_train_event"] = cold
     builder.consumed = _consumed(interactions, targets, builder, config)
-    train = (events[SPLIT] == "train").to_numpy()
-    train_counts = np.bincount(builder.event_items[train], minlength=catalogue.height)
     return RecordPlan(config, targets, builder, catalogue, train_counts, report)
 
 
