@@ -3,6 +3,7 @@ How many records a second the trainer tokenizes: each prompt once and each disti
 with every completion in batches of the fast tokenizer.
 
     python benchmarks/tokenization_speed.py
+    python benchmarks/tokenization_speed.py --chat
     python benchmarks/tokenization_speed.py --tokenizer HuggingFaceTB/SmolLM2-135M-Instruct
 
 Titles and records are made up: a catalogue of the size of ml-latest-small, 20 completions a record, the candidates in the
@@ -14,6 +15,7 @@ import argparse
 import json
 import os
 import time
+from typing import Any
 
 
 os.environ["RAYON_NUM_THREADS"] = "1"
@@ -50,6 +52,16 @@ def make_records(titles: list[str], num_records: int, generator: np.random.Gener
     return Dataset.from_list(rows)
 
 
+def to_chat(row: dict[str, Any]) -> dict[str, list]:
+    """A record as a conversation: a turn of the user, and one of the assistant for each completion."""
+
+    def turn(role: str, text: str) -> list[dict[str, str]]:
+        return [{"role": role, "content": text}]
+
+    prompt, chosen = turn("user", row["prompt"]), turn("assistant", row["chosen"])
+    return {"prompt": prompt, "chosen": chosen, "rejected": [turn("assistant", text) for text in row["rejected"]]}
+
+
 def train_tokenizer(titles: list[str]) -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer with the splits of GPT-2."""
     backend = Tokenizer(models.BPE())
@@ -57,7 +69,11 @@ def train_tokenizer(titles: list[str]) -> PreTrainedTokenizerFast:
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     options = {"vocab_size": 16_000, "special_tokens": ["</s>"], "initial_alphabet": alphabet, "show_progress": False}
     backend.train_from_iterator([f" {title}" for title in titles], trainers.BpeTrainer(**options))
-    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>", pad_token="</s>")
+    template = "{% for m in messages %}<s>{{ m.role }}\n{{ m.content }}</s>\n{% endfor %}"
+    template += "{% if add_generation_prompt %}<s>assistant\n{% endif %}"
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, eos_token="</s>", pad_token="</s>", chat_template=template
+    )
 
 
 def every_text(dataset: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:
@@ -66,8 +82,13 @@ def every_text(dataset: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:
     def tokenize(batch: dict[str, list]) -> dict[str, list]:
         texts = []
         for prompt, chosen, rejected in zip(batch["prompt"], batch["chosen"], batch["rejected"], strict=True):
-            texts += [prompt, *(prompt + text + tokenizer.eos_token for text in (chosen, *rejected))]
-        ids = tokenizer(text=texts)["input_ids"]
+            if isinstance(prompt, str):
+                texts += [prompt, *(prompt + text + tokenizer.eos_token for text in (chosen, *rejected))]
+            else:
+                texts.append(tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True))
+                whole = [prompt + text for text in (chosen, *rejected)]
+                texts += tokenizer.apply_chat_template(whole, tokenize=False)
+        ids = tokenizer(text=texts, add_special_tokens=isinstance(batch["prompt"][0], str))["input_ids"]
         columns: dict[str, list] = {name: [] for name in COLUMNS}
         for start in range(0, len(ids), CANDIDATES + 1):
             prompt_ids, *together = ids[start : start + CANDIDATES + 1]
@@ -88,6 +109,7 @@ def once(dataset: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokenizer", help="Name or folder of a tokenizer.")
+    parser.add_argument("--chat", action="store_true", help="Records as conversations.")
     parser.add_argument("--records", type=int, default=4_000)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
@@ -97,6 +119,8 @@ def main() -> None:
     generator = np.random.default_rng(arguments.seed)
     titles = make_titles(generator)
     dataset = make_records(titles, arguments.records, generator)
+    if arguments.chat:
+        dataset = Dataset.from_list([to_chat(row) for row in dataset])
     tokenizer = AutoTokenizer.from_pretrained(arguments.tokenizer) if arguments.tokenizer else train_tokenizer(titles)
     rates: dict[str, list[float]] = {"every_text": [], "once": []}
     tokens = {}

@@ -165,7 +165,78 @@ def test_tokens_are_those_of_trl(tokenizers, rows, eos):
             assert found == [_tokenize_completions(row, tokenizer, eos_token) for row in batch], name
 
 
-@pytest.mark.parametrize("name", ["GPT-2", "Llama 3", "byte-level with BOS", "SentencePiece unigram"])
+TEMPLATES = {
+    "ChatML": "{% for m in messages %}<s>{{ m.role }}\n{{ m.content }}</s>\n{% endfor %}"
+    "{% if add_generation_prompt %}<s>assistant\n{% endif %}",
+    "Llama 3": "{{ bos_token }}{% for m in messages %}[{{ m.role }}]\n\n{{ m.content | trim }}</s>{% endfor %}"
+    "{% if add_generation_prompt %}[assistant]\n\n{% endif %}",
+    "no generation prompt": "{% for m in messages %}{{ m.role }}: {{ m.content }}{{ eos_token }}{% endfor %}",
+    "thinks first": "{% for m in messages %}<s>{{ m.role }}\n{{ m.content }}{% endfor %}"
+    "{% if add_generation_prompt %}<s>assistant\n<think>\n{% endif %}",
+    "looks at the last": "{% for m in messages %}{{ '(last)' if loop.last else '' }}{{ m.content }}\n{% endfor %}",
+    "tools": "{% for t in tools or [] %}{{ t | tojson }}{% endfor %}{{ style }}{% for m in messages %}"
+    "<s>{{ m.role }}\n{{ m.content or 'nothing' }}</s>{% endfor %}"
+    "{% if add_generation_prompt %}<s>assistant\n{% endif %}",
+}
+turns = st.lists(
+    st.fixed_dictionaries({"role": st.sampled_from(["system", "user", "assistant", "tool"]), "content": texts}),
+    min_size=1,
+    max_size=3,
+)
+answers = st.lists(
+    st.fixed_dictionaries({"role": st.just("assistant"), "content": completions}), min_size=1, max_size=2
+)
+conversations = st.lists(
+    st.fixed_dictionaries(
+        {
+            "prompt": turns,
+            "chosen": answers,
+            "rejected": st.lists(answers, min_size=1, max_size=3),
+            "tools": st.sampled_from([None, '[{"name": "find"}]']),
+            "chat_template_kwargs": st.sampled_from([None, {"style": "short "}, {"truncation": False}]),
+        }
+    ),
+    min_size=1,
+    max_size=4,
+)
+
+
+CHAT_TOKENIZERS = ("GPT-2", "Llama 3", "byte-level with BOS", "byte-level with EOS", "Llama 2", "WordPiece with ends")
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    rows=conversations,
+    plain=records,
+    name=st.sampled_from(CHAT_TOKENIZERS),
+    template=st.sampled_from(sorted(TEMPLATES.values())),
+)
+def test_tokens_of_conversations_are_those_of_trl(tokenizers, rows, plain, name, template):
+    """In one batch with standard records, too."""
+    tokenizer = copy.deepcopy(tokenizers[name])
+    tokenizer.bos_token, tokenizer.chat_template = "<s>", template
+    tokenize = CompletionTokenizer(tokenizer, tokenizer.eos_token)
+    for batch in (rows, [*plain[:1], *rows[::-1], *plain]):
+        found = list(tokenize(batch))
+        assert found == [_tokenize_completions(row, tokenizer, tokenizer.eos_token) for row in batch]
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_usual_conversations_are_cut(tokenizers, template):
+    tokenizer = copy.deepcopy(tokenizers["Llama 3"])
+    tokenizer.bos_token, tokenizer.chat_template = "<s>", TEMPLATES[template]
+    tokenize = CompletionTokenizer(tokenizer, "</s>")
+    answers = [[{"role": "assistant", "content": title}] for title in (*TITLES[:3], TITLES[5])]
+    row = {"prompt": [{"role": "user", "content": "Seen: W."}], "chosen": answers[0], "rejected": answers[1:]}
+    assert list(tokenize([row])) == [_tokenize_completions(row, tokenizer, "</s>")]
+    kept = tokenize._tails[True]._tails.values()
+    assert len(kept) == (0 if template in ("thinks first", "looks at the last") else 4)  # which go on otherwise
+    assert template == "no generation prompt" or None not in kept  # where a role follows the EOS
+
+
+@pytest.mark.parametrize(
+    "name", ["GPT-2", "Llama 3", "byte-level with BOS", "byte-level with EOS", "SentencePiece unigram"]
+)
 @pytest.mark.parametrize(("prompt", "before"), [("Seen: Se7en. Next:", " "), ("Heat (1995)\n", "")])
 def test_usual_records_are_cut(tokenizers, name, prompt, before):
     """Or else nothing would be gained: a colon and a title with its space, a line and a title."""
@@ -174,7 +245,7 @@ def test_usual_records_are_cut(tokenizers, name, prompt, before):
     row = {"prompt": prompt, "chosen": before + known[0], "rejected": [before + title for title in known[1:]]}
     assert list(tokenize([row])) == [_tokenize_completions(row, tokenizers[name], "</s>")]
     is_newline_unknown = name == "SentencePiece unigram" and not before
-    assert is_newline_unknown or all(tokenize._separable.values())
+    assert is_newline_unknown or all(tokenize._tails[False]._separable.values())
 
 
 def test_datasets_and_streams(tokenizer, records, to_conversational):
@@ -203,6 +274,6 @@ def test_what_it_keeps_is_no_part_of_its_hash(tokenizer, records):
     tokenize = CompletionTokenizer(tokenizer, tokenizer.eos_token)
     before = Hasher.hash(tokenize)
     list(tokenize(records(4)))
-    assert tokenize._tails
+    assert tokenize._tails[False]._tails
     assert Hasher.hash(tokenize) == before
-    assert not pickle.loads(pickle.dumps(tokenize))._tails
+    assert not pickle.loads(pickle.dumps(tokenize))._tails[False]._tails

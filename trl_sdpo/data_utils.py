@@ -225,15 +225,20 @@ def _check_tokenized(example: dict[str, Any], index: int, completions: list[list
             _fail_equal(index, column, value, " once it is tokenized")
 
 
+def template_kwargs(example: dict[str, Any]) -> dict[str, Any]:
+    """What a record hands to its chat template besides its messages."""
+    tools = example.get("tools")
+    tools = json.loads(tools) if isinstance(tools, str) else tools
+    return {"tools": tools, **(example.get("chat_template_kwargs") or {})}
+
+
 def _tokenize_completions(
     example: dict[str, Any], processing_class: PreTrainedTokenizerBase, eos_token: str
 ) -> tuple[list[int], list[list[int]]]:
     prompt, completions = example["prompt"], [example["chosen"], *example["rejected"]]
     # TRL asks for the first of a set of keys; on a list of completions its answer would depend on the hash seed
     if is_conversational({"prompt": prompt}):
-        tools = example.get("tools")
-        tools = json.loads(tools) if isinstance(tools, str) else tools
-        apply_chat_template_kwargs = {"tools": tools, **(example.get("chat_template_kwargs") or {})}
+        apply_chat_template_kwargs = template_kwargs(example)
         prompt_ids = _tokenize(processing_class, prompt, add_generation_prompt=True, **apply_chat_template_kwargs)
         prompt_ids = prompt_ids["input_ids"]
         prompt_completion_ids = [

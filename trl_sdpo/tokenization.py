@@ -5,6 +5,7 @@ prompt + completion together, and whether a model has rows for them.
 
 import re
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,27 +14,39 @@ import pyarrow.compute as pc
 import torch
 from datasets import Dataset, IterableDataset
 from transformers import PreTrainedTokenizerBase
+from trl.data_utils import is_conversational
 
-from .data_utils import _tokenize_completions, check_multi_preference, tokenized_record
+from .data_utils import _tokenize_completions, check_multi_preference, template_kwargs, tokenized_record
 
 
 _LETTER, _DIGIT = re.compile(r"[^\W\d_]"), re.compile(r"\d")
 _SPACES = (" ", "\n")
 _CONTEXT = 32  # characters of a prompt that its end is judged by
 _START = 4  # characters of a completion that its start is judged by
+# keywords of `apply_chat_template` that say something of the tokens, not of the text
+_OF_TOKENIZATION = {
+    *(
+        "tokenize",
+        "padding",
+        "truncation",
+        "max_length",
+        "return_tensors",
+        "return_dict",
+        "return_assistant_tokens_mask",
+    ),
+    *("tokenizer_kwargs", "sanitize_control_tokens", "continue_final_message", "add_generation_prompt"),
+}
 _KEPT = 1_000_000  # completions, before they are forgotten and made anew
 
 
 class CompletionTokenizer:
     """
     Tokenizes the completions of prompts as [`~trl.DPOTrainer`] does, prompt and completion together, at the price of each
-    prompt once and each distinct completion once.
+    prompt once and each distinct completion once. Conversations are rendered wholly, as TRL renders them, and what the
+    chat template puts behind the rendered prompt is their completion.
 
-    A text may be cut where no piece of the vocabulary can lie across: between white space and something else, if no piece
-    holds the two characters side by side. There, what is left and right of the cut has tokens of its own, but for what a
-    tokenizer splits its text by first. So for every kind of junction (the characters around the cut by their class) the
-    tokens are compared with TRL's on the first record that has it. Every other text is tokenized wholly, as TRL does:
-    conversations, tokenizers that are not fast, that end every text with a token of theirs, or whose pieces cross.
+    Every text that [`TailTokenizer`] does not cut is tokenized wholly, as TRL does: those of tokenizers that are not fast or
+    whose pieces cross, and conversations that begin otherwise than their prompt does alone.
 
     Args:
         processing_class ([`~transformers.PreTrainedTokenizerBase`]):
@@ -44,10 +57,10 @@ class CompletionTokenizer:
 
     def __init__(self, processing_class: PreTrainedTokenizerBase, eos_token: str | None) -> None:
         self.processing_class, self.eos_token = processing_class, eos_token
-        self._pairs: set[str] | None = None  # characters side by side in a piece
-        self._separable: dict[tuple[str, str], bool] = {}  # kinds of junctions
-        # tokens of a completion behind a kind of end, `None` where text is tokenized wholly
-        self._tails: dict[tuple[str, str], list[int] | None] = {}
+        # templates write special tokens themselves
+        self._tails = {
+            is_chat: TailTokenizer(processing_class, add_special_tokens=not is_chat) for is_chat in (False, True)
+        }
 
     def __getstate__(self) -> dict[str, Any]:
         # what `map` hashes, and sends to its processes
@@ -67,38 +80,108 @@ class CompletionTokenizer:
         Returns:
             `Iterator` of the tokens of each prompt, and of its completions, the chosen one first.
         """
-        texts = [self._texts(example) for example in examples]
-        prompts = list(dict.fromkeys(text[0] for text in texts if text is not None))
-        prompt_ids = dict(zip(prompts, self._ids(prompts), strict=True))
-        self._prepare([text for text in texts if text is not None])
-        for example, text in zip(examples, texts, strict=True):
-            tails = [None]
-            if text is not None:
-                prompt, end, completions = text
-                tails = [self._tails[end, completion] for completion in completions]
-            if None in tails:
-                yield _tokenize_completions(example, self.processing_class, self.eos_token)
-            else:
-                yield prompt_ids[prompt], tails
+        is_chat = [isinstance(example["prompt"], list) for example in examples]
+        texts = [
+            self._rendered(example) if chat else self._texts(example)
+            for example, chat in zip(examples, is_chat, strict=True)
+        ]
+        cut: dict[bool, Iterator] = {}
+        for kind, tails in self._tails.items():
+            some = [text for text, chat in zip(texts, is_chat, strict=True) if text is not None and chat == kind]
+            cut[kind] = iter(tails(some))
+        for example, text, chat in zip(examples, texts, is_chat, strict=True):
+            tokens = None if text is None else next(cut[chat])
+            yield tokens or _tokenize_completions(example, self.processing_class, self.eos_token)
 
-    def _texts(self, example: dict[str, Any]) -> tuple[str, str, list[str]] | None:
-        """Prompt, the kind of its end, and completions with their ends, or `None` for what is left to TRL's way."""
+    def _texts(self, example: dict[str, Any]) -> tuple[str, list[str]] | None:
+        """Prompt, and completions with their ends, or `None` for what is left to TRL's way."""
         prompt, eos_token = example["prompt"], self.eos_token
         if not isinstance(prompt, str) or not prompt or eos_token is None or not self.processing_class.is_fast:
             return None
         completions = [example["chosen"], *example["rejected"]]
-        return prompt, _end(prompt), [text if text.endswith(eos_token) else text + eos_token for text in completions]
+        return prompt, [text if text.endswith(eos_token) else text + eos_token for text in completions]
+
+    def _rendered(self, example: dict[str, Any]) -> tuple[str, list[str]] | None:
+        """The same of a conversation: what the template makes of its prompt, and what it goes on with."""
+        prompt, kwargs = example["prompt"], template_kwargs(example)
+        if (
+            not is_conversational({"prompt": prompt})
+            or not getattr(self.processing_class, "is_fast", False)
+            or kwargs.keys() & _OF_TOKENIZATION
+        ):
+            return None
+        render = partial(self.processing_class.apply_chat_template, tokenize=False, **kwargs)
+        start = render(prompt, add_generation_prompt=True)
+        whole = render([prompt + completion for completion in [example["chosen"], *example["rejected"]]])
+        if not start or not all(text.startswith(start) and text != start for text in whole):
+            return None
+        return start, [text[len(start) :] for text in whole]
+
+
+class TailTokenizer:
+    """
+    Tokens of texts that begin with a prompt, cut behind it.
+
+    A text may be cut where no piece of the vocabulary can lie across: between white space and something else, if no piece
+    holds the two characters side by side. There, what is left and right of the cut has tokens of its own, but for what a
+    tokenizer splits its text by first. So for every kind of junction (the characters around the cut by their class) the
+    tokens are compared with those of the whole text on the first record that has it. Tokens that a tokenizer puts behind
+    every text are put behind every completion, and taken from the prompt.
+
+    Args:
+        processing_class ([`~transformers.PreTrainedTokenizerBase`]):
+            Fast tokenizer.
+        add_special_tokens (`bool`):
+            Whether it adds its special tokens to a text.
+    """
+
+    def __init__(self, processing_class: PreTrainedTokenizerBase, add_special_tokens: bool) -> None:
+        self.processing_class, self.add_special_tokens = processing_class, add_special_tokens
+        self._end_of_text: list[int] | None = None  # tokens behind every text
+        self._pairs: set[str] | None = None  # characters side by side in a piece
+        self._separable: dict[tuple[str, str], bool] = {}  # kinds of junctions
+        # tokens of a completion behind a kind of end, `None` where text is tokenized wholly
+        self._tails: dict[tuple[str, str], list[int] | None] = {}
+
+    def __call__(self, texts: Sequence[tuple[str, list[str]]]) -> Iterator[tuple[list[int], list[list[int]]] | None]:
+        """
+        Tokenize prompts with their completions.
+
+        Args:
+            texts (`Sequence[tuple[str, list[str]]]`):
+                Prompts, none of them empty, each with its completions.
+
+        Returns:
+            `Iterator` of the tokens of each prompt and of its completions, `None` where a text cannot be cut.
+        """
+        if not texts:
+            return
+        prompts = list(dict.fromkeys(prompt for prompt, _ in texts))
+        prompt_ids = dict(zip(prompts, self._ids(prompts), strict=True))
+        self._prepare(texts)
+        for prompt, completions in texts:
+            end = _end(prompt)
+            tails = [self._tails[end, completion] for completion in completions]
+            yield None if None in tails else (prompt_ids[prompt], tails)
 
     def _ids(self, texts: list[str]) -> list[list[int]]:
-        return self.processing_class(text=texts)["input_ids"] if texts else []
+        """Tokens without those that stand behind every text."""
+        if self._end_of_text is None:
+            self._end_of_text = _behind_every_text(self.processing_class) if self.add_special_tokens else []
+        if not texts:
+            return []
+        rows = self.processing_class(text=texts, add_special_tokens=self.add_special_tokens)["input_ids"]
+        size = len(self._end_of_text)
+        return [ids[:-size] if size and ids[-size:] == self._end_of_text else ids for ids in rows]
 
-    def _prepare(self, texts: list[tuple[str, str, list[str]]]) -> None:
+    def _prepare(self, texts: Sequence[tuple[str, list[str]]]) -> None:
         """Tokenize the completions that are new in one call, and find out the junctions that are."""
         if len(self._tails) > _KEPT:
             self._tails.clear()
         new: dict[tuple[str, str], str] = {}
         kinds: dict[tuple[str, str], tuple[str, str]] = {}
-        for prompt, end, completions in texts:
+        for prompt, completions in texts:
+            end = _end(prompt)
             for completion in completions:
                 if (end, completion) in self._tails or (end, completion) in new:
                     continue
@@ -112,13 +195,14 @@ class CompletionTokenizer:
         together = self._ids([context + completion for (_, completion), context in new.items()])
         for ((end, completion), context), ids in zip(new.items(), together, strict=True):
             prefix, tail = alone[context], ids[len(alone[context]) :]
-            # unknown characters side by side are one token
+            # unknown characters side by side are one token, and what stands behind a prompt would be common to both
             is_cut = self._separable[end, _classes(completion[:_START])] and ids[: len(prefix)] == prefix
-            is_known = bool(tail) and tail[0] != self.processing_class.unk_token_id
-            self._tails[end, completion] = tail if is_cut and is_known else None
+            others = (self.processing_class.unk_token_id, *self._end_of_text[:1])
+            is_cut = is_cut and bool(tail) and tail[0] not in others
+            self._tails[end, completion] = tail + self._end_of_text if is_cut else None
 
     def _judge(self, kinds: dict[tuple[str, str], tuple[str, str]]) -> None:
-        """Compare, of each kind, one record's tokens in two parts with those that TRL gives the whole."""
+        """Compare, of each kind, one record's tokens in two parts with those of the whole."""
         for kind, (prompt, completion) in kinds.items():
             self._separable[kind] = False
             if self._may_cross(prompt[-1], completion[0]):
@@ -139,6 +223,15 @@ class CompletionTokenizer:
         as_bytes = bytes_of[left.encode()[-1]] + bytes_of[right.encode()[0]]
         as_metaspace = (left + right).replace(" ", "\u2581")
         return any(pair in self._pairs for pair in (left + right, as_bytes, as_metaspace))
+
+
+def _behind_every_text(processing_class: PreTrainedTokenizerBase) -> list[int]:
+    """The tokens that a tokenizer puts behind a text, such as an EOS; none if that cannot be told."""
+    plain, special = (processing_class("a", add_special_tokens=add)["input_ids"] for add in (False, True))
+    for start in range(len(special) - len(plain) + 1):
+        if special[start : start + len(plain)] == plain:
+            return special[start + len(plain) :]
+    return []
 
 
 def _end(prompt: str) -> str:

@@ -104,7 +104,10 @@ class TestCsv:
 
         holds(
             check,
-            st.lists(st.tuples(user, TEXT, time), min_size=1, max_size=6),
+            # how quotes are guessed around line breaks has a test of its own
+            st.lists(
+                st.tuples(user, TEXT.filter(lambda one: not {"\n", "\r"} & {*one}), time), min_size=1, max_size=6
+            ),
             st.permutations(["user_id", "title", "timestamp", "more"]),
             st.booleans(),
             END_OF_LINE,

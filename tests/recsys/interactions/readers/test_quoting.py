@@ -74,6 +74,15 @@ def test_quotes_can_be_said(tmp_path):
     assert titles(tmp_path, 'u\ti\tt\n1\t7\t"a\tb"\n', name="log.tsv", quote='"') == ["a\tb".replace("\t", " ")]
 
 
+def test_a_header_in_quotes_says_that_quotes_mean_something(tmp_path):
+    path = tmp_path / "log.csv"
+    path.write_text('"user_id","item_id","title"\n"1","7","A ""big, ""\nnight"\n"1","8","Ran"\n')
+    assert load_table(path, title="title").items["title"].to_list() == ['A "big, " night', "Ran"]
+    path.write_text('"user_id","title","item_id"\n"1","x",\n"y","7"\n')
+    with pytest.raises(ValueError, match=r"line [23]: .* fields|line 2: a quote opens here"):
+        load_table(path, title="title")
+
+
 def test_an_open_quote_does_not_swallow_lines(tmp_path):
     text = 'u,i,t\n1,7,"Live\n1,8,Low, again\n1,9,12"\n'
     with pytest.raises(ValueError, match=re.escape("line 2: a quote opens here and closes in line 4")):

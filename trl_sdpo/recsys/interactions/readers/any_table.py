@@ -69,14 +69,14 @@ class AnyTable:
         separator = _TEXT[self.kind] if self.separator is None else self.separator
         return find_quoting(self.file, separator, self.quote, self.escape)
 
-    def read(self, columns: dict[str, str]) -> pl.DataFrame:
+    def read(self, columns: dict[str, str], nested: tuple[str, ...] = ()) -> pl.DataFrame:
         """
         The columns that are wanted, `{new name: name in the table}`, missing values null. One may be wanted under two
-        names.
+        names. Those of `nested` may be lists in lines of JSON.
         """
         wanted = list(dict.fromkeys(columns.values()))
         try:
-            frame = self._read(wanted)
+            frame = self._read(wanted, nested)
         except (pl.exceptions.PolarsError, OSError) as error:
             if isinstance(error, FileNotFoundError):
                 raise
@@ -112,7 +112,7 @@ class AnyTable:
         """What raises for a row of a column."""
         return lambda row, problem: self.raise_at(row, column, values[row], problem)
 
-    def _read(self, wanted: list[str]) -> pl.DataFrame:
+    def _read(self, wanted: list[str], nested: tuple[str, ...]) -> pl.DataFrame:
         if not isinstance(self.data, (str, Path)):
             return frame_columns(self.data, wanted, self.label)
         path = Path(self.data)
@@ -126,7 +126,7 @@ class AnyTable:
             check_columns(self.quoting.header(self.file), wanted, self.label)
             return read_records(self.file, self.quoting, wanted)
         if self.kind == ".jsonl":
-            return read_json_lines(self.file, wanted)
+            return read_json_lines(self.file, wanted, nested)
         if self.kind == ".parquet":
             if not path.stat().st_size:
                 raise ValueError(f"{self.label}: the file is empty. Fetch it again.")

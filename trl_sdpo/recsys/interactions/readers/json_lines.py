@@ -16,7 +16,7 @@ from .text_files import TextFile, decode_line
 _EXACT = 2**53
 
 
-def read_json_lines(file: TextFile, columns: list[str]) -> pl.DataFrame:
+def read_json_lines(file: TextFile, columns: list[str], nested: tuple[str, ...] = ()) -> pl.DataFrame:
     """
     Keys of JSON lines as text: numbers as they are written, so that none is rounded; `null` and a missing key as null.
 
@@ -25,6 +25,8 @@ def read_json_lines(file: TextFile, columns: list[str]) -> pl.DataFrame:
             The file.
         columns (`list[str]`):
             The keys.
+        nested (`tuple[str, ...]`, *optional*):
+            Those which may be lists of texts or numbers. If any is, all are, as lists of text.
 
     Returns:
         `polars.DataFrame`: A row for each line that is not blank.
@@ -40,8 +42,25 @@ def read_json_lines(file: TextFile, columns: list[str]) -> pl.DataFrame:
     for column in columns:
         if frame[column].null_count() == frame.height:
             _check_key(file, column)
-    _check_doubtful(file, frame, columns)
-    return frame
+    _check_doubtful(file, frame, columns, nested)
+    return frame.with_columns(_lists(frame[name]) for name in nested)
+
+
+def _lists(texts: pl.Series) -> pl.Series:
+    """Lists of what [`_check_doubtful`] has found to be lists, if there are any."""
+    begun = texts.str.starts_with("[")
+    lists = {text: json.loads(text) for text in texts.filter(begun.fill_null(False)).unique() if _is_list(text)}
+    if not lists:
+        return texts
+    values = [None if text is None else [str(one) for one in lists.get(text, [text])] for text in texts]
+    return pl.Series(texts.name, values, dtype=pl.List(pl.String))
+
+
+def _is_list(text: str) -> bool:
+    try:
+        return isinstance(json.loads(text), list)
+    except (ValueError, RecursionError):
+        return False
 
 
 def doubtful(texts: pl.Expr) -> pl.Expr:
@@ -92,7 +111,7 @@ def _check_key(file: TextFile, column: str) -> None:
         )
 
 
-def _check_doubtful(file: TextFile, frame: pl.DataFrame, columns: list[str]) -> None:
+def _check_doubtful(file: TextFile, frame: pl.DataFrame, columns: list[str], nested: tuple[str, ...]) -> None:
     """Read again, exactly, the lines of which the fast reader may have made something else."""
     line, text = pl.col("line"), pl.all()
     # lists, objects and booleans are text here; a long number may have been a float
@@ -111,7 +130,10 @@ def _check_doubtful(file: TextFile, frame: pl.DataFrame, columns: list[str]) -> 
         where = f"{file.label}: line {number}"
         record = strict_record(text, where)
         for column in columns:
-            problem = value_problem(record.get(column))
+            value = record.get(column)
+            problem = value_problem(value)
+            if column in nested and isinstance(value, list):
+                problem = next((found for found in map(value_problem, value) if found), None)
             if problem:
                 raise ValueError(f"{where}, column '{column}': {record[column]!r} {problem}")
 

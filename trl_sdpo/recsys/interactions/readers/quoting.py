@@ -145,7 +145,8 @@ def find_quoting(file: TextFile, separator: str, quote: str = AUTO, escape: str 
                 file.label,
             )
             return escaped
-        if _fits_without_quotes(file, wanted):
+        # who quotes the names of columns quotes
+        if not next(file.lines())[1].startswith(wanted.quote) and _fits_without_quotes(file, wanted):
             logger.warning(
                 "%s: quotes do not come in pairs, and every line has its fields without them: they are read as they "
                 "stand. Pass quote if that is wrong.",

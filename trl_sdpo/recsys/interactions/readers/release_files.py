@@ -6,7 +6,7 @@ from pathlib import Path, PurePosixPath
 
 
 def open_release(
-    path: str | Path, layouts: tuple[tuple[str, ...], ...]
+    path: str | Path, layouts: tuple[tuple[str, ...], ...], beside: tuple[str, ...] = ()
 ) -> tuple[str, dict[str, tuple[str, Path | bytes]]]:
     """
     Find the files of one data set.
@@ -16,6 +16,8 @@ def open_release(
             The folder with the files, the folder above it, or the zip archive as published. Nothing is unpacked.
         layouts (`tuple[tuple[str, ...], ...]`):
             The sets of files that make a data set, the best first. Which one it is, is told by the first file of each.
+        beside (`tuple[str, ...]`, *optional*):
+            Files that come last if they are there.
 
     Returns:
         `tuple[str, dict[str, tuple[str, Path or bytes]]]`: What the data set is called, and for each file of its
@@ -34,6 +36,9 @@ def open_release(
         if member not in names:
             raise FileNotFoundError(f"{label}: missing beside {layout[0]}. Fetch the whole release.")
         files[name] = (label, read(member))
+    for name in beside:
+        if name not in layout and str(folder / name) in names:
+            files[name] = (str(path / folder / name), read(str(folder / name)))
     return folder.name or path.stem, files
 
 

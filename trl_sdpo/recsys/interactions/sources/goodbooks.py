@@ -1,10 +1,12 @@
 """goodbooks-10k: https://github.com/zygmuntz/goodbooks-10k."""
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import polars as pl
 
+from ..attributes import wanted_attributes, with_attributes
 from ..interactions import (
     ITEM_ID,
     RATING,
@@ -29,9 +31,10 @@ logger = logging.getLogger(__name__)
 _RATINGS = (["user_id", "book_id", "rating"], ["book_id", "user_id", "rating"])
 _KEYS = ("id", "book_id")
 _TITLE, _YEAR = "title", "original_publication_year"
+_ATTRIBUTES = {"authors": "authors", "year": _YEAR, "language": "language_code"}
 
 
-def load_goodbooks(path: str | Path, *, series: bool = True) -> Interactions:
+def load_goodbooks(path: str | Path, *, series: bool = True, attributes: str | Sequence[str] = ()) -> Interactions:
     """
     Read goodbooks-10k, either version: ratings of the 10,000 most popular books of Goodreads.
 
@@ -47,6 +50,8 @@ def load_goodbooks(path: str | Path, *, series: bool = True) -> Interactions:
             The folder with `ratings.csv` and `books.csv`, the folder above it, or a zip archive of them.
         series (`bool`, *optional*, defaults to `True`):
             Keep the series behind a title, `"Crooked Kingdom (Six of Crows, #2)"`.
+        attributes (`str` or `Sequence[str]`, *optional*):
+            Columns that the items get besides, of `authors` (a list), `year` and `language`.
 
     Returns:
         [`Interactions`]: Without times. Its report counts what was read, dropped and merged.
@@ -64,11 +69,14 @@ def load_goodbooks(path: str | Path, *, series: bool = True) -> Interactions:
     """
     name, files = open_release(path, (("ratings.csv", "books.csv"),))
     events = _read_ratings(*files["ratings.csv"])
-    items = _read_books(*files["books.csv"])
+    wanted = wanted_attributes(attributes, tuple(_ATTRIBUTES), "goodbooks-10k")
+    items = _read_books(*files["books.csv"], wanted)
+    known, items = items.select(ITEM_ID, *wanted), items.select(ITEM_ID, TITLE, YEAR)
     report = {"events_read": events.height, "items_read": items.height}
     items = items.with_columns(without_series(plain_titles(TITLE)) if not series else plain_titles(TITLE))
     events, items, dropped = drop_untitled(events, items)
     events, items, merges = resolve_duplicate_titles(events, items)
+    items = with_attributes(items, known) if wanted else items
     logger.info("%s: %d ratings and %d books read", name, report["events_read"], report["items_read"])
     return Interactions(events, items, name, has_time=False, report=report | dropped | merges)
 
@@ -81,12 +89,13 @@ def _read_ratings(label: str, source: Path | bytes) -> pl.DataFrame:
     return table.select(USER_ID, pl.col("book_id").alias(ITEM_ID), RATING, time)
 
 
-def _read_books(label: str, source: Path | bytes) -> pl.DataFrame:
+def _read_books(label: str, source: Path | bytes, wanted: tuple[str, ...]) -> pl.DataFrame:
     rows = csv_rows(source, label)
     _, header = next(rows)
     key = next((name for name in _KEYS if name in header), None)
-    missing = [name for name in (_TITLE, _YEAR) if name not in header]
-    check_columns(header, [name for name in (key, _TITLE, _YEAR) if name in header], label)
+    needed = dict.fromkeys((_TITLE, _YEAR, *(_ATTRIBUTES[name] for name in wanted)))
+    missing = [name for name in needed if name not in header]
+    check_columns(header, [name for name in (key, *needed) if name in header], label)
     if key is None or missing:
         raise ValueError(f"{label}: line 1: no column {missing or 'book_id'} in {header}. Pass the file as published.")
     books = {}
@@ -98,10 +107,18 @@ def _read_books(label: str, source: Path | bytes) -> pl.DataFrame:
             )
         if int(book[key]) in books:
             raise ValueError(f"{label}: line {number}, column '{key}': {book[key]} is in an earlier line. Remove one.")
-        books[int(book[key])] = (book[_TITLE], _year(book[_YEAR], f"{label}: line {number}, column '{_YEAR}'"))
-    titles, years = zip(*books.values(), strict=True) if books else ((), ())
-    schema = {ITEM_ID: pl.Int64, TITLE: pl.String, YEAR: pl.Int64}
-    return pl.DataFrame([list(books), list(titles), list(years)], schema=schema)
+        year = _year(book[_YEAR], f"{label}: line {number}, column '{_YEAR}'")
+        authors = book.get("authors", "").split(",")
+        books[int(book[key])] = (book[_TITLE], year, authors, book.get("language_code"))
+    titles, years, authors, languages = zip(*books.values(), strict=True) if books else ((), (), (), ())
+    schema = {
+        ITEM_ID: pl.Int64,
+        TITLE: pl.String,
+        YEAR: pl.Int64,
+        "authors": pl.List(pl.String),
+        "language": pl.String,
+    }
+    return pl.DataFrame([list(books), *map(list, (titles, years, authors, languages))], schema=schema)
 
 
 def _year(value: str, where: str) -> int | None:

@@ -4,13 +4,14 @@ import logging
 import re
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import polars as pl
 from tqdm.auto import tqdm
 
+from ..attributes import wanted_attributes, with_attributes
 from ..interactions import (
     ITEM_ID,
     RATING,
@@ -25,6 +26,7 @@ from ..interactions import (
 from ..readers.delimited import check_header, raise_first_bad_line, read_table
 from ..readers.json_lines import check_records, doubtful, raise_first_bad_record, value_problem
 from ..readers.text_files import check_not_empty
+from .goodreads_books import ATTRIBUTES, read_attributes
 
 
 logger = logging.getLogger(__name__)
@@ -60,7 +62,12 @@ _RECORD_CHECKS = {
 
 
 def load_goodreads(
-    path: str | Path, *, time: str = "read_at", read_only: bool = False, series: bool = True
+    path: str | Path,
+    *,
+    time: str = "read_at",
+    read_only: bool = False,
+    series: bool = True,
+    attributes: str | Sequence[str] = (),
 ) -> Interactions:
     """
     Read users' shelves from the UCSD Book Graph, whole or of one genre.
@@ -90,6 +97,10 @@ def load_goodreads(
         series (`bool`, *optional*, defaults to `True`):
             Keep the series behind a title, `"Crooked Kingdom (Six of Crows, #2)"`. Without it the title is
             `title_without_series`, less what it still has in parentheses with a number sign at its end.
+        attributes (`str` or `Sequence[str]`, *optional*):
+            Columns that the items get besides, of `authors` (a list; their names are in `goodreads_book_authors.json.gz`,
+            which is needed beside the books then), `shelves` (a list, the most frequent first), `language`, `description`
+            and `year`. Shelves are those of 2017, also of users of the validation and the test.
 
     Returns:
         [`Interactions`]: `rating` is 1 to 5, or 0 where the user gave none. The report counts what was read, dropped
@@ -109,9 +120,11 @@ def load_goodreads(
     """
     if time not in TIMES:
         raise ValueError(f"time={time!r} is not one of {', '.join(TIMES)}. Pass one of them.")
+    wanted = wanted_attributes(attributes, ATTRIBUTES, "goodreads")
     path = _find_interactions(Path(path))
     has_time = path.name != _CSV
     items = _read_books(_find_books(path), series)
+    known = read_attributes(_find_books(path), wanted) if wanted else None
     report = {"items_read": items.height}
     check_not_empty(path, str(path))
     logger.info("%s: reading %.1f MB", path, path.stat().st_size / 1e6)
@@ -128,6 +141,7 @@ def load_goodreads(
         events = rows.collect(engine="streaming")
     events, items, dropped = drop_untitled(events, items)
     events, items, merges = resolve_duplicate_titles(events, items)
+    items = items if known is None else with_attributes(items, known)
     name = path.name.split(".")[0].replace("_interactions", "")
     return Interactions(events, items, name, has_time=has_time, report=report | dropped | merges)
 

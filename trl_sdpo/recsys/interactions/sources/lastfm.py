@@ -1,10 +1,12 @@
 """Last.fm as published for HetRec 2011: https://grouplens.org/datasets/hetrec-2011/."""
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import polars as pl
 
+from ..attributes import most_frequent, wanted_attributes, with_attributes
 from ..interactions import (
     ITEM_ID,
     LATEST,
@@ -21,11 +23,12 @@ from ..interactions import (
 )
 from ..readers.delimited import check_header, read_table
 from ..readers.release_files import open_release
+from ..readers.text_files import decode
 
 
 logger = logging.getLogger(__name__)
 
-_ARTISTS = "artists.dat"
+_ARTISTS, _TAGS = "artists.dat", "tags.dat"
 _TIMES, _DATES, _PLAYS = "user_taggedartists-timestamps.dat", "user_taggedartists.dat", "user_artists.dat"
 _LAYOUTS = {"tags": ((_TIMES, _ARTISTS), (_DATES, _ARTISTS)), "plays": ((_PLAYS, _ARTISTS),)}
 _IDS = {"userID": pl.Int64, "artistID": pl.Int64}
@@ -43,7 +46,7 @@ _LIMITS = {
 }
 
 
-def load_lastfm(path: str | Path, events: str = "tags") -> Interactions:
+def load_lastfm(path: str | Path, events: str = "tags", attributes: str | Sequence[str] = ()) -> Interactions:
     """
     Read the Last.fm data of HetRec 2011 (`hetrec2011-lastfm-2k`).
 
@@ -61,6 +64,10 @@ def load_lastfm(path: str | Path, events: str = "tags") -> Interactions:
             The folder with the files, the folder above it, or the zip archive as published.
         events (`str`, *optional*, defaults to `"tags"`):
             `"tags"`, or `"plays"` for the number of plays, which have no time.
+        attributes (`str` or `Sequence[str]`, *optional*):
+            `"tags"` for a column of that name, a list of what users tagged an artist with, the most frequent first
+            (`tags.dat`). They are the events themselves, also those of the validation and the test: with
+            `events="tags"` the words of an artist tell how often it is a target, and of what.
 
     Returns:
         [`Interactions`]: Its report counts what was read, dropped and merged.
@@ -79,8 +86,9 @@ def load_lastfm(path: str | Path, events: str = "tags") -> Interactions:
     """
     if events not in _LAYOUTS:
         raise ValueError(f"events={events!r} is neither 'tags' nor 'plays'. Pass one of them.")
-    name, files = open_release(path, _LAYOUTS[events])
-    (log, (log_label, log_file)), (_, (artists_label, artists_file)) = files.items()
+    wanted = wanted_attributes(attributes, ("tags",), "lastfm")
+    name, files = open_release(path, _LAYOUTS[events], (_TAGS, _TIMES, _DATES) if wanted else ())
+    (log, (log_label, log_file)), (_, (artists_label, artists_file)), *_ = files.items()
     rows = _read(log, log_file, log_label)
     artists = _read(_ARTISTS, artists_file, artists_label)
     report = {"events_read": rows.height, "items_read": artists.height}
@@ -91,6 +99,8 @@ def load_lastfm(path: str | Path, events: str = "tags") -> Interactions:
     items = artists.select(pl.col("id").alias(ITEM_ID), plain_titles("name").alias(TITLE))
     table, items, dropped = drop_untitled(table, items)
     table, items, merges = resolve_duplicate_titles(table, items)
+    if wanted:
+        items = with_attributes(items, _artist_tags(files, path))
     logger.info("%s: %d rows of %s and %d artists read", name, report["events_read"], log, report["items_read"])
     return Interactions(table, items, name, has_time=log != _PLAYS, report=report | dropped | merges)
 
@@ -99,6 +109,25 @@ def _read(name: str, source: Path | bytes, label: str) -> pl.DataFrame:
     columns = _COLUMNS[name]
     check_header(source, label, "\t", list(columns))
     return read_table(source, label, "\t", columns, header_lines=1, limits=_LIMITS.get(name), optional=("name",))
+
+
+def _artist_tags(files: dict[str, tuple[str, Path | bytes]], path: str | Path) -> pl.DataFrame:
+    """For every artist the words of its tags. Of the files of tags the one with times is as good as that with dates."""
+    log = next((name for name in (_TIMES, _DATES) if name in files), None)
+    if log is None or _TAGS not in files:
+        raise FileNotFoundError(f"{path}: {_DATES} and {_TAGS} are needed for 'tags'. Fetch the whole release.")
+    (label, source), columns = files[log], {**_COLUMNS[log], "tagID": pl.Int64}
+    check_header(source, label, "\t", list(columns))
+    given = read_table(source, label, "\t", columns, header_lines=1).select("artistID", "tagID")
+    label, source = files[_TAGS]
+    text = decode(source if isinstance(source, bytes) else source.read_bytes(), label, ("utf-8", "latin-1"))
+    check_header(text.encode(), label, "\t", ["tagID", "tagValue"])
+    types = {"tagID": pl.Int64, "tagValue": pl.String}
+    words = read_table(text.encode(), label, "\t", types, header_lines=1, optional=("tagValue",))
+    pairs = given.join(words.unique("tagID", keep="first"), on="tagID").rename(
+        {"artistID": ITEM_ID, "tagValue": "tags"}
+    )
+    return most_frequent(pairs.drop_nulls("tags"), "tags")
 
 
 def _check_dates(rows: pl.DataFrame, label: str) -> None:

@@ -2,12 +2,14 @@
 
 import logging
 import re
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 from typing import NoReturn
 
 import polars as pl
 
+from ..attributes import wanted_attributes, with_attributes
 from ..interactions import (
     ITEM_ID,
     LATEST,
@@ -38,7 +40,12 @@ _TYPES = ("token", "token_seq", "float", "float_seq")
 _MISSPELT_TITLES = {"unkonwn": "unknown"}
 
 
-def load_recbole(path: str | Path, title: str | None = None, merge_titles: bool = True) -> Interactions:
+def load_recbole(
+    path: str | Path,
+    title: str | None = None,
+    merge_titles: bool = True,
+    attributes: str | Sequence[str] = (),
+) -> Interactions:
     """
     Read RecBole's `NAME.inter` and the `NAME.item` beside it: tab-separated, with a header of `name:type`.
 
@@ -60,6 +67,9 @@ def load_recbole(path: str | Path, title: str | None = None, merge_titles: bool 
         merge_titles (`bool`, *optional*, defaults to `True`):
             Merge items of one title. If not, all but the first of them take their id behind the title, as
             "Chasing Amy (1997) #268".
+        attributes (`str` or `Sequence[str]`, *optional*):
+            Columns of the `.item` file that the items get besides, such as `class`: a `token_seq` as a list, a `float` as
+            a number, others as text.
 
     Returns:
         [`Interactions`]: Its report counts what was read, merged and ignored.
@@ -75,6 +85,7 @@ def load_recbole(path: str | Path, title: str | None = None, merge_titles: bool 
         interactions = load_recbole("recbole/dataset_example/ml-100k")
         ```
     """
+    wanted = wanted_attributes(attributes, None, "recbole")
     inter = _find_inter(Path(path))
     file = TextFile(inter)
     header = _read_header(file)
@@ -93,6 +104,8 @@ def load_recbole(path: str | Path, title: str | None = None, merge_titles: bool 
         events, items, merges = resolve_duplicate_titles(events, items)
     else:
         items, merges = number_duplicate_titles(items)
+    if wanted:
+        items = with_attributes(items, _read_attributes(item_file, wanted, items[ITEM_ID].dtype))
     columns = [name for name in (USER_ID, ITEM_ID, RATING, TIMESTAMP, NANOSECOND) if name in events.columns]
     logger.info("%s: %d events and %d items read", inter.stem, report["events_read"], report["items_read"])
     return Interactions(events.select(columns), items, inter.stem, has_time=has_time, report=report | dropped | merges)
@@ -121,8 +134,8 @@ def _read_events(file: TextFile, header: dict[str, str]) -> pl.DataFrame:
     if TIMESTAMP not in header:
         return events.with_columns(pl.lit(None, dtype=pl.Int64).alias(TIMESTAMP))
     times = events[TIMESTAMP]
-    if ((times != times.floor()) | (times.abs() >= 2**53)).any():
-        # a float has not the digits of what is finer than some tenths of a microsecond
+    if file.contains(b"."):
+        # perhaps of a time: a float has not the digits of what is finer than some tenths of a microsecond
         texts = {name: pl.String if name == TIMESTAMP else pl.Null for name in header}
         times = read_table(file.path, file.label, "\t", texts, header_lines=1)[TIMESTAMP]
     seconds, rest = read_times(times, "s", None, _fail_at(file, TIMESTAMP, times))
@@ -206,6 +219,28 @@ def _read_items(path: Path, events: pl.DataFrame, names: tuple[str, ...]) -> tup
     if len(again):
         fail(again[0], "is in an earlier line already. Remove one of the lines.")
     return items, {"years_unreadable": unreadable, "titles_corrected": corrected}
+
+
+def _read_attributes(path: Path, wanted: tuple[str, ...], dtype: pl.DataType) -> pl.DataFrame:
+    """More columns of a file that [`_read_items`] has checked."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file, so items have no attributes. Leave {wanted[0]!r} out.")
+    file = TextFile(path)
+    kinds = _read_header(file)
+    missing = next((name for name in wanted if name not in kinds), None)
+    if missing:
+        raise ValueError(f"{path}: line 1: attributes={missing!r} is none of {list(kinds)}. Name one of them.")
+    rows = [line.split("\t") for number, line in file.lines() if number > 1 and line]
+    columns = dict(zip(kinds, map(list, zip(*rows, strict=True)), strict=True))
+    frame = pl.DataFrame({name: columns[name] for name in (ITEM_ID, *wanted)}, schema_overrides={ITEM_ID: pl.String})
+    if dtype == pl.Int64:
+        frame = frame.with_columns(pl.col(ITEM_ID).str.strip_chars().str.replace(r"\.0*$", "").cast(pl.Int64))
+    for name in wanted:
+        if kinds[name].endswith("_seq"):
+            frame = frame.with_columns(pl.col(name).str.split(" "))
+        elif kinds[name] == "float":
+            frame = frame.with_columns(pl.col(name).cast(pl.Float64, strict=False))
+    return frame
 
 
 def _year(text: str) -> int | None:

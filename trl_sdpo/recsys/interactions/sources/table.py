@@ -1,11 +1,13 @@
 """Any table of interactions, by the names of its columns."""
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 import polars as pl
 
+from ..attributes import wanted_attributes, with_attributes
 from ..interactions import (
     ITEM_ID,
     NANOSECOND,
@@ -48,6 +50,7 @@ def load_table(
     rating: str | None = None,
     title: str | None = None,
     year: str | None = None,
+    attributes: str | Sequence[str] = (),
     movie_titles: bool = False,
     separator: str | None = None,
     quote: str = AUTO,
@@ -89,6 +92,9 @@ def load_table(
             The column of titles.
         year (`str`, *optional*):
             A column of years beside the titles. They tell equal titles apart.
+        attributes (`str` or `Sequence[str]`, *optional*):
+            Columns beside the titles that the items keep, such as `"genres,brand"`: text, numbers or lists of text. Of
+            several values for one item the first is taken.
         movie_titles (`bool`, *optional*, defaults to `False`):
             Bring titles to the form that the loaders of MovieLens give them ([`canonical_title`]).
         separator (`str`, *optional*):
@@ -129,6 +135,7 @@ def load_table(
         raise ValueError(f"time_unit={time_unit!r} is not one of {', '.join(TIME_UNITS)}. Pass one of them.")
     if items is not None and title is None:
         raise ValueError("items are given, but title is not. Name the column of titles.")
+    wanted = wanted_attributes(attributes, None, "table")
     path = Path(data) if isinstance(data, (str, Path)) else None
     name = name or (path.name.split(".")[0] if path else "table")
     options = {"separator": separator, "split": split, "quote": quote, "escape": escape, "encoding": encoding}
@@ -163,6 +170,9 @@ def load_table(
     catalogue = _clean_titles(catalogue, movie_titles)
     events, catalogue, dropped = drop_untitled(events, catalogue)
     events, catalogue, merges = resolve_duplicate_titles(events, catalogue)
+    if wanted:
+        source = log if items is None else book
+        catalogue = with_attributes(catalogue, _attributes(source, item, wanted, catalogue[ITEM_ID].dtype))
     columns = [name for name in (USER_ID, ITEM_ID, RATING, TIMESTAMP, NANOSECOND) if name in events.columns]
     logger.info("%s: %d events and %d items read", log.label, report["events_read"], report["items_read"])
     report |= dropped | merges
@@ -181,6 +191,20 @@ def _events(
     times = table[TIMESTAMP]
     seconds, rest = read_times(times, time_unit, time_format, log.fail_at(columns[TIMESTAMP], times))
     return with_nanoseconds(events.with_columns(seconds.alias(TIMESTAMP)), rest)
+
+
+def _attributes(source: AnyTable, item: str, wanted: tuple[str, ...], dtype: pl.DataType) -> pl.DataFrame:
+    """More columns of a table whose ids are checked: for each item the first value that is there."""
+    table = source.read({ITEM_ID: item, **{name: name for name in wanted}}, nested=wanted)
+    table = table.with_columns(_ids(table, source, ITEM_ID, item).cast(dtype))
+    for name in wanted:
+        if table[name].dtype in (pl.Binary, pl.Object, pl.Struct, pl.Array):
+            raise TypeError(
+                f"{source.label}: column '{name}' is {table[name].dtype}. Make text or a list of texts of it."
+            )
+        if table[name].dtype == pl.List:
+            table = table.with_columns(pl.col(name).cast(pl.List(pl.String)))
+    return table.group_by(ITEM_ID, maintain_order=True).agg(pl.col(name).drop_nulls().first() for name in wanted)
 
 
 def _ids(table: pl.DataFrame, source: AnyTable, key: str, column: str) -> pl.Series:
