@@ -181,7 +181,7 @@ def _systems(args: EvaluateArguments) -> dict[str, dict[str, str]]:
     return systems
 
 
-def _found(args: EvaluateArguments, task: "Task", systems: dict) -> tuple[dict[str, dict[str, Any]], dict]:
+def _found(args: EvaluateArguments, task: "Task", systems: dict) -> tuple[dict[str, Any], dict]:
     """Scores, answers and lists by protocol and system: baselines first, then those of files, then models."""
     from ..evaluation.systems import REFERENCE, ScoreFiles, ask_baselines, ask_models, check_task, read_systems
 
@@ -197,7 +197,7 @@ def _found(args: EvaluateArguments, task: "Task", systems: dict) -> tuple[dict[s
     known = ask_baselines(task, args.baseline, excluded)
     asked = ask_models(task, systems["model"], args.reference, excluded, files)
     files.remove_others(list(systems["scores"].values()))
-    found = {protocol: known[protocol] | asked[protocol] for protocol in known}
+    found: dict[str, Any] = {protocol: known[protocol] | asked[protocol] for protocol in known}
     found["ranking"] = known["ranking"] | scores | asked["ranking"]
     found["catalogue"] = known["catalogue"] | lists | asked["catalogue"]
     return found | {"excluded": excluded}, differing

@@ -161,7 +161,7 @@ def multi_preference_losses(
     logratios = scores.log_probs - ref_scores.log_probs
     avg_logps = scores.log_probs / scores.num_tokens.clamp(min=1)
     pairs = preference_pairs(args, scores, ref_scores, exists)
-    losses = 0.0
+    losses = torch.zeros_like(logratios[:, 0])
     for loss_type, loss_weight in zip(args.loss_type, loss_weights, strict=True):
         if loss_type in MULTI_NEGATIVE_LOSSES:
             per_record = MULTI_NEGATIVE_LOSSES[loss_type](logratios[:, 0], logratios[:, 1:], args.beta, mask)

@@ -225,7 +225,7 @@ class Recommender:
         if unknown_titles not in UNKNOWN_TITLES:
             raise ValueError(f"unknown_titles={unknown_titles!r} is none of {UNKNOWN_TITLES}. Pass one of them.")
         single = not _is_nested(history, "history")
-        rows = [history] if single else list(history)
+        rows: list[Any] = [history] if single else list(history)
         found = [self._find(row, _where("history", index, single), unknown_titles) for index, row in enumerate(rows)]
         desc = "Recommending" if len(rows) > 1 else None
         if candidates is None:
@@ -410,7 +410,7 @@ class Recommender:
             self.processing_class,
             trie,
         )
-        options = {"top_k": top_k, "exclude": excluded, "batch_size": batch_size, "desc": desc}
+        options: dict[str, Any] = {"top_k": top_k, "exclude": excluded, "batch_size": batch_size, "desc": desc}
         if exact:
             found = rank_catalogue(*asked, **options)
         else:

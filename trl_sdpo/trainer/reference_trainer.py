@@ -246,7 +246,7 @@ class FixedReferenceTrainer(DPOTrainer):
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs) -> TrainOutput:
         if resume_from_checkpoint:
-            self._reference_files.resume(resume_from_checkpoint)
+            self._reference_files.resume(resume_from_checkpoint)  # type: ignore[arg-type]  # True is a path by now
         self._start_is_checked |= bool(resume_from_checkpoint)
         output = super().train(resume_from_checkpoint, *args, **kwargs)
         return output

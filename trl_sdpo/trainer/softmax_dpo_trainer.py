@@ -266,7 +266,7 @@ class SoftmaxDPOTrainer(PolicyPushes, WholeCheckpoints, RowLayoutTrainer):
     def _set_signature_columns_if_needed(self) -> None:
         if self._signature_columns is None:  # what K negatives are drawn by, and rows are grouped by
             super()._set_signature_columns_if_needed()
-            self._signature_columns += ["record_id", "length"]
+            self._signature_columns = [*self._signature_columns, "record_id", "length"]
 
     def compute_ref_log_probs(self, model: torch.nn.Module, inputs: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """

@@ -89,8 +89,8 @@ class AnyTable:
         if frame.is_empty():
             raise ValueError(f"{self.label}: no rows. Check that the table is whole.")
         names = [pl.col(column) == column for column in wanted if frame[column].dtype == pl.String]
-        again = frame.select(pl.all_horizontal(names).arg_true()).to_series() if len(names) > 1 else ()
-        if len(again) and len(names) == len(wanted):
+        again = frame.select(pl.all_horizontal(names).arg_true()).to_series().to_list() if len(names) > 1 else []
+        if again and len(names) == len(wanted):
             self.raise_at(again[0], wanted[0], wanted[0], "is the header again. Remove the line.")
         frame = frame.with_columns(blank_to_null(values) for values in frame)
         return frame.select(pl.col(column).alias(name) for name, column in columns.items())
