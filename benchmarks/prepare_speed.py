@@ -29,13 +29,18 @@ SMALL, LARGE = ROWS // 10, ROWS
 HISTORY, MIN_HISTORY, NEGATIVES, SEED = 10, 3, 19, 0
 
 
-def run_ours(folder: Path, records: int, output: Path):
+def run_ours(folder: Path, records: int, output: Path, **more):
     """`prepare`, as a user calls it."""
     from trl_sdpo.recsys.records.preparation import prepare
 
     yield
-    options = {"max_train_records": records, "max_validation_records": 1000, "max_test_records": 1000}
+    options = {"max_train_records": records, "max_validation_records": 1000, "max_test_records": 1000, **more}
     prepare("movielens", output, path=folder, seed=SEED, **options)
+
+
+def run_hard(folder: Path, records: int, output: Path):
+    """With negatives from the neighbours of the history."""
+    yield from run_ours(folder, records, output, negatives="hard")
 
 
 def run_pandas(folder: Path, records: int, output: Path):
@@ -86,7 +91,7 @@ def record(target, items, seen, catalogue, titles) -> dict:
     }
 
 
-RUNS = {"prepare": run_ours, "pandas": run_pandas}
+RUNS = {"prepare": run_ours, "hard": run_hard, "pandas": run_pandas}
 
 
 def run_here(name: str, folder: Path, records: int) -> None:

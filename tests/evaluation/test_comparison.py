@@ -15,8 +15,8 @@ from trl_sdpo.evaluation.comparison import (
     evaluate_catalogue,
     evaluate_ranking,
     popularity_of_candidates,
-    probe_records,
 )
+from trl_sdpo.evaluation.probing import probe_all, probe_records
 from trl_sdpo.evaluation.report import (
     collect_results,
     comparison_table,
@@ -297,13 +297,13 @@ class TestReport:
     }
 
     @pytest.fixture
-    def results(self, ranking, records):
+    def results(self, ranking, records, catalogue):
         return collect_results(
             [ranking],
             dataset={"name": "data/tiny", "split": "test", "records": NUM_RECORDS, "of": 900},
             settings={"seed": 0},
-            leak_probe=probe_records(records, None, seed=0),
             facts=self.FACTS,
+            **probe_all({"test": records}, "test", records, catalogue, seed=0),
         )
 
     def test_json_is_the_results(self, results, tmp_path):

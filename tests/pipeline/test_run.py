@@ -158,6 +158,12 @@ def test_evaluation_ranks_with_the_tokens_of_training(tmp_path):
     assert list(systems) == ["chance", "popularity", "base", "sft", "sft (implicit reward)"]
     assert systems["sft"]["hr@1"] > 0.5 > systems["base"]["hr@1"]
     assert results["facts"]["sft"]["steps"] == sft.steps
+    # what the records tell is there as it is in `trl-sdpo evaluate`, learned from the training records
+    rules = {one["name"]: one for one in results["leak_probes"]}
+    assert "never a training negative" in rules
+    assert rules["list lookup"]["popularity"] == systems["popularity"]["hr@1"]
+    assert results["record_facts"]["targets"] == systems["sft"]["n"]
+    assert "user" in {one["name"] for one in results["sections"][0]["breakdowns"]}
     with pytest.raises(ValueError, match="reference='other' is none of the models"):
         run.evaluate({"base": base}, reference="other")
 

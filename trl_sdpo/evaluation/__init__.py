@@ -11,7 +11,8 @@ from .._lazy import lazy_names
 
 
 if TYPE_CHECKING:
-    from .comparison import evaluate_answers, evaluate_catalogue, evaluate_ranking, probe_records
+    from .comparison import evaluate_answers, evaluate_catalogue, evaluate_ranking
+    from .probing import probe_all, probe_records
     from .report import collect_results, results_text, write_report
 
 __all__ = [
@@ -19,13 +20,15 @@ __all__ = [
     "evaluate_answers",
     "evaluate_catalogue",
     "evaluate_ranking",
+    "probe_all",
     "probe_records",
     "results_text",
     "write_report",
 ]
 
 _NAMES_BY_MODULE = {
-    "comparison": ("evaluate_answers", "evaluate_catalogue", "evaluate_ranking", "probe_records"),
+    "comparison": ("evaluate_answers", "evaluate_catalogue", "evaluate_ranking"),
+    "probing": ("probe_all", "probe_records"),
     "report": ("collect_results", "results_text", "write_report"),
 }
 

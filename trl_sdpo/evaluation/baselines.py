@@ -8,6 +8,7 @@ from datasets import Dataset
 
 from ..recsys.baselines.counting import cooccurrence_scorer, events_of_records, item_knn_scorer, popularity_scorer
 from ..recsys.baselines.scores import Scorer
+from ..recsys.metrics.columns import read_columns
 from ..recsys.metrics.ranking import ranks
 from ..recsys.records.recommender_files import Catalogue
 
@@ -167,7 +168,8 @@ def consumed_items(records: Dataset, others: Sequence[Dataset] = ()) -> tuple[li
 
 def _with_ends(records: Dataset) -> pl.DataFrame:
     """Records with `end`, how many events of the user were earlier than the target: not those of the same time."""
-    frame = pl.from_arrow(records.with_format("arrow")[:])
+    names = ["user_id", "position", "item_id", "history_item_ids"]
+    frame = read_columns(records, [*names, *(["num_earlier"] if "num_earlier" in records.column_names else [])])
     return frame.with_columns(pl.col("num_earlier" if "num_earlier" in frame.columns else "position").alias("end"))
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import polars as pl
 from datasets import Dataset
 
+from ..recsys.metrics.columns import read_columns
 from ..recsys.metrics.intervals import group_codes, wilson_interval
 from ..recsys.records.recommender_files import Catalogue
 
@@ -131,7 +132,7 @@ def training_steps(train: Dataset) -> set[tuple[str, str]]:
     Returns:
         `set[tuple[str, str]]`: Pairs of item ids, the earlier first.
     """
-    frame = pl.from_arrow(train.select_columns(["history_item_ids", "item_id"]).with_format("arrow")[:])
+    frame = read_columns(train, ["history_item_ids", "item_id"])
     items = pl.concat_list(pl.col("history_item_ids").cast(pl.List(pl.String)), pl.col("item_id").cast(pl.String))
     rows = frame.select(items.alias("item")).with_row_index("row").explode("item")
     steps = rows.select("item", pl.col("item").shift(-1).over("row").alias("next")).drop_nulls().unique()

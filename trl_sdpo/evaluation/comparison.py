@@ -10,9 +10,7 @@ import numpy as np
 from datasets import Dataset
 
 from ..recsys.metrics.catalogue import catalogue_metrics, recommendation_ranks
-from ..recsys.metrics.leaks import leak_probe
 from ..recsys.metrics.matching import match_title
-from ..recsys.metrics.probes import leak_probes
 from ..recsys.metrics.ranking import chance_metrics, ranking_metrics, ranks
 from ..recsys.metrics.statistics import sampled_label
 from ..recsys.records.recommender_files import Catalogue
@@ -24,7 +22,6 @@ PROTOCOLS = ("ranking", "generation", "catalogue")
 POPULARITY = "popularity"
 KS = (1, 3, 5, 10)
 _SHOWN = 3
-_PROBED = 2000
 
 
 def evaluate_ranking(
@@ -244,59 +241,6 @@ def _catalogue_label(size: int, excluded: bool, repeats: int, count: int, search
             "misses (--repeats lets them come back)"
         )
     return label
-
-
-def probe_records(records: Dataset, train: Dataset | None, seed: int) -> dict | None:
-    """
-    The score of a lookup that never sees a history, see [`leak_probe`], or `None` for records without texts.
-
-    Args:
-        records (`Dataset`):
-            The records that are evaluated.
-        train (`Dataset`, *optional*):
-            Training records to look up in. If `None`, the records before each one.
-        seed (`int`):
-            Seed of the interval.
-
-    Returns:
-        `dict`: The fields of [`LeakProbe`].
-    """
-    if not {"chosen", "rejected"} <= set(records.column_names):
-        return None
-    columns = ["chosen", "rejected", *(["candidates"] if "candidates" in records.column_names else [])]
-    parts = [records] if train is None else [records, train]
-    parts = [part.select_columns(columns) for part in parts]
-    try:
-        probe = leak_probe(*parts, max_records=_PROBED, seed=seed)
-    except ValueError:  # titles of the list are not the texts of the completions
-        probe = leak_probe(*[part.select_columns(columns[:2]) for part in parts], max_records=_PROBED, seed=seed)
-    return probe._asdict() | {"ci": list(probe.ci)}
-
-
-def probe_rules(records: Dataset, train: Dataset | None) -> list[dict]:
-    """
-    How often rules that know nothing of tastes find the target, see [`leak_probes`]; none for records without texts.
-
-    Args:
-        records (`Dataset`):
-            The records that are evaluated.
-        train (`Dataset`, *optional*):
-            The training records.
-
-    Returns:
-        `list[dict]`: The fields of every [`Probe`].
-    """
-    if not {"chosen", "rejected"} <= set(records.column_names):
-        return []
-    if users_of(records) is None and "user_id" in records.column_names:
-        records = records.remove_columns("user_id")
-    try:
-        probes = leak_probes(records, train, max_records=_PROBED)
-    except ValueError:  # titles of the list are not the texts of the completions
-        if "candidates" not in records.column_names:
-            raise
-        probes = leak_probes(records.remove_columns("candidates"), train, max_records=_PROBED)
-    return [probe._asdict() | {"ci": list(probe.ci)} for probe in probes]
 
 
 def popularity_of_candidates(records: Dataset, catalogue: Catalogue | None) -> list[np.ndarray] | None:

@@ -11,6 +11,7 @@ from typing import Any
 from transformers.utils import logging
 
 from ..files import write_text
+from ..recsys.metrics.facts import fact_rows
 
 
 logger = logging.get_logger(__name__)
@@ -30,6 +31,7 @@ def collect_results(
     settings: Mapping[str, Any],
     leak_probe: dict | None = None,
     leak_probes: Sequence[dict] = (),
+    record_facts: Mapping[str, Any] | None = None,
     facts: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> dict:
     """
@@ -46,6 +48,8 @@ def collect_results(
             Of [`probe_records`].
         leak_probes (`Sequence[dict]`, *optional*):
             Of [`probe_rules`].
+        record_facts (`dict`, *optional*):
+            Of [`record_facts`].
         facts (`Mapping[str, Mapping]`, *optional*):
             By system `stage`, `num_negatives`, `beta` and `steps`, as far as known. Two systems with different values
             of one of the numbers are plotted over it.
@@ -60,6 +64,7 @@ def collect_results(
         "facts": {name: dict(values) for name, values in (facts or {}).items() if values},
         "leak_probe": leak_probe,
         "leak_probes": list(leak_probes),
+        "record_facts": None if record_facts is None else dict(record_facts),
         "sections": list(sections),
     }
 
@@ -189,20 +194,38 @@ def probe_sentence(probe: dict) -> str:
 RULES = "Rules that know nothing of tastes, which should find no more targets than chance:"
 
 
-def rule_table(probes: Sequence[dict], remedies: bool = True) -> tuple[list[str], list[list[str]]]:
-    """What [`probe_rules`] found as text: a header, and a row for each rule, with what closes a leak or without."""
-    header = ["rule", "hr@1", "95% interval", "chance", "n", ""]
-    return header, [
+def rule_table(probes: Sequence[dict], words: bool = True) -> tuple[list[str], list[list[str]]]:
+    """
+    What [`probe_rules`] found as text: a header, and a row for each rule, with what a verdict means or without. "Matched"
+    is what a rule would find if targets were drawn from the candidates by their popularity alone.
+    """
+    first = probes[0]
+    header = ["rule", "hr@1", "95% interval", "matched", "chance", "n", ""]
+    rows = [
         [
             one["name"],
             f"{one['hr_at_1']:.3f}",
-            f"{one['ci'][0]:.3f} to {one['ci'][1]:.3f}",
+            _interval(one["ci"]),
+            "" if one["matched"] is None else f"{one['matched']:.3f}",
             f"{one['chance']:.3f}",
             f"{one['n']:,}",
-            (f"leaks: {one['remedy']}" if remedies else "leaks") if one["leaks"] else "no more than chance",
+            one["verdict"] if words else one["verdict"].partition(":")[0],
         ]
         for one in probes
     ]
+    if first["popularity"] is not None:
+        popular = [f"{first['popularity']:.3f}", _interval(first["popularity_ci"])]
+        rows.append(
+            ["popularity", *popular, "", f"{first['chance']:.3f}", f"{first['n']:,}", "no rule: to compare with"]
+        )
+    return header, rows
+
+
+def _interval(ci: Sequence[float]) -> str:
+    return f"{ci[0]:.3f} to {ci[1]:.3f}"
+
+
+FACTS_HEADER = ["of the records", "count", "share"]
 
 
 def headline(results: dict) -> str:
@@ -238,6 +261,8 @@ def to_markdown(results: dict) -> str:
     lines += [probe_sentence(results["leak_probe"]), ""] if results["leak_probe"] else []
     if results["leak_probes"]:
         lines += [RULES, "", *_markdown_table(*rule_table(results["leak_probes"])), ""]
+    if results["record_facts"]:
+        lines += [*_markdown_table(FACTS_HEADER, fact_rows(results["record_facts"])), ""]
     lines += [NOTES, "", "## Settings", ""]
     lines += [*_markdown_table(["", ""], [[name, _text(value)] for name, value in results["settings"].items()]), ""]
     return "\n".join(lines)
@@ -265,8 +290,10 @@ def results_text(results: dict) -> str:
             "",
             RULES,
             "",
-            *_aligned(*rule_table(results["leak_probes"], remedies=False)),
-        ]  # warnings have named these
+            *_aligned(*rule_table(results["leak_probes"], words=False)),
+        ]  # warnings have said what verdicts mean
+    if results["record_facts"]:
+        lines += ["", *_aligned(FACTS_HEADER, fact_rows(results["record_facts"]))]
     return "\n".join(lines)
 
 
@@ -330,6 +357,7 @@ def to_html(results: dict) -> str:
         sections=sections,
         probe=probe_sentence(results["leak_probe"]) if results["leak_probe"] else None,
         rules=(RULES, rule_table(results["leak_probes"])) if results["leak_probes"] else None,
+        record_facts=(FACTS_HEADER, fact_rows(results["record_facts"])) if results["record_facts"] else None,
         notes=NOTES,
         settings={name: _text(value) for name, value in results["settings"].items()},
     )

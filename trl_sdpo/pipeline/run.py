@@ -17,7 +17,8 @@ from transformers import Trainer, TrainingArguments
 from trl import DPOConfig, SFTConfig
 
 from .. import __version__
-from ..evaluation.comparison import evaluate_ranking, probe_records
+from ..evaluation.comparison import evaluate_ranking
+from ..evaluation.probing import probe_all
 from ..evaluation.report import collect_results, write_report
 from ..recommender.recommender import Recommender
 from ..recsys.interactions.interactions import Interactions
@@ -260,6 +261,7 @@ class Run:
             )
         splits, files = load_records(str(self.data)), load_recommender_files(self.data)
         records = select_split(splits, split, "split", str(self.data))
+        train = splits.get("train") if split != "train" else None
         scores = {}
         for name, model in models.items():
             own = load_recommender_files(model).config if Path(model).is_dir() else None
@@ -270,7 +272,7 @@ class Run:
             last = list(models)[-1]
             scores[f"{last} (implicit reward)"] = implicit_rewards(scores[last], scores[reference])
         results = collect_results(
-            [evaluate_ranking(scores, records, seed=seed, catalogue=files.catalogue)],
+            [evaluate_ranking(scores, records, seed=seed, catalogue=files.catalogue, train=train)],
             dataset={
                 "name": self.directory.name,
                 "split": split,
@@ -278,8 +280,8 @@ class Run:
                 "source": None if files.config is None else files.config.source,
             },
             settings={"seed": seed, **(settings or {}), **environment()},
-            leak_probe=probe_records(records, splits.get("train") if split != "train" else None, seed),
             facts={name: _facts(model) for name, model in models.items()},
+            **probe_all(splits, split, records, files.catalogue, seed),
         )
         write_report(results, self.directory / "report")
         return results

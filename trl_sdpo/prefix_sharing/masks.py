@@ -9,12 +9,15 @@ import inspect
 
 import torch
 from accelerate.utils import is_peft_model
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask
+from torch.nn.attention.flex_attention import BlockMask
 from transformers import PreTrainedConfig, PreTrainedModel
 
 
 PADDING_SEGMENT = -1
 PROMPT_SEGMENT = 0
+
+# Rows are looked at in squares of so many tokens by flex attention, the default of torch
+FLEX_BLOCK = 128
 
 FULL_ATTENTION, SLIDING_ATTENTION = "full_attention", "sliding_attention"
 ATTN_IMPLEMENTATIONS = ("sdpa", "eager", "flex_attention")
@@ -23,6 +26,15 @@ ATTN_IMPLEMENTATIONS = ("sdpa", "eager", "flex_attention")
 def base_model(model: torch.nn.Module) -> PreTrainedModel:
     """The transformers model below the wrappers of PEFT."""
     return model.get_base_model() if is_peft_model(model) else model
+
+
+def row_multiple(models: list[torch.nn.Module]) -> int | None:
+    """
+    What rows are padded to a multiple of, where the models ask for more than the collator's own: whole blocks of flex
+    attention, which is compiled anew for a length that it has not met.
+    """
+    flex = any(base_model(model).config.get_text_config()._attn_implementation == "flex_attention" for model in models)
+    return FLEX_BLOCK if flex else None
 
 
 def shared_prefix_mask(
@@ -66,7 +78,10 @@ def shared_prefix_mask(
 
 
 def _block_mask(segment_ids: torch.Tensor, position_ids: torch.Tensor, window: int | None) -> BlockMask:
-    batch_size, length = segment_ids.shape
+    """
+    What `create_block_mask` gives, without the mask of B x L x L entries that it makes first, and without a compiler.
+    Segments ascend in a row, so that the first and the last one of a block say what is in it.
+    """
 
     def allowed(
         record: torch.Tensor, head: torch.Tensor | None, query: torch.Tensor, key: torch.Tensor
@@ -77,7 +92,43 @@ def _block_mask(segment_ids: torch.Tensor, position_ids: torch.Tensor, window: i
             seen = seen & (position_ids[record, query] - position_ids[record, key] < window)
         return seen
 
-    return create_block_mask(allowed, batch_size, None, length, length, device=segment_ids.device)
+    length, none = segment_ids.size(1), torch.iinfo(segment_ids.dtype).max
+    # padding comes last: as a segment behind all others it ascends too
+    segments = _in_blocks(segment_ids.masked_fill(segment_ids == PADDING_SEGMENT, none))
+    first, last = segments[..., 0], segments[..., -1]  # (B, blocks)
+    first_completion = segments.masked_fill(segments == PROMPT_SEGMENT, none).amin(-1)
+    index = torch.arange(first.size(1), device=first.device)
+    diagonal, before = index.unsqueeze(1) == index, index.unsqueeze(1) > index  # (blocks of queries, blocks of keys)
+    met = before & ((first == PROMPT_SEGMENT).unsqueeze(1) | (last.unsqueeze(1) == first.unsqueeze(2)))
+    of_one = (
+        (first == last).unsqueeze(2)
+        & (first_completion == last).unsqueeze(1)
+        & (last.unsqueeze(1) == last.unsqueeze(2))
+    )
+    # what is cut off at the end of a row is no whole block
+    full = before & ((last == PROMPT_SEGMENT).unsqueeze(1) | of_one) & (index < length // FLEX_BLOCK).unsqueeze(1)
+    if window is not None:
+        positions = _in_blocks(position_ids)
+        lowest, highest = positions.amin(-1), positions.amax(-1)
+        met = met & (lowest.unsqueeze(2) - highest.unsqueeze(1) < window)
+        full = full & (highest.unsqueeze(2) - lowest.unsqueeze(1) < window)
+    return BlockMask.from_kv_blocks(
+        *_ordered(diagonal | (met & ~full)), *_ordered(full), BLOCK_SIZE=FLEX_BLOCK, mask_mod=allowed,
+        seq_lengths=(length, length),
+    )  # fmt: skip
+
+
+def _in_blocks(values: torch.Tensor) -> torch.Tensor:
+    """Rows `(B, L)` as `(B, blocks, FLEX_BLOCK)`, the last block filled up with its last value."""
+    missing = -values.size(1) % FLEX_BLOCK
+    return torch.cat([values, values[:, -1:].expand(-1, missing)], dim=1).unflatten(1, (-1, FLEX_BLOCK))
+
+
+def _ordered(blocks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of each block of queries, how many blocks of keys there are, and all of them, those first: of one head."""
+    blocks = blocks.unsqueeze(1).to(torch.int32)
+    order = blocks.argsort(dim=-1, descending=True, stable=True)
+    return blocks.sum(dim=-1, dtype=torch.int32), order.to(torch.int32)
 
 
 def windows_of_layers(config: PreTrainedConfig) -> dict[str, int | None]:

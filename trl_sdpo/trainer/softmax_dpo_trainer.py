@@ -41,7 +41,7 @@ from ..losses.loss_types import LOSS_TYPES_OF_ONE_PAIR, multi_preference_losses
 from ..losses.multi_negative import check_finite
 from ..prefix_sharing.backbone import extend_backbone
 from ..prefix_sharing.collator import DataCollatorForMultiPreference, EpochCallback
-from ..prefix_sharing.masks import base_model
+from ..prefix_sharing.masks import base_model, row_multiple
 from ..prefix_sharing.rows import CompletionScores
 from ..tokenization import check_tokens_have_embeddings
 from . import checks
@@ -205,6 +205,8 @@ class SoftmaxDPOTrainer(PolicyPushes, WholeCheckpoints, RowLayoutTrainer):
         if self.data_collator.prefix_sharing and not can_share_prefix(models, self.args.prefix_sharing):
             self.data_collator.prefix_sharing = False
         self.data_collator = dataclasses.replace(self.data_collator, evaluation=True)
+        if self.data_collator.prefix_sharing and self.data_collator.pad_to_multiple_of is None:
+            self.data_collator.pad_to_multiple_of = row_multiple(models)
 
     def get_train_dataloader(self) -> torch.utils.data.DataLoader:
         """As [`~transformers.Trainer.get_train_dataloader`]. Training alone draws of the pool of a record."""

@@ -49,7 +49,7 @@ def repeated(row, generator):
 def test_records_without_a_leak_are_at_chance(caplog):
     with caplog.at_level(logging.WARNING):
         found = probe(make(1500), make(1500, seed=1))
-    assert len(found) == 9
+    assert len(found) == 10
     assert not caplog.text
     for one in found.values():
         # the lookup misses where its answer is no candidate, so it stays below chance
@@ -103,3 +103,43 @@ def test_rules_are_left_out_where_the_records_cannot_tell():
     records["timestamp"] = [None] * 50
     assert "existed by then" not in probe(records)
     assert "never a training negative" not in probe(records)
+
+
+def near_ids(row, generator):
+    """The target is the next id, above or below alike: as ids of one year are."""
+    row["history_item_ids"][-1] = row["item_id"] + (1 if row["timestamp"] % 2 else -1)
+
+
+def test_ids_that_tell_in_both_directions_are_no_order_of_events(caplog):
+    with caplog.at_level(logging.WARNING):
+        found = probe(make(1000, near_ids), make(500, seed=1))
+    for name in ("id above the last", "id below the last"):
+        assert found[name].hr_at_1 > 0.4
+        assert not found[name].leaks
+        assert "ids themselves" in found[name].note
+        assert f"Above chance: the rule '{name}' finds" in caplog.text
+    assert probe(make(300, next_id), make(500, seed=1))["id above the last"].note == ""
+
+
+def test_popularity_and_what_it_explains_stand_beside_each_rule():
+    """Targets are among ten ids that are popular; a rule that picks small ids finds as much as their popularity says."""
+
+    def popular(row, generator):
+        row["item_id"] = -1 - int(generator.integers(10))
+
+    reference = make(2000, popular, seed=1)
+    counts = {item: reference["item_id"].count(item) for item in set(reference["item_id"])}
+    found = probe(make(1000, popular), reference)
+    for one in found.values():
+        assert one.popularity == 1
+        assert one.popularity_ci[0] > 0.8
+    by_hand = []
+    records = make(1000, popular)
+    for target, others in zip(records["item_id"], records["rejected_item_ids"], strict=True):
+        weights = np.array([1 + counts.get(item, 0) for item in (target, *others)])
+        by_hand.append(weights[0] / weights.sum())  # below the last stands the target, or another one
+    matched = found["in the history"].matched
+    assert matched == pytest.approx(0.05)  # picks all alike
+    assert found["id below the last"].matched < np.mean(by_hand)
+    given = {one.name: one for one in leak_probes(records, counts={str(key): value for key, value in counts.items()})}
+    assert given["id above the last"].matched == pytest.approx(found["id above the last"].matched)

@@ -3,7 +3,9 @@ import polars as pl
 import pytest
 
 from trl_sdpo.recsys import sample_negatives
-from trl_sdpo.recsys.negatives.strategies import nearest_by_co_occurrence, parse_negatives, schedule
+from trl_sdpo.recsys.negatives import cooccurrence
+from trl_sdpo.recsys.negatives.cooccurrence import nearest_by_co_occurrence
+from trl_sdpo.recsys.negatives.strategies import parse_negatives, schedule
 
 
 ITEMS = pl.DataFrame({"item_id": range(100), "title": [f"Title {number}" for number in range(100)]})
@@ -95,6 +97,29 @@ def test_co_occurrence_by_hand():
     assert nearest[1].tolist() == [0, -1, -1]
     # items 0 of user 2 and 0 of user 3 are neighbours in the table, not in a sequence
     assert nearest[2].tolist() == [0, -1, -1]
+
+
+@pytest.mark.parametrize("at_once", [1, 40, 1 << 20])
+def test_co_occurrence_is_that_of_pairs_counted_one_by_one(monkeypatch, at_once):
+    """Whatever number of pairs is counted at once: scores by hand, ties to the lower id."""
+    monkeypatch.setattr(cooccurrence, "_PAIRS_AT_ONCE", at_once)
+    generator = np.random.default_rng(0)
+    users, items = np.sort(generator.integers(0, 12, 200)), generator.integers(0, 15, 200)
+    nearest = nearest_by_co_occurrence(
+        pl.DataFrame({"user_id": users, "item_id": items}), ITEMS["item_id"], window=3, num_neighbours=4
+    )
+    together = np.zeros((len(ITEMS), len(ITEMS)))
+    for first in range(200):
+        for second in range(first + 1, min(first + 4, 200)):
+            if users[first] == users[second] and items[first] != items[second]:
+                together[items[first], items[second]] += 1
+                together[items[second], items[first]] += 1
+    counts = np.bincount(items, minlength=len(ITEMS))
+    for item in range(len(ITEMS)):
+        others = np.flatnonzero(together[item])
+        score = together[item, others] / np.sqrt(counts[item] * counts[others])
+        best = others[np.lexsort((others, -score))][:4].tolist()
+        assert nearest[item].tolist() == best + [-1] * (4 - len(best))
 
 
 def test_what_a_strategy_cannot_give_is_drawn_uniformly():

@@ -106,6 +106,39 @@ def test_the_report_counts_and_says_what_leaks(interactions, tmp_path):
     assert (tmp_path / "out" / "report.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
 
 
+@pytest.mark.parametrize("order", ["time", "file-unchecked"])
+def test_facts_of_time_are_those_of_the_events(interactions, tmp_path, order):
+    """Counted on the source, event by event; rows of a user that stand in no order put the future into histories."""
+    shuffled = interactions.events.sample(fraction=1.0, shuffle=True, seed=1).with_columns(pl.col("timestamp") // 300)
+    source = Interactions(shuffled, interactions.items, "tiny")
+    options = OPTIONS | {"order": order, "existence": "off"}
+    report = prepare(source, tmp_path / "out", **options)
+    loaded = load_dataset(str(tmp_path / "out"), cache_dir=str(tmp_path / "cache"))
+    times = {(user, item): time for user, item, time in shuffled.select("user_id", "item_id", "timestamp").iter_rows()}
+    for split, rows in loaded.items():
+        facts, later, at, tied = report[split]["record_facts"], 0, 0, 0
+        catalogue = load_recommender_files(tmp_path / "out").catalogue
+        counts = dict(zip(catalogue.item_ids, catalogue.train_counts, strict=True))
+        for record in rows:
+            before = [times[record["user_id"], item] for item in record["history_item_ids"]]
+            later += sum(time > record["timestamp"] for time in before)
+            at += sum(time == record["timestamp"] for time in before)
+            same = [key for key, time in times.items() if key[0] == record["user_id"] and time == record["timestamp"]]
+            tied += len(same) > 1
+        assert (facts["targets"], facts["history_events_later_than_target"]) == (len(rows), later)
+        assert facts["history_events_at_time_of_target"] == at
+        assert facts["history_events"] == sum(map(len, rows["history_item_ids"]))
+        if order == "time":
+            assert facts["targets_tied_in_time"] == tied > 0
+            assert later == at == 0
+        else:
+            assert later > 0
+        assert facts["targets_without_train_event"] == sum(not counts[str(item)] for item in rows["item_id"])
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert "| events in histories that are later than their target |" in text
+    assert "popularity (training events)" in text
+
+
 def test_what_a_recommender_needs_lies_beside_the_records(interactions, tmp_path):
     """The templates render the prompts of the records, and the catalogue tells the titles and counts of their items."""
     prepare(interactions, tmp_path / "out", min_interactions=11, **OPTIONS | {"template": "question"})

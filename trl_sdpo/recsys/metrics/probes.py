@@ -1,25 +1,45 @@
-"""Rules that know nothing of tastes: how often each of them finds the target, and what to change where one does."""
+"""How often rules that know nothing of tastes find the target, and what to change where one does."""
 
 import logging
-from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from .intervals import wilson_interval
+from .columns import has_columns, read_columns
+from .intervals import difference_interval, wilson_interval
 from .leaks import leak_probe_hits
+from .ranking import ranks
+from .rules import (
+    ABOVE,
+    ANOTHERS,
+    BELOW,
+    Row,
+    Rule,
+    first_times,
+    rules_of_history,
+    rules_of_ids,
+    rules_of_reference,
+    rules_of_time,
+)
 
 
 logger = logging.getLogger(__name__)
 
+# What a rule must find beyond chance to count: less is not what decides a table.
 _MATERIAL = 0.02
-_NEIGHBOURS = 100
+_IDS_COLUMNS = ("item_id", "rejected_item_ids", "history_item_ids")
+_COLUMNS = ("chosen", "rejected", "candidates", "user_id", "timestamp", *_IDS_COLUMNS)
+_OWN_IDS = (
+    "the ids themselves go with the time or the popularity of the items, which does no harm while ids stand in no prompt; "
+    "to be rid of it, number items at random before loading"
+)
 _REMEDIES = {
     "list lookup": "draw candidates by (seed, user, position): candidate_seed='record'",
-    "id above the last": "order ties by (seed, user, item): order='time'; what is left then is that neighbouring ids are "
-    "of one time, one kind or popular, which an id in a prompt would tell",
-    "id above another's last": "number items at random before loading: their ids go with how popular or old they are",
+    ABOVE: "order ties by (seed, user, item): order='time'",
+    BELOW: "order ties by (seed, user, item): order='time'",
+    ANOTHERS: _OWN_IDS,
     "never a training negative": "exclude only what the user touched up to the record's phase: exclude_seen='phase'",
     "existed by then": "draw negatives from what existed by then: existence='first-event'",
     "did not exist by then": "leave out targets that nobody had met before: existence='first-event'",
@@ -45,9 +65,16 @@ class Probe(NamedTuple):
         n (`int`), users (`int`, *optional*):
             How many records, and of how many users.
         leaks (`bool`):
-            Whether the interval is above chance, and the rule more than .02 above it.
+            Whether the interval is above chance, the rule more than .02 above it, and there is no `note`.
         remedy (`str`):
             What to change then.
+        popularity (`float`, *optional*), popularity_ci (`tuple[float, float]`, *optional*):
+            What the number of training events finds on the same records; `None` where these are not known.
+        matched (`float`, *optional*):
+            What the rule would find if the target were drawn from the candidates of its record in proportion to one plus
+            their training events: what is due to the popularity of the items that it picks.
+        note (`str`):
+            Why a rule above chance is no leak of how the records were made; empty for all others.
     """
 
     name: str
@@ -58,38 +85,56 @@ class Probe(NamedTuple):
     users: int | None
     leaks: bool
     remedy: str
+    popularity: float | None = None
+    popularity_ci: tuple[float, float] | None = None
+    matched: float | None = None
+    note: str = ""
 
+    @property
+    def verdict(self) -> str:
+        """What a table says of it."""
+        if self.leaks:
+            return f"leaks: {self.remedy}"
+        return f"above chance, no leak: {self.note}" if self.note else "no more than chance"
 
-class _Row(NamedTuple):
-    candidates: list
-    history: list
-    user: Any
-    time: int | None
-
-
-# The candidates that a rule leaves, as flags; all where it has nothing to say.
-Rule = Callable[[_Row], list[bool]]
+    def as_dict(self) -> dict:
+        """The fields and the verdict as JSON has them."""
+        fields = {name: list(value) if isinstance(value, tuple) else value for name, value in self._asdict().items()}
+        return fields | {"verdict": self.verdict}
 
 
 def leak_probes(
-    records: Any, reference: Any = None, *, max_records: int = 5000, max_reference: int = 200_000
+    records: Any,
+    reference: Any = None,
+    *,
+    counts: Mapping[Any, int] | None = None,
+    max_records: int = 5000,
+    max_reference: int = 200_000,
 ) -> list[Probe]:
     """
     Probe records with rules that know nothing of tastes. A rule above chance is a leak, and a warning says what to change.
 
     The rules: the target of the most similar candidate list ([`leak_probe`]); the smallest candidate id above the last id
-    of the history, and, for comparison, of the history of another record; a candidate that was never a negative of this user in the reference records; one that was a target or
-    in a history by the time of the record, or was not; one that is not among the 100 nearest neighbours, by co-occurrence
-    in the reference records, of an item of the history; one that is in the history, or is not. Rules that need ids, users
-    or times are left out for records without them.
+    of the history, the largest below it, and the smallest above the last id of another record; a candidate that was never
+    a negative of this user in the reference records; one that was a target or in a history by the time of the record, or
+    was not; one that is not among the 100 nearest neighbours, by co-occurrence in the reference records, of an item of
+    the history; one that is in the history, or is not. Rules that need ids, users or times are left out for records
+    without them.
+
+    Of the two rules of ids that look in opposite directions, one leaks only if it finds more than the other: what both
+    find alike is not the order of the events but the ids themselves, whose publishers gave them out by time or
+    popularity. `note` says so.
 
     Args:
         records (`Dataset` or `dict[str, Sequence]`):
             Multi-preference records, as [`build_preference_dataset`] makes them.
         reference (`Dataset` or `dict[str, Sequence]`, *optional*):
             The training records.
+        counts (`Mapping`, *optional*):
+            Training events by item id, or by the id as text. By default the number of records of the reference that have
+            it for a target.
         max_records (`int`, *optional*, defaults to `5000`), max_reference (`int`, *optional*, defaults to `200000`):
-            Probe, and learn from, this many, evenly spread.
+            Probe, and learn from, this many, evenly spread. When items were first met is read off all of them.
 
     Returns:
         `list[Probe]`: One per rule.
@@ -109,140 +154,138 @@ def leak_probes(
     met = _first_times(records, reference)
     records = _spread(records, max_records)
     reference = None if reference is None else _spread(reference, max_reference)
-    users = _column(records, "user_id")
-    looked_up = leak_probe_hits(*_texts(records, reference))
-    chance = float(np.mean([1 / (1 + len(row)) for row in records["rejected"]]))
-    found = [_make("list lookup", looked_up, chance, users)]
     rows = _rows(records)
-    if rows is None:
-        return _warn(found)
-    for name, rule in _rules(reference, rows, met).items():
-        hits = np.array([_expected(rule(row)) for row in rows])
-        found.append(_make(name, hits, chance, users))
-    return _warn(found)
+    hits = {"list lookup": leak_probe_hits(*_texts(records, reference))}
+    weights = _weights(rows, reference, counts)
+    matched = {}
+    for name, rule in {} if rows is None else _rules(reference, rows, met).items():
+        shares = [_shares(rule(row)) for row in rows]
+        hits[name] = np.array([share[0] for share in shares])
+        if weights is not None:
+            matched[name] = float(np.mean([share @ weight for share, weight in zip(shares, weights, strict=True)]))
+    return _warn(_probes(hits, matched, weights, records))
 
 
-def _rules(reference: Any, rows: list[_Row], first: dict) -> dict[str, Rule]:
-    rules: dict[str, Rule] = {"id above the last": _id_above_the_last}
-    # Ids of popular items may stand together: what a history of somebody else finds is not of the order of events.
-    others = iter([*rows[len(rows) // 2 :], *rows[: len(rows) // 2]])
-    rules["id above another's last"] = lambda row: _id_above_the_last(row._replace(history=next(others).history))
-    if reference is not None and rows[0].user is not None and _column(reference, "user_id") is not None:
-        rules["never a training negative"] = _never_a_negative(reference)
+def _rules(reference: dict | None, rows: list[Row], met: dict) -> dict[str, Rule]:
+    rules = rules_of_ids(rows)
+    if reference is not None and reference.get("rejected_item_ids") is not None:
+        learned = rules_of_reference(reference)
+        rules |= {name: rule for name, rule in learned.items() if rows[0].user is not None or "never" not in name}
     if rows[0].time is not None:
-        rules["existed by then"] = lambda row: [first.get(item, row.time) < row.time for item in row.candidates]
-        rules["did not exist by then"] = lambda row: [first.get(item, row.time) >= row.time for item in row.candidates]
-    if reference is not None and _column(reference, "history_item_ids") is not None:
-        near = _neighbours(reference)
-        rules["not a neighbour"] = lambda row: [
-            not any(item in near.get(read, ()) for read in row.history) for item in row.candidates
-        ]
-    rules["in the history"] = lambda row: [item in row.history for item in row.candidates]
-    rules["not in the history"] = lambda row: [item not in row.history for item in row.candidates]
-    return rules
+        rules |= rules_of_time(met)
+    return rules | rules_of_history()
 
 
-def _expected(left: list[bool]) -> float:
-    """The hit rate of a draw from the candidates that a rule leaves, the target first; from all where it leaves none."""
-    return (left[0] / sum(left)) if any(left) else 1 / len(left)
+def _probes(hits: dict, matched: dict, weights: list[np.ndarray] | None, records: dict) -> list[Probe]:
+    users = records.get("user_id")
+    chance = float(np.mean([1 / (1 + len(row)) for row in records["rejected"]]))
+    popularity, popularity_ci = None, None
+    if weights is not None:
+        popular = ranks(weights) == 1
+        popularity, popularity_ci = float(popular.mean()), wilson_interval(popular, groups=users)
+    num_users = None if users is None else len(set(users))
+    probes = []
+    for name, found in hits.items():
+        rate, ci = float(found.mean()), wilson_interval(found, groups=users)
+        above = bool(ci[0] > chance and rate > chance + _MATERIAL)
+        note = _OWN_IDS if above and not _is_of_order(name, hits, users) else ""
+        probes.append(
+            Probe(
+                name,
+                rate,
+                ci,
+                chance,
+                len(found),
+                num_users,
+                above and not note,
+                _REMEDIES[name],
+                popularity,
+                popularity_ci,
+                matched.get(name),
+                note,
+            )
+        )
+    return probes
 
 
-def _id_above_the_last(row: _Row) -> list[bool]:
-    above = [item for item in row.candidates if row.history and item > row.history[-1]]
-    return [item == min(above) for item in row.candidates] if above else [False] * len(row.candidates)
+def _is_of_order(name: str, hits: dict, users: Sequence | None) -> bool:
+    """Whether what a rule of ids finds is in the order of events: more than the rule in the opposite direction."""
+    if name == ANOTHERS:
+        return False
+    mirror = {ABOVE: BELOW, BELOW: ABOVE}.get(name)
+    return mirror is None or difference_interval(hits[name] - hits[mirror], users)[0] > 0
 
 
-def _never_a_negative(reference: Any) -> Rule:
-    negatives = defaultdict(set)
-    for user, items in zip(reference["user_id"], reference["rejected_item_ids"], strict=True):
-        negatives[user].update(items)
-    return lambda row: [item not in negatives.get(row.user, ()) for item in row.candidates]
+def _shares(left: list[bool]) -> np.ndarray:
+    """How likely each candidate is drawn from those that a rule leaves, the target first; from all where it leaves none."""
+    kept = np.array(left, dtype=np.float64)
+    return kept / kept.sum() if kept.any() else np.full(len(left), 1 / len(left))
+
+
+def _weights(rows: list[Row] | None, reference: dict | None, counts: Mapping | None) -> list[np.ndarray] | None:
+    """How likely each candidate is the target by its training events alone, the target first."""
+    if rows is None or (counts is None and (reference is None or reference.get("item_id") is None)):
+        return None
+    counts = Counter(reference["item_id"]) if counts is None else counts
+    # files have ids as text
+    found = [1.0 + np.array([counts.get(item, counts.get(str(item), 0)) for item in row.candidates]) for row in rows]
+    return [row / row.sum() for row in found]
 
 
 def _first_times(*parts: Any) -> dict:
-    """By when each item had been met at the latest: as a target, or in a history, which ends before its record."""
-    first: dict = {}
-    for part in parts:
-        times = None if part is None or _column(part, "history_item_ids") is None else _column(part, "timestamp")
-        if times is None or any(time is None for time in times):
-            continue
-        for target, history, time in zip(part["item_id"], part["history_item_ids"], times, strict=True):
-            for item, at in ((target, time), *((one, time - 1) for one in history)):
-                if at < first.get(item, at + 1):
-                    first[item] = at
-    return first
+    needed = ["item_id", "history_item_ids", "timestamp"]
+    frames = [read_columns(part, needed) for part in parts if part is not None and has_columns(part, needed)]
+    timed = [frame for frame in frames if not frame["timestamp"].null_count()]
+    return first_times(*timed) if timed else {}
 
 
-def _neighbours(reference: Any) -> dict[Any, set]:
-    pairs, counts = defaultdict(Counter), Counter()
-    for target, history in zip(reference["item_id"], reference["history_item_ids"], strict=True):
-        counts[target] += 1
-        for item in history:
-            pairs[item][target] += 1
-            pairs[target][item] += 1
-    near = {}
-    for item, others in pairs.items():
-        scored = sorted(others, key=lambda other: (-others[other] / max(1, counts[other]) ** 0.5, str(other)))
-        near[item] = set(scored[:_NEIGHBOURS])
-    return near
-
-
-def _rows(records: Any) -> list[_Row] | None:
-    names = ("item_id", "rejected_item_ids", "history_item_ids")
-    columns = [_column(records, name) for name in names]
+def _rows(records: dict) -> list[Row] | None:
+    columns = [records.get(name) for name in _IDS_COLUMNS]
     if any(column is None for column in columns):
         return None
     size = len(columns[0])
-    users, times = _column(records, "user_id"), _column(records, "timestamp")
+    users, times = records.get("user_id"), records.get("timestamp")
     if times is not None and any(time is None for time in times):
         times = None
     return [
-        _Row([target, *rejected], history, user, time)
+        Row([target, *rejected], history, user, time)
         for target, rejected, history, user, time in zip(
             *columns, users or [None] * size, times or [None] * size, strict=True
         )
     ]
 
 
-def _make(name: str, hits: np.ndarray, chance: float, users: Sequence | None) -> Probe:
-    rate, ci = float(hits.mean()), wilson_interval(hits, groups=users)
-    leaks = bool(ci[0] > chance and rate > chance + _MATERIAL)
-    num_users = None if users is None else len(set(users))
-    return Probe(name, rate, ci, chance, len(hits), num_users, leaks, _REMEDIES[name])
-
-
 def _warn(probes: list[Probe]) -> list[Probe]:
     for probe in probes:
-        if probe.leaks:
+        if probe.leaks or probe.note:
             logger.warning(
-                "Leak: the rule '%s' finds %.3f of the targets (95%% interval %.3f to %.3f, chance %.3f, n = %d). To "
-                "close it, %s.",
-                *(probe.name, probe.hr_at_1, *probe.ci, probe.chance, probe.n, probe.remedy),
+                "%s: the rule '%s' finds %.3f of the targets (95%% interval %.3f to %.3f, chance %.3f, n = %d). %s.",
+                *("Leak" if probe.leaks else "Above chance", probe.name, probe.hr_at_1, *probe.ci),
+                *(probe.chance, probe.n),
+                f"To close it, {probe.remedy}" if probe.leaks else f"No leak of these records: {probe.note}",
             )
     return probes
 
 
-def _column(records: Any, name: str) -> list | None:
-    there = records.column_names if hasattr(records, "column_names") else records
-    return list(records[name]) if name in there else None
+def _column(records: Any, name: str) -> list:
+    return list(records[name][:])
 
 
-def _texts(records: Any, reference: Any) -> tuple[dict, dict | None]:
+def _texts(records: dict, reference: dict | None) -> tuple[dict, dict | None]:
     """What the list lookup takes of both, the shown candidates only where both have them."""
     names = ["chosen", "rejected"]
-    if all(part is None or _column(part, "candidates") is not None for part in (records, reference)):
+    if all(part is None or "candidates" in part for part in (records, reference)):
         names.append("candidates")
-    parts = [None if part is None else {name: _column(part, name) for name in names} for part in (records, reference)]
+    parts = [None if part is None else {name: part[name] for name in names} for part in (records, reference)]
     return parts[0], parts[1]
 
 
-def _spread(records: Any, most: int) -> Any:
-    names = records.column_names if hasattr(records, "column_names") else list(records)
+def _spread(records: Any, most: int) -> dict[str, list]:
+    """The columns that are read, of so many records, evenly spread."""
+    names = [name for name in _COLUMNS if has_columns(records, [name])]
     size = len(records["chosen"])
-    if size <= most:
-        return {name: list(records[name]) for name in names}
-    places = (np.arange(most) * size // most).tolist()
+    places = (np.arange(most) * size // most).tolist() if size > most else range(size)
     if hasattr(records, "select"):
-        records = records.select(places)
-        return {name: list(records[name]) for name in names}
+        records = records.select_columns(names).select(places)
+        return {name: _column(records, name) for name in names}
     return {name: [records[name][place] for place in places] for name in names}

@@ -10,6 +10,7 @@ import polars as pl
 from ..interactions.codes import encode, sorted_catalogue
 from ..interactions.interactions import ITEM_ID, USER_ID, instants
 from ..interactions.random_streams import ORDER_STREAM, hash_keys, random_numbers, stream_keys
+from .cooccurrence import nearest_by_co_occurrence
 from .eligibility import LAST_PHASE, Arrivals, Seen
 from .strategies import (
     HARD,
@@ -20,7 +21,6 @@ from .strategies import (
     Draw,
     TargetRows,
     hard_draw,
-    nearest_by_co_occurrence,
     parse_negatives,
     popularity_draw,
     schedule,

@@ -1,14 +1,18 @@
 """How often two items go together in sequences, kept as the pairs that do."""
 
 from collections.abc import Iterator
+from itertools import pairwise
 
 import numpy as np
 import polars as pl
 
 from ..interactions.codes import encode
+from ..interactions.interactions import ITEM_ID, USER_ID
 
 
 Pairs = tuple[np.ndarray, np.ndarray, np.ndarray]
+# 8 bytes each
+_PAIRS_AT_ONCE = 1 << 26
 
 
 class PairTable:
@@ -119,6 +123,79 @@ def sum_pairs(num_items: int, *parts: Pairs) -> Pairs:
     keys, inverse = np.unique(first * num_items + second, return_inverse=True)
     sums = np.bincount(inverse, weights=counts, minlength=len(keys)).astype(np.int64)
     return keys // num_items, keys % num_items, sums
+
+
+def nearest_by_co_occurrence(
+    train_events: pl.DataFrame, item_ids: pl.Series, *, window: int = 5, num_neighbours: int = 100
+) -> np.ndarray:
+    """
+    For every item, those that stand most often beside it in the sequences of users, the nearest first.
+
+    The number of times that two items are at most `window` places apart in a user's sequence, divided by the root of
+    the product of their numbers of events, so that popular items are not near to everything. Ties go to the lower id.
+
+    Args:
+        train_events (`polars.DataFrame`):
+            The events of the training split alone, in the order of [`build_sequences`], with `user_id`, `item_id`.
+        item_ids (`polars.Series`):
+            The catalogue, sorted.
+        window (`int`, *optional*, defaults to `5`):
+            How far apart.
+        num_neighbours (`int`, *optional*, defaults to `100`):
+            How many to keep.
+
+    Returns:
+        `numpy.ndarray`: Rows of the catalogue, of shape `(items, num_neighbours)`; -1 where there are fewer.
+    """
+    size = len(item_ids)
+    items = encode(train_events[ITEM_ID], item_ids).astype(np.int32)
+    users = encode(train_events[USER_ID], train_events[USER_ID].unique().sort()).astype(np.int32)
+    counts = np.bincount(items, minlength=size)
+    neighbours = np.full((size, num_neighbours), -1, dtype=np.int64)
+    # Some items at a time, whose pairs fit into memory: an event is in no more than so many.
+    part = np.cumsum(2 * window * counts) // _PAIRS_AT_ONCE
+    for low, high in pairwise([0, *(np.flatnonzero(np.diff(part)) + 1).tolist(), size]):
+        keys = _sorted_pairs(users, items, window, low, high, size)
+        ends = np.searchsorted(keys, np.arange(low, high + 1) * size)
+        for item, begin, end in zip(range(low, high), ends[:-1].tolist(), ends[1:].tolist(), strict=True):
+            if end > begin:
+                others, times = _runs(keys[begin:end])
+                others -= item * size
+                best = _largest(times / np.sqrt(counts[item] * counts[others]), num_neighbours)
+                neighbours[item, : len(best)] = others[best]
+    return neighbours
+
+
+def _sorted_pairs(users: np.ndarray, items: np.ndarray, window: int, low: int, high: int, size: int) -> np.ndarray:
+    """Pairs of items of a range and others beside them, as item times size plus other, sorted."""
+    parts = [np.empty(0, dtype=np.int64)]
+    for distance in range(1, window + 1):
+        same = users[distance:] == users[:-distance]
+        earlier, later = items[:-distance], items[distance:]
+        same &= earlier != later
+        for item, other in ((earlier, later), (later, earlier)):
+            some = same & (item >= low) & (item < high)
+            parts.append(item[some] * np.int64(size) + other[some])
+    keys = np.concatenate(parts)
+    del parts
+    keys.sort()
+    return keys
+
+
+def _runs(ordered: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The values of a sorted array, and how often each occurs."""
+    begins = np.flatnonzero(np.append(True, ordered[1:] != ordered[:-1]))
+    return ordered[begins], np.diff(np.append(begins, len(ordered)))
+
+
+def _largest(scores: np.ndarray, count: int) -> np.ndarray:
+    """Places of the largest scores, the largest first, of equal ones the first."""
+    places = np.arange(len(scores))
+    if len(scores) > count:
+        bound = np.partition(scores, len(scores) - count)[len(scores) - count]
+        above = np.flatnonzero(scores > bound)
+        places = np.sort(np.concatenate([above, np.flatnonzero(scores == bound)[: count - len(above)]]))
+    return places[np.argsort(-scores[places], kind="stable")]
 
 
 def _no_pairs() -> Pairs:

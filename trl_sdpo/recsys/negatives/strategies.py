@@ -4,10 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import polars as pl
 
-from ..interactions.codes import encode
-from ..interactions.interactions import ITEM_ID, USER_ID
 from ..interactions.random_streams import (
     HARD_STREAM,
     NEGATIVE_STREAM,
@@ -113,56 +110,6 @@ def hard_draw(seed: int, neighbours: np.ndarray) -> Draw:
         return np.where(anchors >= 0, neighbours[anchors, ranks], -1)
 
     return draw
-
-
-def nearest_by_co_occurrence(
-    train_events: pl.DataFrame, item_ids: pl.Series, *, window: int = 5, num_neighbours: int = 100
-) -> np.ndarray:
-    """
-    For every item, those that stand most often beside it in the sequences of users, the nearest first.
-
-    The number of times that two items are at most `window` places apart in a user's sequence, divided by the root of
-    the product of their numbers of events, so that popular items are not near to everything. Ties go to the lower id.
-
-    Args:
-        train_events (`polars.DataFrame`):
-            The events of the training split alone, in the order of [`build_sequences`], with `user_id`, `item_id`.
-        item_ids (`polars.Series`):
-            The catalogue, sorted.
-        window (`int`, *optional*, defaults to `5`):
-            How far apart.
-        num_neighbours (`int`, *optional*, defaults to `100`):
-            How many to keep.
-
-    Returns:
-        `numpy.ndarray`: Rows of the catalogue, of shape `(items, num_neighbours)`; -1 where there are fewer.
-    """
-    size = len(item_ids)
-    items = encode(train_events[ITEM_ID], item_ids)
-    users = encode(train_events[USER_ID], train_events[USER_ID].unique().sort())
-    keys, weights = np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
-    for distance in range(1, window + 1):
-        pairs = users[distance:] == users[:-distance]
-        first, second = items[:-distance][pairs], items[distance:][pairs]
-        both = np.concatenate([first * size + second, second * size + first])[np.tile(first != second, 2)]
-        # added up after every distance, so that memory holds distinct pairs
-        keys, weights = _add_up(np.concatenate([keys, both]), np.concatenate([weights, np.ones(len(both), np.int64)]))
-    counts = np.bincount(items, minlength=size)
-    anchor, other = keys // size, keys % size
-    score = weights / np.sqrt(counts[anchor] * counts[other])
-    order = np.lexsort((other, -score, anchor))
-    anchor, other = anchor[order], other[order]
-    begins = np.searchsorted(anchor, np.arange(size))
-    rank = np.arange(len(anchor)) - begins[anchor]
-    kept = rank < num_neighbours
-    neighbours = np.full((size, num_neighbours), -1, dtype=np.int64)
-    neighbours[anchor[kept], rank[kept]] = other[kept]
-    return neighbours
-
-
-def _add_up(keys: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    unique, inverse = np.unique(keys, return_inverse=True)
-    return unique, np.bincount(inverse, weights=weights, minlength=len(unique)).astype(np.int64)
 
 
 def parse_negatives(negatives: str | dict[str, float]) -> dict[str, float]:

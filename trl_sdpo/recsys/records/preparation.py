@@ -116,7 +116,7 @@ def prepare(
         for split, gathered in statistics.items():
             report[split] |= gathered.summary()
         report["leak_probe"] = _probe(statistics)
-        report["leak_probes"] = _probe_rules(stage / "data", list(statistics))
+        report["leak_probes"] = _probe_rules(stage / "data", list(statistics), plan)
         (stage / REPORT).write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         figure = plot_report(report, statistics, stage / "report.png")
         write_markdown(report, stage / "report.md", figure)
@@ -169,12 +169,13 @@ def _probe(statistics: dict[str, SplitStatistics]) -> dict | None:
     return {"split": last, "reference": looked_up, **probe._asdict(), "ci": list(probe.ci)}
 
 
-def _probe_rules(folder: Path, splits: list[str]) -> list[dict]:
+def _probe_rules(folder: Path, splits: list[str], plan: RecordPlan) -> list[dict]:
     """The rules of [`leak_probes`] on the last split, learned from the training records."""
     last = splits[-1]
     reference = None if last == "train" or "train" not in splits else _read_some(folder, "train", _LEARNED_FROM)
-    probes = leak_probes(_read_some(folder, last, _LEARNED_FROM), reference, max_records=_PROBED)
-    return [{**probe._asdict(), "ci": list(probe.ci)} for probe in probes]
+    counts = dict(zip(plan.catalogue[ITEM_ID].to_list(), plan.train_counts.tolist(), strict=True))
+    probed = _read_some(folder, last, _LEARNED_FROM)
+    return [probe.as_dict() for probe in leak_probes(probed, reference, counts=counts, max_records=_PROBED)]
 
 
 def _read_some(folder: Path, split: str, most: int) -> dict[str, list]:

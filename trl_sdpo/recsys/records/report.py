@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..metrics.facts import fact_rows
 from ..metrics.leaks import CodedLists
 from .rows import Chunk
 from .splits import SPLITS
@@ -154,7 +155,8 @@ def write_markdown(report: dict, path: Path, figure: bool) -> None:
     filled = report["negatives_drawn_uniformly_instead"]
     if filled:
         lines += [f"{filled:,} negatives were drawn uniformly, where another strategy had none left to give.", ""]
-    lines += ["## Leaks", "", *_table(["of the split", "count"], _leak_rows(report)), "", *_probe_lines(report), ""]
+    lines += ["## Leaks", "", *_table(["of the split", "count"], _leak_rows(report)), ""]
+    lines += [*_table(["of the records", *splits], _fact_rows(report, splits)), "", *_probe_lines(report), ""]
     options = [[f"`{name}`", f"`{value}`"] for name, value in report["options"].items()]
     lines += ["## Options", "", *_table(["", ""], options), ""]
     path.write_text("\n".join(lines), encoding="utf-8")
@@ -202,25 +204,39 @@ def _probe_lines(report: dict) -> list[str]:
     ]
 
 
+def _fact_rows(report: dict, splits: list[str]) -> list[list[str]]:
+    """What [`record_facts`] counts, a column for each split."""
+    columns = [fact_rows(report[split]["record_facts"]) for split in splits]
+    return [
+        [cells[0][0], *(f"{count} ({share})" if share else count for _, count, share in cells)]
+        for cells in zip(*columns, strict=True)
+    ]
+
+
 def _rule_lines(probes: list[dict]) -> list[str]:
     if not probes:
         return []
-    rows = [
-        [
-            probe["name"],
-            f"{probe['hr_at_1']:.3f}",
-            f"{probe['ci'][0]:.3f} to {probe['ci'][1]:.3f}",
-            f"**leaks**: {probe['remedy']}" if probe["leaks"] else "no more than chance",
-        ]
-        for probe in probes
-    ]
     first = probes[0]
+    known = first["popularity"] is not None
+    rows = [_rule_row(probe, known) for probe in probes]
     users = f" of {first['users']:,} users, over which the intervals are" if first["users"] else ""
-    return [
-        f"Rules that know nothing of tastes, on {first['n']:,} records{users}; chance {first['chance']:.3f}:",
-        "",
-        *_table(["rule", "hr@1", "95% interval", ""], rows),
-    ]
+    lines = [f"Rules that know nothing of tastes, on {first['n']:,} records{users}; chance {first['chance']:.3f}"]
+    header = ["rule", "hr@1", "95% interval", ""]
+    if known:
+        low, high = first["popularity_ci"]
+        lines[0] += f"; popularity (training events) {first['popularity']:.3f}, {low:.3f} to {high:.3f}"
+        header.insert(3, "matched")
+        text = "Matched: what the rule would find if targets were drawn from the candidates by their popularity alone."
+        return [f"{lines[0]}:", "", *_table(header, rows), "", text]
+    return [f"{lines[0]}:", "", *_table(header, rows)]
+
+
+def _rule_row(probe: dict, known: bool) -> list[str]:
+    matched = ["" if probe["matched"] is None else f"{probe['matched']:.3f}"] if known else []
+    verdict, colon, words = probe["verdict"].partition(":")
+    verdict = f"**{verdict}**{colon}{words}" if probe["leaks"] else probe["verdict"]
+    interval = f"{probe['ci'][0]:.3f} to {probe['ci'][1]:.3f}"
+    return [probe["name"], f"{probe['hr_at_1']:.3f}", interval, *matched, verdict]
 
 
 def _table(header: list[str], rows: list[list[str]]) -> list[str]:

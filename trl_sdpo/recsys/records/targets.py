@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import polars as pl
 
-from ..interactions.interactions import ITEM_ID, USER_ID
+from ..interactions.interactions import ITEM_ID, USER_ID, instants
 from ..interactions.random_streams import SUBSAMPLE_STREAM, hash_keys, random_numbers, stream_keys
 from ..negatives.strategies import NUM_EARLIER, POSITION
 from .splits import SPLIT
@@ -109,6 +109,45 @@ def select_targets(
     kept = events[rows]
     report |= {"records": kept.height, "users": kept[USER_ID].n_unique(), "items": kept[ITEM_ID].n_unique()}
     return kept, report
+
+
+def time_facts(events: pl.DataFrame, rows: np.ndarray, history_size: int) -> dict[str, int | None]:
+    """
+    Count what stands in the histories of targets and is not before them, see [`record_facts`].
+
+    Args:
+        events (`polars.DataFrame`):
+            Sequences, those of a user in order.
+        rows (`numpy.ndarray`):
+            Which of the events are targets, of shape `(n,)`.
+        history_size (`int`):
+            Events of a history at most.
+
+    Returns:
+        `dict[str, int | None]`: Counts; `None` for those of time where there is none.
+    """
+    positions, earlier = (events[name].to_numpy() for name in (POSITION, NUM_EARLIER))
+    ends, lengths = rows - positions[rows] + earlier[rows], np.minimum(earlier[rows], history_size)
+    facts: dict[str, int | None] = {"targets": len(rows), "targets_tied_in_time": None}
+    facts["history_events"] = int(lengths.sum())
+    facts |= dict.fromkeys(("history_events_later_than_target", "history_events_at_time_of_target"))
+    times = instants(events)
+    if times.null_count():
+        return facts
+    times = times.to_numpy()
+    beside = np.zeros(len(rows), dtype=bool)
+    for neighbours, there in ((rows - 1, positions[rows] > 0), (rows + 1, rows + 1 < len(times))):
+        places = np.where(there, neighbours, rows)
+        # one place further in the same sequence, not the first of the next user
+        same_user = np.abs(positions[places] - positions[rows]) == 1
+        beside |= there & same_user & (times[places] == times[rows])
+    later = tied = 0
+    for back in range(1, history_size + 1):
+        some = lengths >= back
+        before, at = times[ends[some] - back], times[rows[some]]
+        later, tied = later + int((before > at).sum()), tied + int((before == at).sum())
+    facts |= {"history_events_later_than_target": later, "history_events_at_time_of_target": tied}
+    return facts | {"targets_tied_in_time": int(beside.sum())}
 
 
 def _from_last(events: pl.DataFrame, rows: np.ndarray) -> np.ndarray:

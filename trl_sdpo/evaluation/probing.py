@@ -1,0 +1,111 @@
+"""What records tell without their histories, and of time: the same for every system, so said once in a report."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from datasets import Dataset
+
+from ..recsys.metrics.facts import record_facts
+from ..recsys.metrics.leaks import leak_probe
+from ..recsys.metrics.probes import leak_probes
+from ..recsys.records.recommender_files import Catalogue
+from .sections import users_of
+
+
+_PROBED = 2000
+# Training records that rules learn from, evenly spread.
+_LEARNED_FROM = 50_000
+
+
+def probe_all(
+    splits: Mapping[str, Dataset], split: str, records: Dataset, catalogue: Catalogue | None, seed: int
+) -> dict:
+    """
+    All that a report says of the records themselves.
+
+    Args:
+        splits (`Mapping[str, Dataset]`), split (`str`):
+            All records, and which of them are evaluated.
+        records (`Dataset`):
+            Those of the split that are.
+        catalogue ([`Catalogue`], *optional*):
+            With training counts, for popularity and what training has not seen.
+        seed (`int`):
+            Seed of intervals.
+
+    Returns:
+        `dict`: `leak_probe`, `leak_probes` and `record_facts`, as [`collect_results`] takes them.
+    """
+    train = splits.get("train") if split != "train" else None
+    counts = None
+    if catalogue is not None and catalogue.train_counts is not None:
+        counts = dict(zip(catalogue.item_ids, catalogue.train_counts, strict=True))
+    others = [one for name, one in splits.items() if name != split and isinstance(one, Dataset)]
+    return {
+        "leak_probe": probe_records(records, train, seed),
+        "leak_probes": probe_rules(records, train, counts),
+        "record_facts": record_facts(records, others, counts),
+    }
+
+
+def probe_records(records: Dataset, train: Dataset | None, seed: int) -> dict | None:
+    """
+    The score of a lookup that never sees a history, see [`leak_probe`], or `None` for records without texts.
+
+    Args:
+        records (`Dataset`):
+            The records that are evaluated.
+        train (`Dataset`, *optional*):
+            Training records to look up in. If `None`, the records before each one.
+        seed (`int`):
+            Seed of the interval.
+
+    Returns:
+        `dict`: The fields of [`LeakProbe`].
+    """
+    if not {"chosen", "rejected"} <= set(records.column_names):
+        return None
+    columns = ["chosen", "rejected", *(["candidates"] if "candidates" in records.column_names else [])]
+    parts = [records] if train is None else [records, _some(train)]
+    parts = [part.select_columns(columns) for part in parts]
+    try:
+        probe = leak_probe(*parts, max_records=_PROBED, seed=seed)
+    except ValueError:  # titles of the list are not the texts of the completions
+        probe = leak_probe(*[part.select_columns(columns[:2]) for part in parts], max_records=_PROBED, seed=seed)
+    return probe._asdict() | {"ci": list(probe.ci)}
+
+
+def probe_rules(records: Dataset, train: Dataset | None, counts: Mapping[Any, int] | None = None) -> list[dict]:
+    """
+    How often rules that know nothing of tastes find the target, see [`leak_probes`]; none for records without texts.
+
+    Args:
+        records (`Dataset`):
+            The records that are evaluated.
+        train (`Dataset`, *optional*):
+            The training records.
+        counts (`Mapping`, *optional*):
+            Training events by item id.
+
+    Returns:
+        `list[dict]`: The fields of every [`Probe`], with its verdict.
+    """
+    if not {"chosen", "rejected"} <= set(records.column_names):
+        return []
+    if users_of(records) is None and "user_id" in records.column_names:
+        records = records.remove_columns("user_id")
+    options = {"counts": counts, "max_records": _PROBED, "max_reference": _LEARNED_FROM}
+    try:
+        probes = leak_probes(records, train, **options)
+    except ValueError:  # titles of the list are not the texts of the completions
+        if "candidates" not in records.column_names:
+            raise
+        probes = leak_probes(records.remove_columns("candidates"), train, **options)
+    return [probe.as_dict() for probe in probes]
+
+
+def _some(train: Dataset) -> Dataset:
+    size = len(train)
+    return (
+        train if size <= _LEARNED_FROM else train.select([row * size // _LEARNED_FROM for row in range(_LEARNED_FROM)])
+    )

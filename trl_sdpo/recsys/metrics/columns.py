@@ -1,0 +1,36 @@
+"""Columns of records as a table, from wherever the records are: plain lists, or a data set of any format."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import polars as pl
+
+
+def has_columns(records: Any, names: Sequence[str]) -> bool:
+    """Whether records have all of these columns."""
+    return set(names) <= set(records.column_names if hasattr(records, "column_names") else records)
+
+
+def read_columns(records: Any, names: Sequence[str]) -> pl.DataFrame:
+    """
+    Columns of records.
+
+    Args:
+        records (`Dataset` or `dict[str, Sequence]`):
+            The records. What a transform renders when it is read is read as it is rendered.
+        names (`Sequence[str]`):
+            The columns.
+
+    Returns:
+        `polars.DataFrame`: The columns in this order.
+
+    Example:
+        ```python
+        >>> read_columns({"user_id": [1, 2], "item_id": [3, 4]}, ["item_id"])["item_id"].to_list()
+        [3, 4]
+
+        ```
+    """
+    if not hasattr(records, "column_names") or records.format["type"] == "custom":
+        return pl.DataFrame({name: list(records[name][:]) for name in names})
+    return pl.from_arrow(records.select_columns(list(names)).with_format("arrow")[:])
