@@ -111,7 +111,9 @@ def main(args: Arguments) -> dict:
     print(
         f"\n{results_text(results)}\n\n{run.directory}: report/results.html, the models in sft/ and s-dpo/. To look at lists:"
     )
-    print(f"trl-sdpo demo --model {aligned.directory} --compare {sft.directory} --data {run.data}")
+    print(
+        f"trl-sdpo demo --model_name_or_path {aligned.directory} --compare {sft.directory} --dataset_name {run.data}"
+    )
     return results
 
 

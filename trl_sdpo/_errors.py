@@ -32,7 +32,7 @@ _OTHER_NAMES = {
 # Options of the loaders, which a command has as `--loader_options name=value`
 _LOADER_OPTIONS = (
     *("user", "item", "timestamp", "time_unit", "time_format", "rating", "title", "year", "movie_titles", "separator"),
-    *("quote", "escape", "encoding", "items", "events", "time", "read_only", "series", "merge_titles"),
+    *("quote", "escape", "encoding", "items", "users", "events", "time", "read_only", "series", "merge_titles"),
 )
 # A value as Python writes it
 _VALUE = r"'[^']*'|\"[^\"]*\"|\[[^\]]*\]|\([^)]*\)|\{[^}]*\}|-?\d+(?:\.\d+)?(?:e[+-]?\d+)?|\w+"

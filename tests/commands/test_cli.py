@@ -95,7 +95,7 @@ def test_prepare_with_a_template_of_ones_own(movielens_folder, tmp_path, capsys)
         (["prepare", "movielens", "--recipe", "sdpo"], 2, "Did you mean 's-dpo'?"),
         (["prepare", "movielens", "--split", "leave-one-uot"], 2, "Did you mean 'leave-one-out'?"),
         (["prepare", "movielens", "--seed", "x"], 2, "argument --seed: invalid int value: 'x'"),
-        (["prepare", "movielens"], 2, "--output is missing"),
+        (["prepare", "movielens"], 2, "--output_dir is missing"),
         (["prepare", "--output", "out"], 2, "--source is missing"),
         (["prepare", "movielens", "--output", "out", "--path", "no/where"], 1, "no/where"),
         (["prepare", "movielens", "--output", "out", "--min_history", "0"], 1, "--min_history 0 is below 1"),

@@ -208,13 +208,13 @@ class TestEvaluate:
     @pytest.mark.parametrize(
         ("words", "message"),
         [
-            (["--model", "a/b"], "--dataset is missing"),
-            (["--dataset", "{data}", "--output", "out"], "--model is missing, and --scores too"),
+            (["--model", "a/b"], "--dataset_name is missing"),
+            (["--dataset", "{data}", "--output", "out"], "--model_name_or_path is missing, and --scores too"),
             (["--dataset", "{data}", "--model", "x", "--output", "out", "--protocol", "rank"], "'rank' is none of"),
             (["--dataset", "{data}", "--model", "x", "--output", "out", "--max_records", "0"], "--max_records: 0 is below"),
             (["--dataset", "{data}", "--model", "x", "--output", "out", "--lists", "a=b"], "--lists are compared under"),
             (["--dataset", "{data}", "--model", "x", "--output", "out", "--num_beams", "5"], "--num_beams: 5 is below 2 or"),
-            (["--dataset", "{data}", "--modle", "x"], "'--modle' is no flag. Did you mean '--model'?"),
+            (["--dataset", "{data}", "--modle", "x"], "'--modle' is no flag. Did you mean '--model_name_or_path'?"),
         ],
     )  # fmt: skip
     def test_wrong_words(self, folders, words, message, capsys):
@@ -337,7 +337,7 @@ class TestRecommend:
     @pytest.mark.parametrize(
         ("words", "message"),
         [
-            (["--history", "A"], "--model is missing"),
+            (["--history", "A"], "--model_name_or_path is missing"),
             (["--model", "m"], "pass either --history or --histories"),
             (["--model", "m", "--history", "A", "--histories", "a.csv"], "pass either --history or --histories"),
             (["--model", "m", "--histories", "a.txt"], "'a.txt' ends in none of .jsonl, .csv"),
@@ -352,6 +352,7 @@ class TestRecommend:
     def test_a_model_without_files(self, folders, capsys):
         _, folder = folders
         assert run("recommend", "--model", folder / "base", "--history", "A") == 1
-        assert "base: has no recommender.json, so how its prompts are worded is unknown. Make it with" in (
-            capsys.readouterr().err
+        assert (
+            "base: has no recommender.json, so how its prompts are worded is unknown. Copy it from the directory that `trl-sdpo prepare` wrote, or pass --template NAME"
+            in (capsys.readouterr().err)
         )

@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
 
 import pytest
 import yaml
@@ -23,7 +25,7 @@ SECTIONS = {
     "prepare": {
         "source": "table",
         "path": "log.csv",
-        "output": "data",
+        "output_dir": "data",
         "domain": "items",
         "num_candidates": 4,
         "loader_options": ["user=user", "item=item", "timestamp=time", "title=title"],
@@ -145,13 +147,13 @@ def test_what_another_command_left_is_kept(workplace, start, capsys):
 
 
 def test_a_command_that_fails_ends_the_run(workplace, start, capsys):
-    assert main("run", "mine.yaml", "sft.model_name_or_path=nowhere/at/all") == 1
+    assert main("run", "mine.yaml", "sft.dataset_train_split=nowhere") == 1
     assert [name for name, _ in start] == ["prepare", "sft"]
     assert "sft ended with status 1. When its error is mended, the same command goes on from there" in (
         capsys.readouterr().err
     )
     start.clear()
-    assert main("run", "mine.yaml", "sft.model_name_or_path=model", "--overwrite") == 0
+    assert main("run", "mine.yaml", "--overwrite") == 0
     assert [name for name, _ in start] == ["sft", "train"]
 
 
@@ -166,6 +168,29 @@ def test_a_command_that_fails_ends_the_run(workplace, start, capsys):
         ),
         ({"prepare": SECTIONS["prepare"] | {"negatvies": "hard"}}, 2, "Did you mean 'negatives'?"),
         ({"prepare": SECTIONS["prepare"] | {"split": "leave-one-uot"}}, 2, "Did you mean 'leave-one-out'?"),
+        (
+            {"prepare": SECTIONS["prepare"] | {"loader_options": ["user=user", "timestmap=time"]}},
+            2,
+            "--loader_options: table has no option 'timestmap'. Did you mean 'timestamp'?",
+        ),
+        (
+            {"prepare": SECTIONS["prepare"] | {"path": "lg.csv"}},
+            2,
+            "there is no 'lg.csv' here. Did you mean 'log.csv'?",
+        ),
+        ({"prepare": SECTIONS["prepare"] | {"source": "tabel"}}, 2, "Did you mean 'table'?"),
+        ({"prepare": SECTIONS["prepare"] | {"min_history": 0}}, 2, "--min_history 0 is below 1"),
+        (
+            {"sft": SECTIONS["sft"] | {"model_name_or_path": "modle"}},
+            1,
+            "sft: model_name_or_path: modle: no such directory here, and config.json could neither be fetched",
+        ),
+        ({"sft": SECTIONS["sft"] | {"model_name_or_path": "modle"}}, 1, "Did you mean 'model'?"),
+        ({"train": SECTIONS["train"] | {"model_name_or_path": "stf"}}, 1, "train: model_name_or_path: stf: no such"),
+        ({"train": SECTIONS["train"] | {"dataset_name": "daat"}}, 1, "train: dataset_name: 'daat' is no file or"),
+        ({"train": SECTIONS["train"] | {"output_dir": "./sft"}}, 1, "sft and train: both have output_dir './sft'"),
+        ({"evaluate": {"output_dir": "report"}}, 2, "--model_name_or_path is missing, and --scores too"),
+        ({"recommend": {"model_name_or_path": "s-dpo"}}, 2, "pass either --history or --histories"),
         ({"train": SECTIONS["train"] | {"beta": "much"}}, 2, "argument --beta: invalid float value: 'much'"),
         ({"train": SECTIONS["train"] | {"num_proceses": 2}}, 2, "Did you mean '--num_processes'?"),
         ({"common": SECTIONS["common"] | {"sead": 1}}, 2, "'sead' in the section 'common' is no flag of any command"),
@@ -196,6 +221,50 @@ def test_mistakes_in_words_are_named(workplace, start, capsys, words, says):
     assert main("run", "mine.yaml", *words) == 1
     assert says in capsys.readouterr().err
     assert start == []
+
+
+def test_what_is_no_model_is_told_before_the_first_command(workplace, start, capsys):
+    assert main("run", "mine.yaml", "--stages", "prepare") == 0
+    start.clear()
+    assert main("run", "mine.yaml", "sft.model_name_or_path=data") == 1
+    assert "sft: model_name_or_path: data: is a prepared data set" in capsys.readouterr().err
+    assert start == []
+    # and by the command itself, which would speak of tokenizers
+    words = ["--model_name_or_path", "data", "--dataset_name", "data", "--output_dir", "out"]
+    assert main("sft", *words) == 1
+    assert "--model_name_or_path: data: is a prepared data set" in capsys.readouterr().err
+
+
+def test_old_names_of_flags_are_taken_with_a_sentence(workplace, start, capsys):
+    old = {name: dict(section) for name, section in SECTIONS.items()}
+    old["prepare"]["output"] = old["prepare"].pop("output_dir")
+    write(old)
+    assert main("run", "mine.yaml", "--stages", "prepare") == 0
+    assert "'output' is called 'output_dir' now, as in all commands" in capsys.readouterr().err
+    write(SECTIONS)  # the same by another name
+    start.clear()
+    assert main("run", "mine.yaml", "--stages", "prepare") == 0
+    assert start == []
+    assert main("run", "mine.yaml", "prepare.output=data2", "--stages", "prepare") == 0
+    assert (workplace / "data2" / "report.json").is_file()
+    assert main("prepare", "--config", "mine.yaml", "--output", "data3") == 0
+    assert "'--output' is called '--output_dir' now" in capsys.readouterr().err
+    write(SECTIONS | {"prepare": SECTIONS["prepare"] | {"output": "x"}})
+    assert main("run", "mine.yaml") == 1
+    assert "'output' and 'output_dir' are one flag" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("what", ["done", "typo"])
+def test_a_run_answers_without_torch_where_nothing_is_to_be_computed(workplace, start, what):
+    """In a process of its own: what it imports is what takes time."""
+    assert main("run", "mine.yaml") == 0
+    words = ["run", "mine.yaml", *(["sft.model_name_or_path=sft2"] if what == "typo" else [])]
+    code = f"import sys, time; from trl_sdpo.cli import main; print(main({words!r}))\n"
+    code += "print({'torch', 'transformers', 'trl'} & set(sys.modules), file=sys.stdout)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == (["0"] if what == "done" else ["1"]) + ["set()"]
+    assert ("Stage 3 of 3: Softmax-DPO, done before: s-dpo" in done.stderr) == (what == "done")
 
 
 class TestFile:
@@ -267,7 +336,7 @@ def test_a_command_has_a_process_of_its_own(workplace, capfd):
 
 def test_a_report_is_made_anew_or_gone_on_with(tmp_path):
     """`evaluate` itself refuses to replace a report."""
-    stage = run_command.Stage("evaluate", {"output": str(tmp_path / "out")}, {"flags": "new"})
+    stage = run_command.Stage("evaluate", {"output_dir": str(tmp_path / "out")}, {"flags": "new"})
     assert run_command._words_to_go_on(stage, overwrite=False) == []
     (tmp_path / "out").mkdir()
     for state, overwrite, words in (

@@ -21,11 +21,11 @@ def test_every_section_is_right_and_builds_on_the_one_before(name):
     stages = run.plan(read_config(path), path)
     flags = {stage.name: stage.flags for stage in stages}
     assert list(flags) == ["prepare", "sft", "train", "evaluate"]
-    assert flags["sft"]["dataset_name"] == flags["train"]["dataset_name"] == flags["prepare"]["output"]
+    assert flags["sft"]["dataset_name"] == flags["train"]["dataset_name"] == flags["prepare"]["output_dir"]
     assert flags["train"]["model_name_or_path"] == flags["sft"]["output_dir"]
     sft, s_dpo = flags["sft"]["output_dir"], flags["train"]["output_dir"]
-    assert flags["evaluate"]["model"] == [f"sft={sft}", f"s-dpo={s_dpo}"]
-    assert flags["evaluate"]["dataset"] == flags["prepare"]["output"]
+    assert flags["evaluate"]["model_name_or_path"] == [f"sft={sft}", f"s-dpo={s_dpo}"]
+    assert flags["evaluate"]["dataset_name"] == flags["prepare"]["output_dir"]
     outputs = [stage.output for stage in stages if stage.output is not None]
     assert len(set(outputs)) == len(outputs)
 

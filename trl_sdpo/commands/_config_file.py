@@ -24,6 +24,14 @@ from ..cli import COMMANDS, suggest
 
 
 COMMON, ENVIRONMENT = "common", "env"
+# What flags were called before all commands had one name for one thing, TRL's where TRL has one
+OLD_NAMES = {
+    "prepare": {"output": "output_dir"},
+    "evaluate": {"dataset": "dataset_name", "model": "model_name_or_path", "output": "output_dir"},
+    "recommend": {"model": "model_name_or_path"},
+    "serve": {"model": "model_name_or_path"},
+    "demo": {"model": "model_name_or_path", "data": "dataset_name", "output": "output_dir"},
+}
 SECTIONS = (COMMON, *(name for name in COMMANDS if name != "run"))
 
 
@@ -71,6 +79,39 @@ def read_config(path: str | Path) -> dict[str, Any]:
             if not isinstance(section, dict | None):
                 raise ValueError(f"{path}: the section {name!r} holds {section!r} where `name: value` is expected.")
     return config
+
+
+def with_new_names(command: str, section: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """
+    A section with the names that flags have now.
+
+    Args:
+        command (`str`):
+            Name of the command.
+        section (`dict[str, Any]`):
+            Flags by the names in a file.
+
+    Returns:
+        `tuple[dict[str, Any], list[str]]`: The flags, and a sentence for each that has another name now.
+
+    Raises:
+        ValueError: a flag stands there by both names.
+    """
+    renamed, said = {}, []
+    old = OLD_NAMES.get(command, {})
+    for name, value in section.items():
+        new = old.get(name, name)
+        if new != name and new in section:
+            raise ValueError(f"{command}: {name!r} and {new!r} are one flag. Leave out {name!r}, its old name.")
+        if new != name:
+            said.append(old_name_sentence(name, new))
+        renamed[new] = value
+    return renamed, said
+
+
+def old_name_sentence(old: str, new: str) -> str:
+    """What is said of the old name of a flag."""
+    return f"{old!r} is called {new!r} now, as in all commands. The old name is taken until the next release."
 
 
 def has_sections(config: dict[str, Any]) -> bool:

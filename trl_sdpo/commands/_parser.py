@@ -6,16 +6,17 @@ import dataclasses
 import importlib
 import os
 import re
+import sys
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from trl.scripts.utils import TrlParser
 
-from .._errors import in_flags
+from .._errors import SPOKEN_FOR, in_flags
 from ..cli import COMMANDS, suggest
-from ._config_file import ENVIRONMENT, read_config, section_of
+from ._config_file import ENVIRONMENT, OLD_NAMES, old_name_sentence, read_config, section_of, with_new_names
 
 
 class CommandParser(TrlParser):
@@ -37,8 +38,8 @@ class CommandParser(TrlParser):
         self, arguments: type | Sequence[type], help_groups: Mapping[str, Sequence[str]] | None = None, **kwargs
     ) -> None:
         self._single = isinstance(arguments, type)
-        self._help_groups = help_groups
-        kwargs.setdefault("formatter_class", argparse.HelpFormatter)
+        self._help_groups, self._sets_environment = help_groups, True
+        kwargs.setdefault("formatter_class", FlagHelpFormatter)
         # An abbreviation that is unique today may mean another flag tomorrow.
         super().__init__([arguments] if self._single else arguments, allow_abbrev=False, **kwargs)
         self.add_argument(
@@ -50,7 +51,7 @@ class CommandParser(TrlParser):
     def parse_args(self, args: list[str]) -> Any:
         """The dataclass, or a tuple of them, from words and the file of `--config`; errors exit."""
         try:
-            args, path = _take_config(args)
+            args, path = _take_config(self._with_new_names(args))
             if path is not None:
                 self._set_defaults_from_file(path)
             parsed = self.parse_args_into_dataclasses(args, look_for_args_file=False)
@@ -59,27 +60,31 @@ class CommandParser(TrlParser):
         parsed = parsed[: len(self.dataclass_types)]  # less the namespace of --config
         return parsed[0] if self._single else parsed
 
-    def check_file(self, path: str) -> None:
-        """Exit with an error where the file has what `parse_args` would not take, without making the dataclasses."""
-        try:
-            self._set_defaults_from_file(path, set_environment=False)
-        except (ValueError, OSError) as error:
-            self.error(str(error))
-        self.parse_known_args([])
+    def check_file(self, path: str) -> Any:
+        """What `parse_args` gives for the file alone; it exits with an error where it would, and sets no environment."""
+        self._sets_environment = False
+        return self.parse_args(["--config", path])
+
+    @property
+    def command(self) -> str:
+        """The name of the command."""
+        return self.prog.split()[-1]
 
     @property
     def flags(self) -> list[str]:
         """The names of all flags."""
         return [one.dest for one in self._actions if one.dest not in ("help", "help_all", "config")]
 
-    def _set_defaults_from_file(self, path: str, set_environment: bool = True) -> None:
-        config, command = read_config(path), self.prog.split()[-1]
+    def _set_defaults_from_file(self, path: str) -> None:
+        config, command = read_config(path), self.command
         environment = config.pop(ENVIRONMENT, None) or {}
         section, others = section_of(config, command, self.flags, path)
         environment |= section.pop(ENVIRONMENT, None) or {}
+        section, said = with_new_names(command, section)
+        self._say(said)
         if others:
             _check_common(others, [name for name in config if name in COMMANDS and name != command], path, self.flags)
-        if set_environment:
+        if self._sets_environment:
             os.environ.update({name: str(value) for name, value in environment.items()})
         self.set_defaults_with_config(**section)
 
@@ -89,10 +94,35 @@ class CommandParser(TrlParser):
         known, unknown = super().parse_known_args(args, namespace)
         if unknown:
             flag = unknown[0].partition("=")[0]
-            self.error(f"{flag!r} is no flag.{suggest(flag, list(self._option_string_actions))} See --help.")
+            self.error(f"{flag!r} is no flag.{self._suggest_flag(flag)} See --help.")
         return known, unknown
 
+    def _suggest_flag(self, flag: str) -> str:
+        old = {f"--{name}": f"--{new}" for name, new in OLD_NAMES.get(self.command, {}).items()}
+        hint = suggest(flag, [*self._option_string_actions, *old])
+        return next((f" Did you mean {new!r}?" for name, new in old.items() if f"{name!r}?" in hint), hint)
+
+    def _with_new_names(self, words: Sequence[str]) -> list[str]:
+        old, taken, said = OLD_NAMES.get(self.command, {}), [], []
+        for word in words:
+            flag, equals, value = word.partition("=")
+            name = flag.removeprefix("--")
+            if word.startswith("--") and name in old:
+                word = f"--{old[name]}{equals}{value}"
+                said.append(old_name_sentence(f"--{name}", f"--{old[name]}"))
+            taken.append(word)
+        self._say(dict.fromkeys(said))
+        return taken
+
+    def _say(self, sentences: Iterable[str]) -> None:
+        if SPOKEN_FOR not in os.environ:
+            for sentence in sentences:
+                print(f"{self.prog}: {sentence}", file=sys.stderr)
+
     def set_defaults_with_config(self, **kwargs) -> list[str]:
+        for action in self._actions:  # one text where a list is expected is a list of one
+            if action.nargs in ("+", "*") and isinstance(kwargs.get(action.dest), str):
+                kwargs[action.dest] = [kwargs[action.dest]]
         unknown = super().set_defaults_with_config(**kwargs)
         if unknown:
             name = unknown[0].removeprefix("--")
@@ -144,6 +174,9 @@ class FlagHelpFormatter(argparse.HelpFormatter):
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=34)
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return text if "\n" in text else super()._fill_text(text, width, indent)
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
         flag = next((one for one in action.option_strings if one.startswith("--")), "")

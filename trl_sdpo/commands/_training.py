@@ -18,6 +18,7 @@ from trl.scripts.utils import TrlParser
 from .._errors import INTERRUPTED, LAUNCH, SPOKEN_FOR, how_training_goes_on
 from ..cli import suggest
 from ..pipeline.machine import machine_defaults
+from ..recsys.records.recommender_files import check_model
 from ._parser import CommandParser, FlagHelpFormatter
 
 
@@ -121,6 +122,15 @@ class TrainingParser(CommandParser):
         self.set_defaults(output_dir=None)
         self.set_defaults(**machine_defaults())
 
+    def check_file(self, path: str) -> None:
+        """As the parent, without making the dataclasses: TRL's take an accelerator into this process."""
+        self._sets_environment = False
+        try:
+            self._set_defaults_from_file(path)
+        except (ValueError, OSError) as error:
+            self.error(str(error))
+        self.parse_known_args([])
+
     def parse_args(self, args: list[str]) -> TrainingRun:
         """As the parent; dataset, model and output directory must be there."""
         parsed = super().parse_args(args)
@@ -202,6 +212,15 @@ def check_output_dir(script_args: RecordArguments, training_args: "TrainingArgum
             shutil.rmtree(checkpoint)
 
 
+def check_names(args: TrainingRun) -> None:
+    """Say at once, before anything is loaded, that what is named as a model is none."""
+    name = args.model_args.model_name_or_path
+    try:
+        check_model(name, revision=args.model_args.model_revision)
+    except (ValueError, OSError) as error:
+        raise type(error)(f"--model_name_or_path: {error}") from error
+
+
 def train_here(args: TrainingRun, make_trainer: Callable) -> None:
     """
     Train in this process, which may be one of several.
@@ -219,6 +238,7 @@ def train_here(args: TrainingRun, make_trainer: Callable) -> None:
     script_args, training_args, model_args = args.script_args, args.training_args, args.model_args
     check_output_dir(script_args, training_args)
     train, evaluation = load_splits(script_args)
+    check_names(args)
     model, tokenizer, kwargs = load_policy(model_args, training_args)
     if getattr(training_args, "eos_token", None) is not None:
         tokenizer.eos_token = training_args.eos_token

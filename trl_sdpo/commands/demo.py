@@ -1,4 +1,4 @@
-"""`trl-sdpo demo --model DIR`: a page of this machine to look at the lists of a recommender."""
+"""`trl-sdpo demo --model_name_or_path DIR`: a page of this machine to look at the lists of a recommender."""
 
 import dataclasses
 import os
@@ -26,7 +26,7 @@ class DemoArguments(LoadingArguments):
     compare: list[str] = dataclasses.field(
         default_factory=list, metadata=_help("Directories or Hub ids of models that stand beside it.")
     )
-    data: str | None = dataclasses.field(
+    dataset_name: str | None = dataclasses.field(
         default=None, metadata=_help("Directory of the prepared data set, to load test users from.")
     )
     top_k: int = dataclasses.field(default=10, metadata=_help("Length of a list."))
@@ -38,7 +38,7 @@ class DemoArguments(LoadingArguments):
         default=None,
         metadata=_help("Write the page as a Space of the Hub, user/name, in place of opening it: models are Hub ids."),
     )
-    output: str | None = dataclasses.field(
+    output_dir: str | None = dataclasses.field(
         default=None, metadata=_help("Directory of the Space. Default: spaces/ and its name.")
     )
     push: bool = dataclasses.field(default=False, metadata=_help("Push the Space, privately unless --public."))
@@ -54,8 +54,8 @@ class _DemoParser(CommandParser):
     def parse_args(self, args: list[str]) -> DemoArguments:
         """As the parent; there must be a model."""
         arguments = super().parse_args(args)
-        if arguments.model is None:
-            self.error(f"--model is missing. Usage: {self.usage}")
+        if arguments.model_name_or_path is None:
+            self.error(f"--model_name_or_path is missing. Usage: {self.usage}")
         if arguments.top_k < 1:
             self.error(f"--top_k is {arguments.top_k}. Pass at least 1.")
         return arguments
@@ -67,7 +67,7 @@ def make_parser(prog: str) -> CommandParser:
         DemoArguments,
         prog=prog,
         formatter_class=FlagHelpFormatter,
-        usage=f"{prog} --model DIR [--compare DIR ...] [--data DIR] [flags]",
+        usage=f"{prog} --model_name_or_path DIR [--compare DIR ...] [--dataset_name DIR] [flags]",
         description="Open a page of this machine to look at the lists of a recommender.",
     )
 
@@ -77,7 +77,7 @@ def run(args: DemoArguments) -> None:
     if args.space is not None:
         _write_space(args)
         return
-    for model in (args.model, *args.compare):
+    for model in (args.model_name_or_path, *args.compare):
         check_model(model)
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when it is imported
     try:
@@ -88,8 +88,8 @@ def run(args: DemoArguments) -> None:
         raise ImportError(f"{error}. `trl-sdpo demo` needs: python -m pip install 'trl-sdpo[demo]'") from error
 
     recommenders = load_models(args)
-    users = load_users(args.data, recommenders)
-    app = make_app(Page(recommenders, users, args.top_k), f"{Path(args.model).name}: what comes next")
+    users = load_users(args.dataset_name, recommenders)
+    app = make_app(Page(recommenders, users, args.top_k), f"{Path(args.model_name_or_path).name}: what comes next")
     print(f"The page is at http://{args.host}:{args.port}. Ctrl-C ends it.", flush=True)
     uvicorn.run(app, host=args.host, port=args.port, log_level="warning")
 
@@ -99,10 +99,10 @@ def _write_space(args: DemoArguments) -> None:
     from ..recsys.records.recommender_files import load_recommender_files
     from ..serving.space import check_models, push_space, write_space
 
-    models = [args.model, *args.compare]
-    title, folder = args.space.split("/")[-1], Path(args.output or Path("spaces") / args.space.split("/")[-1])
+    models = [args.model_name_or_path, *args.compare]
+    title, folder = args.space.split("/")[-1], Path(args.output_dir or Path("spaces") / args.space.split("/")[-1])
     check_models(models)
-    config = load_recommender_files(args.model).config
+    config = load_recommender_files(args.model_name_or_path).config
     licence = find_licence([config.source if config else None])
     write_space(folder, models, title, licence)
     print(f"{folder}: app.py, requirements.txt, README.md.")
@@ -123,7 +123,7 @@ def load_models(args: DemoArguments) -> "dict[str, Recommender]":
 
     options = loading_options(args)
     recommenders: dict[str, Any] = {}
-    for model in [args.model, *args.compare]:
+    for model in [args.model_name_or_path, *args.compare]:
         name = Path(model).name
         if name in recommenders:
             name = str(model)
@@ -138,7 +138,9 @@ def load_models(args: DemoArguments) -> "dict[str, Recommender]":
         recommenders[name] = recommender
         first = next(iter(recommenders.values()))
         if recommender.catalogue.item_ids != first.catalogue.item_ids:
-            raise ValueError(f"{model}: has other items than {args.model}. Compare models of the same data set.")
+            raise ValueError(
+                f"{model}: has other items than {args.model_name_or_path}. Compare models of the same data set."
+            )
     return recommenders
 
 
@@ -151,6 +153,6 @@ def load_users(data: str | None, recommenders: "dict[str, Recommender]") -> "lis
     from ..serving.histories import users_of
 
     if not Path(data).is_dir():
-        raise ValueError(f"--data: {data!r} is no directory. Pass that of a prepared data set.")
+        raise ValueError(f"--dataset_name: {data!r} is no directory. Pass that of a prepared data set.")
     records = load_dataset(data, split="test")
     return users_of(records, next(iter(recommenders.values())).catalogue)

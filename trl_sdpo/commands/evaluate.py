@@ -1,4 +1,4 @@
-"""`trl-sdpo evaluate --dataset DIR --model A --model B --output DIR`: several systems on the same records."""
+"""`trl-sdpo evaluate --dataset_name DIR --model_name_or_path A B --output_dir DIR`: several systems on the same records."""
 
 import dataclasses
 import json
@@ -20,6 +20,8 @@ def _help(text: str, **more) -> dict:
     return {"help": text, **more}
 
 
+# The flags that name systems, by what these are
+_FLAGS = {"baseline": "--baseline", "scores": "--scores", "lists": "--lists", "model": "--model_name_or_path"}
 # A flag that is given again adds to what it had.
 _AGAIN = {"action": "extend", "metavar": "TEXT"}
 
@@ -28,11 +30,11 @@ _AGAIN = {"action": "extend", "metavar": "TEXT"}
 class EvaluateArguments:
     """Flags of `trl-sdpo evaluate`."""
 
-    dataset: str | None = dataclasses.field(
+    dataset_name: str | None = dataclasses.field(
         default=None, metadata=_help("Records: a directory that prepare wrote, a file, or a name on the Hub. Needed.")
     )
     split: str = dataclasses.field(default="test", metadata=_help("Split to evaluate on."))
-    model: list[str] = dataclasses.field(
+    model_name_or_path: list[str] = dataclasses.field(
         default_factory=list,
         metadata=_help(
             "Directory or Hub id of a model or an adapter, or NAME=DIRECTORY. May be given again.", **_AGAIN
@@ -69,7 +71,7 @@ class EvaluateArguments:
             "'ranking' (candidates by likelihood), 'generation' (written answers), 'catalogue' (all items)."
         ),
     )
-    output: str | None = dataclasses.field(
+    output_dir: str | None = dataclasses.field(
         default=None, metadata=_help("Directory for results.json, .md and .html and for the scores. Needed.")
     )
     max_records: int | None = dataclasses.field(default=None, metadata=_help("Records at most, drawn by the seed."))
@@ -91,7 +93,7 @@ class EvaluateArguments:
     ignore_differences: bool = dataclasses.field(
         default=False, metadata=_help("Evaluate models that were trained on other prompts than the records have.")
     )
-    overwrite: bool = dataclasses.field(default=False, metadata=_help("Replace the report in --output."))
+    overwrite: bool = dataclasses.field(default=False, metadata=_help("Replace the report in --output_dir."))
     facts: list[str] = dataclasses.field(
         default_factory=list,
         metadata=_help("What is known of a system, for plots: 'NAME:num_negatives=15,beta=1'.", **_AGAIN),
@@ -106,11 +108,11 @@ class _EvaluateParser(CommandParser):
     def parse_args(self, args: list[str]) -> Any:
         """As the parent; what is needed must be there."""
         arguments = super().parse_args(args)
-        for name in ("dataset", "output"):
+        for name in ("dataset_name", "output_dir"):
             if getattr(arguments, name) is None:
                 self.error(f"--{name} is missing. Usage: {self.usage}")
-        if not (arguments.model or arguments.scores or arguments.baseline or arguments.lists):
-            self.error(f"--model is missing, and --scores too. Usage: {self.usage}")
+        if not (arguments.model_name_or_path or arguments.scores or arguments.baseline or arguments.lists):
+            self.error(f"--model_name_or_path is missing, and --scores too. Usage: {self.usage}")
         if arguments.lists and "catalogue" not in arguments.protocol:
             self.error("--lists are compared under --protocol catalogue, which is not among those that were given.")
         if arguments.num_beams is not None and arguments.num_beams < max(2, arguments.top_k):
@@ -131,7 +133,7 @@ def make_parser(prog: str) -> CommandParser:
         EvaluateArguments,
         prog=prog,
         formatter_class=FlagHelpFormatter,
-        usage=f"{prog} --dataset DIR --model NAME=DIR [--model ...] --output DIR [flags]",
+        usage=f"{prog} --dataset_name DIR --model_name_or_path NAME=DIR ... --output_dir DIR [flags]",
         description="Evaluate models, and scores of other systems, on the same records: metrics with chance and "
         "intervals, paired tests, what is easy and what is hard, and examples, in one page.",
     )
@@ -151,9 +153,9 @@ def run(args: EvaluateArguments) -> None:
     results["settings"] |= {f"differences, {name}": "; ".join(what) for name, what in differing.items()}
     from ..evaluation.report import results_text, write_report
 
-    paths = write_report(results, args.output)
+    paths = write_report(results, args.output_dir)
     print(f"\n{results_text(results)}")
-    print(f"{args.output}: {', '.join(path.name for path in paths)}.")
+    print(f"{args.output_dir}: {', '.join(path.name for path in paths)}.")
 
 
 def _systems(args: EvaluateArguments) -> dict[str, dict[str, str]]:
@@ -164,14 +166,15 @@ def _systems(args: EvaluateArguments) -> dict[str, dict[str, str]]:
         if name not in BASELINES:
             raise ValueError(f"--baseline: {name!r} is none of {list(BASELINES)}.{suggest(name, list(BASELINES))}")
     systems = {"baseline": {name: name for name in args.baseline}}
-    systems |= {flag: _named(getattr(args, flag), f"--{flag}") for flag in ("scores", "lists", "model")}
+    systems |= {flag: _named(getattr(args, flag), f"--{flag}") for flag in ("scores", "lists")}
+    systems["model"] = _named(args.model_name_or_path, "--model_name_or_path")
     seen: dict[str, str] = {}
     for flag, named in systems.items():
         for name in named:
             # scores and lists may be of one system
             if name in seen and {flag, seen[name]} != {"scores", "lists"}:
                 raise ValueError(
-                    f"{name!r} is the name of one system by --{seen[name]} and of one by --{flag}. Pass NAME=... with "
+                    f"{name!r} is the name of one system by {_FLAGS[seen[name]]} and of one by {_FLAGS[flag]}. Pass NAME=... with "
                     "another name."
                 )
             seen[name] = flag
@@ -187,10 +190,10 @@ def _found(args: EvaluateArguments, task: "Task", systems: dict) -> tuple[dict[s
     differing = check_task(task, models, args.baseline)
     scores, lists = (read_systems(task, systems[kind], kind) for kind in ("scores", "lists"))
     if "catalogue" in args.protocol and task.catalogue is None:
-        task.catalogue = _catalogue_of(systems["model"].values(), args.dataset)
+        task.catalogue = _catalogue_of(systems["model"].values(), args.dataset_name)
     excluded = task.excluded() if "catalogue" in args.protocol else None
-    files = ScoreFiles(Path(args.output) / "scores", task.records)
-    _end_run(args.output)
+    files = ScoreFiles(Path(args.output_dir) / "scores", task.records)
+    _end_run(args.output_dir)
     known = ask_baselines(task, args.baseline, excluded)
     asked = ask_models(task, systems["model"], args.reference, excluded, files)
     files.remove_others(list(systems["scores"].values()))
@@ -227,7 +230,11 @@ def _results(args: EvaluateArguments, task: "Task", found: dict[str, Any], facts
         sections.append(evaluate_answers(found["generation"], task.records, **options_of_answers))
     if found["catalogue"]:
         ks = tuple(sorted({k for k in (1, 3, 5, 10, args.top_k) if k <= args.top_k}))
-        searched = {} if args.exact else dict.fromkeys(_named(args.model, ""), f"beam search, {task.beams} beams")
+        searched = (
+            {}
+            if args.exact
+            else dict.fromkeys(_named(args.model_name_or_path, ""), f"beam search, {task.beams} beams")
+        )
         section = evaluate_catalogue(
             found["catalogue"],
             task.records,
@@ -241,7 +248,7 @@ def _results(args: EvaluateArguments, task: "Task", found: dict[str, Any], facts
     return collect_results(
         sections,
         dataset={
-            "name": _public(args.dataset),
+            "name": _public(args.dataset_name),
             "split": args.split,
             "records": len(task.records),
             "of": task.total,
@@ -311,15 +318,15 @@ def _load(args: EvaluateArguments) -> "Task":
     from ..pipeline.datasets import load_records, select_split
     from ..recsys.records.recommender_files import RecommenderFiles, load_recommender_files
 
-    splits = load_records(args.dataset)
-    total, rows = len(select_split(splits, args.split, "--split", args.dataset)), None
+    splits = load_records(args.dataset_name)
+    total, rows = len(select_split(splits, args.split, "--split", args.dataset_name)), None
     if args.max_records is not None and args.max_records < total:
         rows = np.sort(np.random.default_rng(args.seed).choice(total, args.max_records, replace=False))
-    folder = Path(args.dataset)
+    folder = Path(args.dataset_name)
     files = load_recommender_files(folder) if folder.is_dir() else RecommenderFiles()
     options = ("seed", "batch_size", "per_token", "top_k", "num_beams", "exact", "repeats", "device", "dtype")
     return Task(
-        args.dataset,
+        args.dataset_name,
         splits,
         args.split,
         rows,
@@ -332,9 +339,9 @@ def _load(args: EvaluateArguments) -> "Task":
 
 
 def _check_output(args: EvaluateArguments) -> None:
-    if (Path(args.output) / "results.json").exists() and not args.overwrite:
+    if (Path(args.output_dir) / "results.json").exists() and not args.overwrite:
         raise ValueError(
-            f"--output: {args.output} holds a finished report. Pass --overwrite to replace it, or another directory."
+            f"--output_dir: {args.output_dir} holds a finished report. Pass --overwrite to replace it, or another directory."
         )
 
 
@@ -361,7 +368,7 @@ def _settings(args: EvaluateArguments) -> dict[str, Any]:
     settings = {name: getattr(args, name) for name in chosen if getattr(args, name) is not None}
     if args.reference is not None:
         settings["reference"] = _public(args.reference)
-    for name, flag in (("models", "--model"), ("scores", "--scores"), ("lists", "--lists")):
+    for name, flag in (("models", "--model_name_or_path"), ("scores", "--scores"), ("lists", "--lists")):
         if name == "lists" and not args.lists:
             continue
         named = _named(getattr(args, flag.removeprefix("--")), flag)

@@ -1,10 +1,14 @@
-"""`trl-sdpo prepare SOURCE --output DIR`: from the files of a publisher to records on disk."""
+"""`trl-sdpo prepare SOURCE --output_dir DIR`: from the files of a publisher to records on disk."""
 
 import dataclasses
 import json
+import textwrap
 from pathlib import Path
 from typing import Any
 
+from ..cli import suggest
+from ..recsys.interactions.readers.paths import is_hub_name, nearest_file
+from ..recsys.interactions.registry import loader_options, sources_by_loader
 from ..recsys.prompts.templates import PromptTemplate
 from ..recsys.records.config import DEFAULT, RECIPES, RecordConfig
 from ..recsys.records.preparation import prepare
@@ -18,7 +22,7 @@ _SOURCES = "such as movielens-1m, goodreads-poetry, lastfm, recbole or table"
 @dataclasses.dataclass
 class _Command:
     source: str | None = dataclasses.field(default=None, metadata={"help": f"The source by name, {_SOURCES}."})
-    output: str | None = dataclasses.field(default=None, metadata={"help": "Directory to make. Needed."})
+    output_dir: str | None = dataclasses.field(default=None, metadata={"help": "Directory to make. Needed."})
     path: str | None = dataclasses.field(
         default=None, metadata={"help": "Files of the source. Default: downloaded once and cached."}
     )
@@ -31,7 +35,7 @@ class _Command:
     num_workers: int | None = dataclasses.field(
         default=None, metadata={"help": "Threads. Default: the cores, 4 at most."}
     )
-    overwrite: bool = dataclasses.field(default=False, metadata={"help": "Replace the data set in --output."})
+    overwrite: bool = dataclasses.field(default=False, metadata={"help": "Replace the data set in --output_dir."})
     loader_options: list[str] = dataclasses.field(
         default_factory=list, metadata={"help": "Options of the loader of the source, as name=value."}
     )
@@ -46,7 +50,7 @@ class _PrepareParser(CommandParser):
         if args and not args[0].startswith("-"):
             args = ["--source", *args]
         arguments = super().parse_args(args)
-        for name in ("source", "output"):
+        for name in ("source", "output_dir"):
             if getattr(arguments, name) is None:
                 self.error(f"--{name} is missing. Usage: {self.usage}")
         return arguments
@@ -55,32 +59,69 @@ class _PrepareParser(CommandParser):
 def make_parser(prog: str) -> CommandParser:
     """The parser of the command."""
     return _PrepareParser(
-        PrepareArguments, prog=prog, usage=f"{prog} SOURCE --output DIR [flags]", description=__doc__
+        PrepareArguments,
+        prog=prog,
+        usage=f"{prog} SOURCE --output_dir DIR [flags]",
+        description="Make a data set of multi-preference records from the files of a publisher, or from a table of one's "
+        "own.",
+        epilog=_sources_text(),
     )
 
 
-def run(arguments: Any) -> None:
-    """Make the data set, and say where it is and what its lists tell."""
+def _sources_text() -> str:
+    """The sources, one line for each loader, with its options."""
+    lines = ["sources, and the --loader_options of each:"]
+    for names, options in sources_by_loader():
+        if len(names) > 4:  # the genres and categories of one publisher
+            names = [*names[:3], f"... ({len(names)} in all)"]
+        text = textwrap.fill(", ".join(names), 96, initial_indent="  ", subsequent_indent="  ")
+        said = textwrap.fill(", ".join(options) or "none", 96, initial_indent="      ", subsequent_indent="      ")
+        lines += [text, said]
+    return "\n".join(lines)
+
+
+def check(arguments: Any) -> dict[str, Any]:
+    """
+    The fields of [`RecordConfig`] that were given, when they, the source and the options of its loader are right: all
+    that can be told without reading the files.
+    """
+    known, options = loader_options(arguments.source), _loader_options(arguments)
+    for name in options:
+        if name not in known:
+            raise ValueError(
+                f"--loader_options: {arguments.source} has no option {name!r}.{suggest(name, known)} It has "
+                f"{', '.join(known) or 'none'}."
+            )
+    path = arguments.path
+    if path is not None and not Path(path).exists() and not (arguments.source == "table" and is_hub_name(path)):
+        raise FileNotFoundError(f"--path: there is no {path!r} here.{nearest_file(path)} Correct it.")
     given = {one.name: getattr(arguments, one.name) for one in dataclasses.fields(RecordConfig)}
     given = {name: value for name, value in given.items() if value is not None}
     if "ratios" in given:
         given["ratios"] = tuple(given["ratios"])
     if given.get("template", "").endswith(".json"):
         given["template"] = _read_template(Path(given["template"]))
+    RecordConfig(**given)
+    return given
+
+
+def run(arguments: Any) -> None:
+    """Make the data set, and say where it is and what its lists tell."""
+    given = check(arguments)
     report = prepare(
         arguments.source,
-        arguments.output,
+        arguments.output_dir,
         path=arguments.path,
         recipe=arguments.recipe,
         processing_class=arguments.tokenizer,
         num_workers=arguments.num_workers,
         overwrite=arguments.overwrite,
-        loader_options=dict(_name_and_value(text) for text in arguments.loader_options),
+        loader_options=_loader_options(arguments),
         **given,
     )
     counts = ", ".join(f"{report[split]['records']:,} {split}" for split in SPLITS if split in report)
     probe = report["leak_probe"]
-    print(f"{arguments.output}: {counts} records. See report.md there.")
+    print(f"{arguments.output_dir}: {counts} records. See report.md there.")
     print(
         f"Leak probe, hr@1 without the history: {probe['hr_at_1']:.3f} (95% interval {probe['ci'][0]:.3f} to "
         f"{probe['ci'][1]:.3f}), chance {probe['chance']:.3f}, popularity {probe['popularity']:.3f}, n = {probe['n']:,}."
@@ -97,6 +138,10 @@ def _read_template(path: Path) -> PromptTemplate:
         return PromptTemplate(**json.loads(path.read_text(encoding="utf-8")))
     except (json.JSONDecodeError, TypeError) as error:
         raise ValueError(f"{path}: not the fields of a template ({error}): name, style, text, ...") from error
+
+
+def _loader_options(arguments: Any) -> dict[str, str]:
+    return dict(_name_and_value(text) for text in arguments.loader_options)
 
 
 def _name_and_value(text: str) -> tuple[str, str]:

@@ -1,4 +1,4 @@
-"""`trl-sdpo recommend --model DIR --history "Title A" "Title B"`: what comes next."""
+"""`trl-sdpo recommend --model_name_or_path DIR --history "Title A" "Title B"`: what comes next."""
 
 import csv
 import dataclasses
@@ -30,7 +30,7 @@ def _help(text: str, **more) -> dict:
 class LoadingArguments:
     """Flags of every command that loads a recommender."""
 
-    model: str | None = dataclasses.field(
+    model_name_or_path: str | None = dataclasses.field(
         default=None, metadata=_help("Directory or Hub id of a model or an adapter. Needed.")
     )
     template: str | None = dataclasses.field(
@@ -48,8 +48,9 @@ class LoadingArguments:
 
 def loading_options(args: LoadingArguments) -> dict[str, Any]:
     """The arguments of [`Recommender.from_pretrained`]; a model that is not there is told before torch is imported."""
-    check_model(args.model)
-    return {field.name: getattr(args, field.name) for field in dataclasses.fields(LoadingArguments)}
+    check_model(args.model_name_or_path)
+    options = {field.name: getattr(args, field.name) for field in dataclasses.fields(LoadingArguments)}
+    return {"model": options.pop("model_name_or_path"), **options}
 
 
 @dataclasses.dataclass
@@ -89,8 +90,8 @@ class _RecommendParser(CommandParser):
     def parse_args(self, args: list[str]) -> Any:
         """As the parent; there must be a model and a history, or a file of histories."""
         arguments = super().parse_args(args)
-        if arguments.model is None:
-            self.error(f"--model is missing. Usage: {self.usage}")
+        if arguments.model_name_or_path is None:
+            self.error(f"--model_name_or_path is missing. Usage: {self.usage}")
         if bool(arguments.history) == bool(arguments.histories):
             self.error(f"pass either --history or --histories. Usage: {self.usage}")
         for flag, value, kinds in (
@@ -111,7 +112,7 @@ def make_parser(prog: str) -> CommandParser:
         RecommendArguments,
         prog=prog,
         formatter_class=FlagHelpFormatter,
-        usage=f'{prog} --model DIR (--history "Title A" "Title B" | --histories FILE) [flags]',
+        usage=f'{prog} --model_name_or_path DIR (--history "Title A" "Title B" | --histories FILE) [flags]',
         description="Recommend what comes after a history, or after each of many, with log-probabilities in nats.",
     )
 

@@ -19,7 +19,8 @@ from .._errors import INTERRUPTED, RUN, SPOKEN_FOR
 from ..cli import COMMANDS, GOES_ON, suggest
 from ..pipeline.digests import digest, state_of_files
 from ..pipeline.state import BEGUN, DONE, NEW, StageState
-from ._config_file import ENVIRONMENT, has_sections, read_config, section_of
+from ._checks import check_places
+from ._config_file import COMMON, ENVIRONMENT, OLD_NAMES, has_sections, read_config, section_of, with_new_names
 
 
 logger = logging.getLogger(__name__)
@@ -27,7 +28,17 @@ logger = logging.getLogger(__name__)
 # In the order in which they build on each other
 STAGES = tuple(name for name in ("prepare", "sft", "train", "evaluate", "recommend", "push") if name in COMMANDS)
 TRAINING = ("sft", "train")
+MAKES = ("prepare", "sft", "train", "evaluate")
+TITLES = {
+    "prepare": "records",
+    "sft": "SFT",
+    "train": "Softmax-DPO",
+    "evaluate": "evaluation",
+    "recommend": "recommendations",
+    "push": "push to the Hub",
+}
 _SECONDS_TO_END = 15
+BEFORE = "the stages before it"
 
 
 @dataclass
@@ -43,22 +54,26 @@ class Stage:
         digests (`dict[str, str]`):
             What its result depends on: a hash of each flag, of the files that it reads and of the stages before. Hashes,
             since a directory is passed on more often than one would pass on a token or the path of a home.
+        section (`str`):
+            A hash of its section as it stands in the file: where it is that of a stage that is done, nothing else needs
+            to be looked at.
     """
 
     name: str
     flags: dict[str, Any]
     digests: dict[str, str]
+    section: str = ""
 
     @property
     def output(self) -> Path | None:
         """The directory that the command makes; others, such as a push, are done each time."""
-        flag = {"prepare": "output", "evaluate": "output", "sft": "output_dir", "train": "output_dir"}.get(self.name)
-        return Path(self.flags[flag]) if self.flags.get(flag) else None
+        folder = self.flags.get("output_dir") if self.name in MAKES else None
+        return Path(folder) if folder else None
 
     @property
     def state(self) -> StageState:
         """What the directory says of an earlier run."""
-        return StageState(self.output, self.digests)
+        return StageState(self.output, self.digests, section=self.section)
 
 
 def make_parser(prog: str) -> argparse.ArgumentParser:
@@ -84,22 +99,22 @@ def make_parser(prog: str) -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> None:
     """Check all sections, then run their commands."""
-    config = _change(read_config(args.config), args.changes, args.config)
+    config = _change(_with_new_names(read_config(args.config)), args.changes, args.config)
+    names = [name for name in STAGES if name in config]
+    missing = [name for name in args.stages or () if name not in names]
+    if missing:
+        raise ValueError(f"--stages: {args.config} has no section {missing[0]!r}. Add it, or leave it out.")
+    wanted = args.stages or names
     with tempfile.TemporaryDirectory() as folder:
         path = args.config
         if args.changes:
             path = str(Path(folder) / Path(path).name)
             Path(path).write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
-        stages = plan(config, path)
-        if args.stages:
-            missing = [name for name in args.stages if name not in [stage.name for stage in stages]]
-            if missing:
-                raise ValueError(f"--stages: {args.config} has no section {missing[0]!r}. Add it, or leave it out.")
-            stages = [stage for stage in stages if stage.name in args.stages]
+        stages = [stage for stage in plan(config, path, wanted) if stage.name in wanted]
         run_stages(stages, path, args.overwrite)
 
 
-def plan(config: dict[str, Any], path: str) -> list[Stage]:
+def plan(config: dict[str, Any], path: str, wanted: Sequence[str] | None = None) -> list[Stage]:
     """
     The commands of a file, in the order in which they build on each other.
 
@@ -107,39 +122,106 @@ def plan(config: dict[str, Any], path: str) -> list[Stage]:
         config (`dict[str, Any]`):
             Of [`read_config`].
         path (`str`):
-            The file, whose sections are checked before the first command starts.
+            The file, whose sections are checked before the first command starts: first what needs no heavy import.
+        wanted (`Sequence[str]`, *optional*):
+            Commands that will run, of which the data sets and models are to be there, or made by one before it.
 
     Returns:
         `list[Stage]`: The commands that have a section.
 
     Raises:
-        ValueError: the file has no sections.
+        ValueError: the file has no sections, or what a section names is not there.
         SystemExit: a section holds what its command does not take.
     """
     if not has_sections(config) or not any(name in config for name in STAGES):
         raise ValueError(f"{path}: there is no section of a command. Put the flags under one of {', '.join(STAGES)}.")
-    config = {name: section for name, section in config.items() if name != ENVIRONMENT}
+    config = {name: section for name, section in _with_new_names(config).items() if name != ENVIRONMENT}
+    names = [name for name in STAGES if name in config]
+    done = _done_stages(config, names)
+    if wanted is not None:
+        _check_places(config, names, [name for name in wanted if name not in done])
+    # those of torch last
+    for name in sorted((name for name in names if name not in done), key=lambda name: name in TRAINING):
+        _check_section(name, path)
     stages, before = [], ""
-    for name in STAGES:
-        if name not in config:
-            continue
-        parser = importlib.import_module(f".{name}", __package__).make_parser(f"trl-sdpo {name}")
-        parser.check_file(path)
-        # flags of `accelerate launch` say where a result is computed, and are no part of it
-        known = parser.flags
-        flags, _ = section_of(config, name, known, path)
-        digests = {flag: digest(value) for flag, value in flags.items() if flag in known}
-        digests["the files of `path`"] = digest(state_of_files(flags.get("path")))
-        digests["the stages before it"] = before
-        stages.append(Stage(name, flags, digests))
-        before = digest([before, digests])
+    for name in names:
+        stage = done.get(name) or _make_stage(name, config, path, before)
+        stages.append(stage)
+        before = digest([before, stage.digests])
     return stages
+
+
+def _with_new_names(config: dict[str, Any]) -> dict[str, Any]:
+    """The file with the names that flags have now; the commands say so, each for its section."""
+    return {
+        name: with_new_names(name, section)[0] if isinstance(section, dict) else section
+        for name, section in config.items()
+    }
+
+
+def _written(name: str, config: dict[str, Any]) -> dict[str, Any]:
+    """The section of a command over what is common, whether or not the command has such flags."""
+    return (config.get(COMMON) or {}) | (config[name] or {})
+
+
+def _digest_of_section(name: str, config: dict[str, Any]) -> str:
+    written = _written(name, config)
+    return digest([name, written, state_of_files(written.get("path"))])
+
+
+def _done_stages(config: dict[str, Any], names: Sequence[str]) -> dict[str, Stage]:
+    """
+    Stages that are done with the very sections of the file, the first ones in an unbroken row: those need no parser of
+    their flags, for which TRL would be imported.
+    """
+    done, before = {}, ""
+    for name in names:
+        written = _written(name, config)
+        folder, section = written.get("output_dir"), _digest_of_section(name, config)
+        if name not in MAKES or not isinstance(folder, str):
+            break
+        digests = StageState(Path(folder), {}).digests_when_done(section)
+        if digests is None or digests.get(BEFORE) != before:
+            break
+        done[name] = Stage(name, written, digests, section)
+        before = digest([before, digests])
+    return done
+
+
+def _check_section(name: str, path: str) -> None:
+    module = importlib.import_module(f".{name}", __package__)
+    parser = module.make_parser(f"trl-sdpo {name}")
+    arguments = parser.check_file(path)
+    if hasattr(module, "check"):
+        try:
+            module.check(arguments)
+        except (ValueError, OSError) as error:
+            parser.error(str(error))
+
+
+def _check_places(config: dict[str, Any], names: Sequence[str], running: Sequence[str]) -> None:
+    sections = {name: _written(name, config) for name in names}
+    outputs = {
+        name: flags["output_dir"] for name, flags in sections.items() if name in MAKES and flags.get("output_dir")
+    }
+    check_places({name: sections[name] for name in names if name in running}, outputs)
+
+
+def _make_stage(name: str, config: dict[str, Any], path: str, before: str) -> Stage:
+    # flags of `accelerate launch` say where a result is computed, and are no part of it
+    known = importlib.import_module(f".{name}", __package__).make_parser(f"trl-sdpo {name}").flags
+    flags, _ = section_of(config, name, known, path)
+    digests = {flag: digest(value) for flag, value in flags.items() if flag in known}
+    digests["the files of `path`"] = digest(state_of_files(flags.get("path")))
+    digests[BEFORE] = before
+    return Stage(name, flags, digests, _digest_of_section(name, config))
 
 
 def _change(config: dict[str, Any], changes: Sequence[str], path: str) -> dict[str, Any]:
     for change in changes:
         name, equals, value = change.partition("=")
         section, dot, flag = name.partition(".")
+        flag = OLD_NAMES.get(section, {}).get(flag, flag)
         if not equals or not dot:
             raise ValueError(f"{change!r} is not SECTION.FLAG=VALUE, such as train.beta=0.5.")
         if section not in config:
@@ -169,12 +251,14 @@ def run_stages(stages: Sequence[Stage], path: str, overwrite: bool = False) -> N
         ValueError: a directory holds what was made with other settings, or by something else.
         ChildProcessError: a command failed.
     """
-    for stage in stages:
+    for number, stage in enumerate(stages, start=1):
         words = _words_to_go_on(stage, overwrite)
+        title = f"Stage {number} of {len(stages)}: {TITLES[stage.name]}"
         if words is None:
-            logger.info("── %s: done before, see %s", stage.name, stage.output)
+            logger.info("%s, done before: %s", title, stage.output)
             continue
-        logger.info("── %s%s", stage.name, f" {' '.join(words)}" if words else "")
+        goes_on = ", goes on" if "--resume_from_checkpoint" in words else ""
+        logger.info("%s%s%s", title, goes_on, "" if stage.output is None else f", into {stage.output}")
         if stage.output is not None and stage.name != "prepare":  # whose directory appears when it is whole
             stage.state.write(done=False)
         status = _start(stage.name, ["--config", path, *words])
@@ -186,6 +270,18 @@ def run_stages(stages: Sequence[Stage], path: str, overwrite: bool = False) -> N
             )
         if stage.output is not None:
             stage.state.write(done=True)
+    if sentence := _what_next(stages):
+        logger.info(sentence)
+
+
+def _what_next(stages: Sequence[Stage]) -> str:
+    """The next command to type, where a model has been trained."""
+    models = [stage.output for stage in stages if stage.name in TRAINING and stage.output is not None]
+    if not models or any(stage.name == "recommend" for stage in stages):
+        return ""
+    pages = [stage.output / "results.html" for stage in stages if stage.name == "evaluate" and stage.output]
+    seen = f"The report is {pages[0]}. " if pages and pages[0].is_file() else ""
+    return f'{seen}Next: trl-sdpo recommend --model_name_or_path {models[-1]} --history "TITLE" "TITLE"'
 
 
 def _words_to_go_on(stage: Stage, overwrite: bool) -> list[str] | None:

@@ -1,4 +1,4 @@
-"""`trl-sdpo serve --model DIR`: a recommender behind HTTP."""
+"""`trl-sdpo serve --model_name_or_path DIR`: a recommender behind HTTP."""
 
 import dataclasses
 
@@ -34,8 +34,8 @@ class _ServeParser(CommandParser):
     def parse_args(self, args: list[str]) -> ServeArguments:
         """As the parent; there must be a model, and numbers within their range."""
         arguments = super().parse_args(args)
-        if arguments.model is None:
-            self.error(f"--model is missing. Usage: {self.usage}")
+        if arguments.model_name_or_path is None:
+            self.error(f"--model_name_or_path is missing. Usage: {self.usage}")
         for name in ("workers", "max_batch_size", "max_waiting", "timeout", "max_bytes"):
             if getattr(arguments, name) <= 0:
                 self.error(f"--{name} is {getattr(arguments, name)}. Pass a number above 0.")
@@ -50,7 +50,7 @@ def make_parser(prog: str) -> CommandParser:
         ServeArguments,
         prog=prog,
         formatter_class=FlagHelpFormatter,
-        usage=f"{prog} --model DIR [flags]",
+        usage=f"{prog} --model_name_or_path DIR [flags]",
         description="Serve a recommender over HTTP: /recommend, /score and /health, with a page of the interface at /docs.",
     )
 

@@ -49,7 +49,7 @@ def load_records(
         ```python
         from trl_sdpo.pipeline.datasets import load_records
 
-        records = load_records("data/ml-1m")["train"]  # of `trl-sdpo prepare movielens-1m --output data/ml-1m`
+        records = load_records("data/ml-1m")["train"]  # of `trl-sdpo prepare movielens-1m --output_dir data/ml-1m`
         records = load_records("lastfm-train.json", template="music-choose")["train"]
         ```
     """

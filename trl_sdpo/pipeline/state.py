@@ -28,11 +28,14 @@ class StageState:
             than one would pass on a token or the path of a home.
         settings (`Mapping`, *optional*):
             Of these what is to be read beside the result.
+        section (`str`, *optional*):
+            A hash of the words that asked for the stage, see [`StageState.digests_when_done`].
     """
 
     directory: Path
     digests: dict[str, str]
     settings: Mapping[str, Any] = field(default_factory=dict)
+    section: str = ""
 
     def look(self) -> str:
         """
@@ -49,6 +52,11 @@ class StageState:
             return OTHER
         return DONE if state["done"] else BEGUN
 
+    def digests_when_done(self, section: str) -> dict[str, str] | None:
+        """What a stage that is done depends on, where it was asked for in the very words of `section`; else `None`."""
+        state = self._read()
+        return state["digests"] if state and state["done"] and state.get("section") == section else None
+
     def what_is_there(self) -> str:
         """The words for what is in the directory in the place of this stage."""
         state = self._read()
@@ -58,6 +66,8 @@ class StageState:
         """Note that the stage has begun, or is done."""
         self.directory.mkdir(parents=True, exist_ok=True)
         content = {"done": done, "digests": self.digests}
+        if self.section:
+            content["section"] = self.section
         if self.settings:
             content["settings"] = dict(self.settings)
         write_text(self.directory / STATE_FILE, json.dumps(content, indent=2, default=str) + "\n")

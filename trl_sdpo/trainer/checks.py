@@ -1,5 +1,6 @@
 """What a run refuses before it starts: models, data and options that are not defined for what the trainer does."""
 
+import math
 from collections.abc import Collection
 
 import torch
@@ -20,6 +21,7 @@ from ..losses.loss_types import (
 
 # Losses of the difference of two rewards, in which the constant that a divergence adds to both cancels: as in TRL
 F_DIVERGENCE_LOSS_TYPES = ("sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "robust", "discopop", "sft")
+LOSSES_WITHOUT_BETA = ("mppo", "sft")
 LABEL_SMOOTHING_LOSS_TYPES = ("exo_pair", "robust")
 NO_LOGITS = (
     "wants logits per label, which rows with several completions do not have. Use `evaluate` without `compute_metrics`: "
@@ -55,6 +57,10 @@ def check_supported(
             "`activation_offloading=True` moves activations from an accelerator to the CPU, and this machine has no "
             "accelerator. Use `gradient_checkpointing=True` to save memory here."
         )
+    if not 0.0 < args.beta < math.inf and set(args.loss_type) - set(LOSSES_WITHOUT_BETA):
+        raise ValueError(
+            f"`beta={args.beta}` must be above 0: with 0 nothing is learned, and below it what is rejected is preferred."
+        )
     _check_model(model, args)
     if isinstance(eval_dataset, dict) and not eval_dataset:
         raise ValueError("`eval_dataset` is a dict without a dataset, so nothing would be evaluated. Leave it out.")
@@ -70,7 +76,8 @@ def check_trainable(model: torch.nn.Module) -> None:
     if not any(param.requires_grad for param in model.parameters()):
         raise ValueError(
             "The model has no trainable parameter, so training would change nothing. An adapter is loaded for "
-            "training with `PeftModel.from_pretrained(..., is_trainable=True)`."
+            "training with `PeftModel.from_pretrained(..., is_trainable=True)`; `merge_and_unload` of PEFT leaves the base "
+            "frozen: call `model.requires_grad_(True)`, or pass a `peft_config`."
         )
 
 
@@ -113,6 +120,11 @@ def check_evaluated(num_records: int, args: DPOConfig) -> None:
 
 
 def _check_model(model: str | PreTrainedModel, args: DPOConfig) -> None:
+    if isinstance(model, (torch.nn.DataParallel, torch._dynamo.OptimizedModule)):
+        inside = "module" if isinstance(model, torch.nn.DataParallel) else "_orig_mod"
+        raise ValueError(
+            f"`model` is wrapped in `{type(model).__name__}`. Pass the model itself, `model.{inside}`: the trainer wraps it."
+        )
     if isinstance(model, str):
         options = args.model_init_kwargs or {}
         config = AutoConfig.from_pretrained(
@@ -125,6 +137,11 @@ def _check_model(model: str | PreTrainedModel, args: DPOConfig) -> None:
         raise ValueError(
             f"{name} is an encoder-decoder model: its prompt goes to the encoder, while the log-probabilities here are of "
             "prompt and completion in one row of a decoder. Use a causal language model."
+        )
+    if getattr(config, "return_dict", True) is False:
+        raise ValueError(
+            f"{name} returns tuples (`config.return_dict=False`), in which log-probabilities have no place. Set "
+            "`model.config.return_dict = True`."
         )
     if not isinstance(model, str) and model.get_output_embeddings() is None:
         raise ValueError(

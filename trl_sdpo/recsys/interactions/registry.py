@@ -7,7 +7,7 @@ from typing import Any
 
 from .interactions import Interactions
 from .movielens_100k import load_movielens_100k
-from .published import fetch_source, find_source, show_terms
+from .published import SOURCES, fetch_source, find_source, show_terms
 
 
 def load_source(source: str, path: str | Path | None = None, **options) -> Interactions:
@@ -67,6 +67,19 @@ def load_source(source: str, path: str | Path | None = None, **options) -> Inter
     if entry.terms:
         show_terms(entry.terms)
     return entry.load(fetch_source(source) if path is None else path, **options)
+
+
+def loader_options(source: str) -> list[str]:
+    """The names of the options that the loader of a source takes."""
+    return list(inspect.signature(find_source(source).load).parameters)[1:]
+
+
+def sources_by_loader() -> list[tuple[list[str], list[str]]]:
+    """The names of sources and of the options that their loader takes, for each loader."""
+    names: dict[Callable, list[str]] = {}
+    for name, entry in SOURCES.items():
+        names.setdefault(entry.load, []).append(name)
+    return [(sources, loader_options(sources[0])) for sources in names.values()]
 
 
 def _check_options(source: str, load: Callable, options: dict[str, Any]) -> dict[str, Any]:

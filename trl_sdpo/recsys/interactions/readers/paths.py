@@ -1,5 +1,6 @@
 """What is a path, and what the name of a data set on the Hub."""
 
+import difflib
 import re
 from pathlib import Path
 
@@ -24,3 +25,12 @@ def is_hub_name(name: str | Path) -> bool:
     if not isinstance(name, str) or not re.fullmatch(_HUB_NAME, name) or name.startswith("."):
         return False
     return not name.lower().endswith(_FILE_ENDINGS) and not Path(name).parent.is_dir()
+
+
+def nearest_file(path: str | Path) -> str:
+    """A question that names the file or directory which may have been meant, or nothing."""
+    path = Path(path)
+    parent = next((one for one in path.parents if one.is_dir()), Path())
+    rest = path.relative_to(parent).parts
+    near = difflib.get_close_matches(rest[0], [one.name for one in parent.iterdir()], n=1) if rest else []
+    return f" Did you mean {str(parent / near[0] / Path(*rest[1:]))!r}?" if near else ""
