@@ -50,7 +50,7 @@ NOT_RUN = [
     NotRun("hub.md", "from huggingface_hub import snapshot_download", "goes on from the Hub; test_hub.py does"),
     NotRun("hub.md", "from trl_sdpo import push_dataset", "needs the Hub; test_push.py has one"),
     NotRun("README.md", "python examples/movielens.py", "takes minutes; tests/examples runs it on little data"),
-    NotRun("results.md", "python benchmarks/paper_table.py", "takes over an hour; tests/benchmarks runs a tiny one"),
+    NotRun("results.md", "python -m benchmarks.paper_table", "takes over an hour; tests/benchmarks runs a tiny one"),
     NotRun("training.md", "ACCELERATE_USE_CPU=true torchrun", "processes of its own; test_distributed.py has them"),
     NotRun("training.md", "accelerate launch", "needs several GPUs or machines"),
     NotRun("training.md", "python dpo.py ... ", "stands for the flags of the run before; test_checkpoints.py resumes"),
