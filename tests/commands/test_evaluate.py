@@ -39,6 +39,19 @@ def run(*words):
 
 
 class TestEvaluate:
+    def test_mutual_information(self, folders, prepared):
+        dataset, folder = folders
+        words = ["--dataset", dataset, "--model", f"tuned={folder / 's-dpo'}", "--output", folder / "out", "--pmi"]
+        assert run("evaluate", *words, "--num_examples", 0) == 0
+        results = json.loads((folder / "out" / "results.json").read_text(encoding="utf-8"))
+        (ranking,) = results["sections"]
+        assert "tuned (mutual information)" in ranking["systems"]
+        assert results["settings"]["pmi"] is True
+        records, tuned = prepared()[1]["test"], Recommender.from_pretrained(folder / "s-dpo")
+        lost = implicit_rewards(tuned.log_probs(records), tuned.log_probs(records, history=False))
+        hits = np.mean([row[0] > row[1:].max() for row in lost])
+        assert ranking["systems"]["tuned (mutual information)"]["hr@1"] == pytest.approx(hits)
+
     def test_from_models_to_the_report(self, folders, prepared, capsys):
         dataset, folder = folders
         records = prepared()[1]["test"]

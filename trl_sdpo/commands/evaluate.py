@@ -79,6 +79,10 @@ class EvaluateArguments:
     per_token: bool = dataclasses.field(
         default=False, metadata=_help("Rank by likelihood per token, which takes away the advantage of short titles.")
     )
+    pmi: bool = dataclasses.field(
+        default=False,
+        metadata=_help("Also rank by pointwise mutual information: the likelihood less that without the history."),
+    )
     top_k: int = dataclasses.field(default=10, metadata=_help("Length of the lists from the whole catalogue."))
     num_beams: int | None = dataclasses.field(
         default=None, metadata=_help("Width of the search in the catalogue. Default: 10, or top_k if that is more.")
@@ -324,7 +328,7 @@ def _load(args: EvaluateArguments) -> "Task":
         rows = np.sort(np.random.default_rng(args.seed).choice(total, args.max_records, replace=False))
     folder = Path(args.dataset_name)
     files = load_recommender_files(folder) if folder.is_dir() else RecommenderFiles()
-    options = ("seed", "batch_size", "per_token", "top_k", "num_beams", "exact", "repeats", "device", "dtype")
+    options = ("seed", "batch_size", "per_token", "pmi", "top_k", "num_beams", "exact", "repeats", "device", "dtype")
     return Task(
         args.dataset_name,
         splits,
@@ -374,7 +378,7 @@ def _settings(args: EvaluateArguments) -> dict[str, Any]:
         named = _named(getattr(args, flag.removeprefix("--")), flag)
         settings[name] = ", ".join(f"{system} = {_public(path)}" for system, path in named.items())
     settings["protocol"] = ", ".join(args.protocol)
-    settings |= {name: True for name in ("exact", "repeats") if getattr(args, name)}
+    settings |= {name: True for name in ("pmi", "exact", "repeats") if getattr(args, name)}
     if args.baseline:
         settings["baselines"] = ", ".join(args.baseline)
     return settings | {"trl-sdpo": __version__} | {name: version(name) for name in ("trl", "transformers", "torch")}

@@ -47,6 +47,8 @@ class Task:
             Of `"ranking"`, `"generation"` and `"catalogue"`.
         seed (`int`), batch_size (`int`), per_token (`bool`):
             See [`Recommender.log_probs`].
+        pmi (`bool`):
+            Whether to rank by pointwise mutual information too: the log-probabilities less those without the history.
         top_k (`int`), num_beams (`int`, *optional*), exact (`bool`):
             Of the lists from the catalogue, see [`Recommender.recommend_ids`].
         repeats (`bool`):
@@ -67,6 +69,7 @@ class Task:
     seed: int = 0
     batch_size: int = 16
     per_token: bool = False
+    pmi: bool = False
     top_k: int = 10
     num_beams: int | None = None
     exact: bool = False
@@ -278,6 +281,9 @@ def ask_models(
             found["ranking"][name] = scores
             if before is not None and not is_reference:
                 found["ranking"][f"{name} (implicit reward)"] = implicit_rewards(scores, before)
+            if task.pmi:
+                others = _log_probs(task, recommender, f"{name} without histories", history=False)
+                found["ranking"][f"{name} (mutual information)"] = implicit_rewards(scores, others)
         if "generation" in task.protocols:
             found["generation"][name] = recommender.answers(task.records, task.batch_size, desc=f"Generating, {name}")
         if "catalogue" in task.protocols:
@@ -299,8 +305,9 @@ def load_model(task: Task, path: str) -> Recommender:
     )
 
 
-def _log_probs(task: Task, recommender: Recommender, name: str) -> list[np.ndarray]:
-    return recommender.log_probs(task.records, task.batch_size, per_token=task.per_token, desc=f"Ranking, {name}")
+def _log_probs(task: Task, recommender: Recommender, name: str, history: bool = True) -> list[np.ndarray]:
+    options = {"per_token": task.per_token, "history": history}
+    return recommender.log_probs(task.records, task.batch_size, desc=f"Ranking, {name}", **options)
 
 
 def _lists(task: Task, recommender: Recommender, excluded: list[list[str]] | None, name: str) -> list[list[str]]:
