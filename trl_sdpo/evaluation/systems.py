@@ -13,7 +13,7 @@ from transformers.utils import logging
 
 from ..recommender.recommender import Recommender
 from ..recsys.baselines.identity import check_same_records, record_identity
-from ..recsys.baselines.scores import read_identity, read_lists, read_scores, score_records, write_scores
+from ..recsys.baselines.scores import Scorer, read_identity, read_lists, read_scores, score_records, write_scores
 from ..recsys.prompts.templates import get_template
 from ..recsys.records.recommender_files import Catalogue, RecommenderConfig, load_recommender_files
 from ..scoring.generation import END_OF_TITLE, candidate_titles, stop_strings_of
@@ -222,11 +222,18 @@ def read_systems(task: Task, files: Mapping[str, str], kind: str) -> dict[str, l
     return found
 
 
-def ask_baselines(task: Task, names: Sequence[str], excluded: list[list[str]] | None) -> dict[str, dict[str, Any]]:
-    """Scores, answers and lists of baselines, by protocol and name."""
+def train_baselines(task: Task, names: Sequence[str]) -> dict[str, Scorer]:
+    """Baselines by name, trained on the training records of a task."""
+    validation = task.splits.get("validation")
+    return {name: train_baseline(name, task.train, validation, task.catalogue, seed=task.seed) for name in names}
+
+
+def ask_baselines(
+    task: Task, scorers: Mapping[str, Scorer], excluded: list[list[str]] | None
+) -> dict[str, dict[str, Any]]:
+    """Scores, answers and lists of trained baselines, by protocol and name."""
     found: dict[str, dict[str, Any]] = {protocol: {} for protocol in ("ranking", "generation", "catalogue")}
-    for name in names:
-        scorer = train_baseline(name, task.train, task.splits.get("validation"), task.catalogue, seed=task.seed)
+    for name, scorer in scorers.items():
         if {"ranking", "generation"} & set(task.protocols):
             scores = score_records(scorer, task.records, desc=name)
             if "ranking" in task.protocols:
