@@ -18,10 +18,10 @@ from ..hub.pushes import push_command, try_again
 from ..recsys.records.recommender_files import (
     CATALOGUE_FILE,
     RecommenderFiles,
-    load_recommender_files,
     save_recommender_files,
 )
 from ..trainer.checkpoints import find_last_checkpoint, resolve_checkpoint
+from .datasets import find_recommender_files
 from .state import BEGUN, DONE, NEW, STATE_FILE, StageState
 
 
@@ -164,12 +164,15 @@ def train_and_save(
     """
     args = trainer.args
     checkpoint = resolve_checkpoint(resume_from_checkpoint, args.output_dir, args.save_only_model)
-    files = _recommender_files(dataset, append_eos) if args.should_save and dataset is not None else None
+    files = report = None
+    if args.should_save and dataset is not None:
+        files, report = _recommender_files(dataset, append_eos)
+    if report is not None:
+        copy_data_report(report, args.output_dir)
     if files is not None:
         save_recommender_files(args.output_dir, files.config)
         # of an earlier run; it comes back at the end
         Path(args.output_dir, CATALOGUE_FILE).unlink(missing_ok=True)
-        copy_data_report(dataset, args.output_dir)
     stopwatch = _Stopwatch(checkpoint)
     trainer.add_callback(stopwatch)
     result = trainer.train(resume_from_checkpoint=checkpoint)
@@ -212,10 +215,10 @@ def _push(trainer: Trainer, dataset: str | Path | None) -> None:
     trainer.accelerator.print(f"Pushed to {trainer.hub_model_id}.")
 
 
-def _recommender_files(dataset: str | Path, append_eos: bool | None) -> RecommenderFiles | None:
-    """What a recommender needs of the data set, with what became of the end of its completions."""
-    files = load_recommender_files(dataset) if Path(dataset).is_dir() else RecommenderFiles()
+def _recommender_files(dataset: str | Path, append_eos: bool | None) -> tuple[RecommenderFiles | None, Path | None]:
+    """What a recommender needs of the data set, with what became of the end of its completions, and where its report is."""
+    files, report = find_recommender_files(dataset)
     if files.config is None:
-        return None
+        return None, report
     end = files.config.append_eos if append_eos is None else append_eos
-    return dataclasses.replace(files, config=dataclasses.replace(files.config, append_eos=end))
+    return dataclasses.replace(files, config=dataclasses.replace(files.config, append_eos=end)), report
