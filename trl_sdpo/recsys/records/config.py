@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from ..negatives.strategies import parse_negatives
 from ..prompts.templates import DOMAINS, PROMPT_STYLES, PromptTemplate, select_templates
 from .phases import EXCLUSIONS, EXISTENCE, FIRST_EVENT, OFF, PHASE
-from .sequences import K_CORES, ORDERS
+from .sequences import CORE_PERIODS, K_CORES, ORDERS, WHOLE
 from .splits import SPLIT_KINDS, TEMPORAL
 from .targets import parse_windows
 
@@ -74,6 +74,9 @@ class RecordConfig:
             *optional*, defaults to `"fixed-point"`), min_length (`int`, *optional*, defaults to `1`), merge_repeats
             (`bool`, *optional*, defaults to `True`), order (`str`, *optional*, defaults to `"time"`):
             See [`build_sequences`].
+        core_period (`str`, *optional*, defaults to `"all"`):
+            The events that `min_interactions` counts: `"all"`, or those of `"train"`, so that what happens later does not
+            decide what stays. Later events stay if their item does, and their user does or is new.
         split (`str`, *optional*, defaults to `"temporal"`):
             `"temporal"`, see [`temporal_split`], `"leave-one-out"`, see [`leave_one_out_split`], or `"user"` and
             `"user-by-time"`, see [`user_split`], with users drawn by the seed or in the order of their first events.
@@ -162,6 +165,10 @@ class RecordConfig:
     )
     k_core: str = field(
         default="fixed-point", metadata=_help("Repeat that until all have them, or do it once.", choices=K_CORES)
+    )
+    core_period: str = field(
+        default=WHOLE,
+        metadata=_help("Count that over all events, or over those for training alone.", choices=CORE_PERIODS),
     )
     min_length: int = field(
         default=1, metadata=_help("Keep users with at least this many events after that.", lowest=1)

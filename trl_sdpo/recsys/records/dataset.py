@@ -22,7 +22,14 @@ from .config import RecordConfig
 from .consumed import Consumed, ConsumedInOrder, ConsumedInTime
 from .phases import EVER, OFF, available_from, touched_by_phase
 from .rows import CHUNK_SIZE, ROW, Chunk, RecordBuilder
-from .sequences import IN_FILE, IN_FILE_UNCHECKED, IN_TIME, build_sequences_with_report
+from .sequences import (
+    IN_FILE,
+    IN_FILE_UNCHECKED,
+    IN_TIME,
+    TRAINING,
+    build_sequences_with_report,
+    keep_core_of_training,
+)
 from .splits import (
     BY_USER,
     BY_USER_IN_TIME,
@@ -203,12 +210,13 @@ def plan_records(
     if config.max_length is not None and processing_class is None:
         raise ValueError(f"max_length={config.max_length} needs a tokenizer to count with. Pass processing_class.")
     _check_times(interactions, config)
+    of_training = config.core_period == TRAINING and config.min_interactions > 1
     sequences, source_report = build_sequences_with_report(
         interactions,
         min_rating=config.min_rating,
-        min_interactions=config.min_interactions,
+        min_interactions=1 if of_training else config.min_interactions,
         k_core=config.k_core,
-        min_length=config.min_length,
+        min_length=1 if of_training else config.min_length,
         merge_repeats=config.merge_repeats,
         # leaving one out of a source without time takes the order of its rows by the option's very name
         order=IN_FILE if config.file_order and not interactions.has_time else config.order,
@@ -217,6 +225,11 @@ def plan_records(
     )
     events = _split(sequences, config)
     del sequences
+    if of_training:
+        options = {name: getattr(config, name) for name in ("min_interactions", "k_core", "min_length")}
+        tied = interactions.has_time and config.order == IN_TIME
+        events, counts = keep_core_of_training(events, ties_are_sets=tied, **options)
+        source_report |= counts
     report = {"source": interactions.name, "seed": config.seed, **source_report}
     report |= {"split": config.split, "leaks": split_leaks(events)}
     catalogue = sorted_catalogue(interactions.items.join(events, on=ITEM_ID, how="semi"))

@@ -14,6 +14,7 @@ from ..negatives.strategies import NUM_EARLIER, POSITION
 logger = logging.getLogger(__name__)
 
 K_CORES = ("fixed-point", "once")
+WHOLE, TRAINING = CORE_PERIODS = ("all", "train")
 IN_TIME, IN_FILE, IN_FILE_UNCHECKED, IN_TIME_THEN_ITEM = ORDERS = ("time", "file", "file-unchecked", "time-then-item")
 
 
@@ -132,6 +133,51 @@ def build_sequences_with_report(
     kept = _with_positions(kept, tied)
     report["events_tied_in_time"] = _count_tied(kept) if interactions.has_time else None
     return kept, report
+
+
+def keep_core_of_training(
+    events: pl.DataFrame, *, min_interactions: int, k_core: str, min_length: int, ties_are_sets: bool
+) -> tuple[pl.DataFrame, dict[str, int]]:
+    """
+    The k-core of the training events, and of the others those that it knows the item of.
+
+    A core of all events has seen the future: an item stays because of what happens to it later. This one keeps the users
+    and items that have enough training events among each other; later events stay if their item does, and their user has
+    no training event, being new, or stays as well.
+
+    Args:
+        events (`polars.DataFrame`):
+            Sequences with a column `split`.
+        min_interactions (`int`), k_core (`str`), min_length (`int`):
+            See [`build_sequences`].
+        ties_are_sets (`bool`):
+            Whether events of a user at one time count as earlier than none of them.
+
+    Returns:
+        `tuple[polars.DataFrame, dict[str, int]]`: The events that stay, numbered anew, and the counts of the report.
+
+    Raises:
+        ValueError: nothing stays.
+    """
+    train = events.filter(pl.col("split") == "train")
+    core = _k_core(train.select(USER_ID, ITEM_ID), min_interactions, once=k_core == "once")
+    new = pl.col(USER_ID).is_in(train[USER_ID].unique().implode()).not_()
+    known_user = pl.col(USER_ID).is_in(core[USER_ID].unique().implode())
+    known_item = pl.col(ITEM_ID).is_in(core[ITEM_ID].unique().implode())
+    stays = events.select((known_item & (known_user | new)).alias("stays"))["stays"]
+    kept = events.filter(stays)
+    report = {"events_below_min_interactions": events.height - kept.height}
+    long = kept.filter(pl.len().over(USER_ID) >= min_length) if min_length > 1 else kept
+    report["events_below_min_length"] = kept.height - long.height
+    if long.is_empty():
+        raise ValueError(
+            f"no event is left of {events.height}: {report}. Lower min_interactions={min_interactions} or "
+            f"min_length={min_length}, which core_period='train' asks of the training events."
+        )
+    long = _with_positions(long.drop(POSITION, NUM_EARLIER), ties_are_sets)
+    timed = not long[TIMESTAMP].null_count()
+    report |= {"users": long[USER_ID].n_unique(), "items": long[ITEM_ID].n_unique()}
+    return long, report | {"events_tied_in_time": _count_tied(long) if timed else None}
 
 
 def _with_positions(events: pl.DataFrame, ties_are_sets: bool) -> pl.DataFrame:

@@ -26,7 +26,8 @@ def temporal_split(sequences: pl.DataFrame, ratios: tuple[float, float, float] =
     All events of one time (a second, or what the source has) go to the same side, the later one, so training ends strictly before validation begins,
     and validation before the test.
 
-    What it leaks: filters before it (`min_interactions`, the merging of repeats and titles) have seen the whole data.
+    What it leaks: filters before it (`min_interactions`, unless `core_period="train"`; the merging of repeats and titles)
+    have seen the whole data.
     Records made with the defaults of [`RecordConfig`] draw their negatives from what somebody had met by then, without
     what the user took up to the end of the same split, so that neither the future of the catalogue nor that of the user
     is seen. What it costs: users who come late have no training target, others no test target; a history may hold events

@@ -100,6 +100,9 @@ def test_times_keep_their_digits(folder):
     events = load_recbole(folder).events
     assert events["nanosecond"].to_list() == [123_456_800, 123_456_700, 500_000_000, 750_000_000]
     assert events["timestamp"].to_list() == [1714720000, 1714720000, 10, -2]
+    rows = "u\ta\t1714720000\nu\tb\t1714720000.000000001\n"
+    (folder / "tiny.inter").write_text("user_id:token\titem_id:token\ttimestamp:float\n" + rows)
+    assert load_recbole(folder).events["nanosecond"].to_list() == [0, 1]
 
 
 @pytest.mark.parametrize("first", [True, False])

@@ -134,8 +134,8 @@ def _read_events(file: TextFile, header: dict[str, str]) -> pl.DataFrame:
     if TIMESTAMP not in header:
         return events.with_columns(pl.lit(None, dtype=pl.Int64).alias(TIMESTAMP))
     times = events[TIMESTAMP]
-    if ((times != times.floor()) | (times.abs() >= 2**53)).any():
-        # a float has not the digits of what is finer than some tenths of a microsecond
+    if file.contains(b"."):
+        # perhaps of a time: a float has not the digits of what is finer than some tenths of a microsecond
         texts = {name: pl.String if name == TIMESTAMP else pl.Null for name in header}
         times = read_table(file.path, file.label, "\t", texts, header_lines=1)[TIMESTAMP]
     seconds, rest = read_times(times, "s", None, _fail_at(file, TIMESTAMP, times))
