@@ -345,15 +345,13 @@ def _load(args: EvaluateArguments) -> "Task":
     import numpy as np
 
     from ..evaluation.systems import Task
-    from ..pipeline.datasets import load_records, select_split
-    from ..recsys.records.recommender_files import RecommenderFiles, load_recommender_files
+    from ..pipeline.datasets import find_recommender_files, load_records, select_split
 
     splits = load_records(args.dataset_name)
     total, rows = len(select_split(splits, args.split, "--split", args.dataset_name)), None
     if args.max_records is not None and args.max_records < total:
         rows = np.sort(np.random.default_rng(args.seed).choice(total, args.max_records, replace=False))
-    folder = Path(args.dataset_name)
-    files = load_recommender_files(folder) if folder.is_dir() else RecommenderFiles()
+    files, _ = find_recommender_files(args.dataset_name)
     options = ("seed", "batch_size", "per_token", "top_k", "num_beams", "exact", "repeats", "device", "dtype")
     return Task(
         args.dataset_name,

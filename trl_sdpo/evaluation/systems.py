@@ -2,6 +2,7 @@
 
 import gc
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -235,7 +236,7 @@ def ask_baselines(
     found: dict[str, dict[str, Any]] = {protocol: {} for protocol in ("ranking", "generation", "catalogue")}
     for name, scorer in scorers.items():
         if {"ranking", "generation"} & set(task.protocols):
-            scores = score_records(scorer, task.records, desc=name)
+            scores = score_records(scorer, task.records, desc=_told(name))
             if "ranking" in task.protocols:
                 found["ranking"][name] = scores
             if "generation" in task.protocols:
@@ -286,7 +287,9 @@ def ask_models(
             if before is not None and not is_reference:
                 found["ranking"][f"{name} (implicit reward)"] = implicit_rewards(scores, before)
         if "generation" in task.protocols:
-            found["generation"][name] = recommender.answers(task.records, task.batch_size, desc=f"Generating, {name}")
+            found["generation"][name] = recommender.answers(
+                task.records, task.batch_size, desc=_told(f"Generating, {name}")
+            )
         if "catalogue" in task.protocols:
             found["catalogue"][name] = _lists(task, recommender, excluded, name)
         del recommender
@@ -307,7 +310,9 @@ def load_model(task: Task, path: str) -> Recommender:
 
 
 def _log_probs(task: Task, recommender: Recommender, name: str) -> list[np.ndarray]:
-    return recommender.log_probs(task.records, task.batch_size, per_token=task.per_token, desc=f"Ranking, {name}")
+    return recommender.log_probs(
+        task.records, task.batch_size, per_token=task.per_token, desc=_told(f"Ranking, {name}")
+    )
 
 
 def _lists(task: Task, recommender: Recommender, excluded: list[list[str]] | None, name: str) -> list[list[str]]:
@@ -319,9 +324,17 @@ def _lists(task: Task, recommender: Recommender, excluded: list[list[str]] | Non
         exclude=excluded,
         exact=task.exact,
         batch_size=max(1, task.batch_size // 2),
-        desc=f"{'Ranking the catalogue' if task.exact else 'Searching the catalogue'}, {name}",
+        desc=_told(f"{'Ranking the catalogue' if task.exact else 'Searching the catalogue'}, {name}"),
     )
     return [[item.item_id for item in row] for row in found]
+
+
+def _told(what: str) -> str | None:
+    """The words of a bar on a terminal; in a file they are a line, and there is no bar."""
+    if sys.stderr.isatty():
+        return what
+    logger.info(what)
+    return None
 
 
 class ScoreFiles:

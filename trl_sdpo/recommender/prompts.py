@@ -138,6 +138,22 @@ class PromptMaker:
             return [[{"role": "user", "content": prompt}] for prompt in prompts]
         return prompts
 
+    def without_history(self, candidates: Sequence[Sequence[str] | None]) -> list[str] | list[list[dict[str, str]]]:
+        """
+        The prompts without any history.
+
+        Args:
+            candidates (`Sequence`):
+                For each prompt its list, as prompts show items, or `None`.
+
+        Returns:
+            `list[str]` or `list[list[dict]]`: As of [`make`].
+        """
+        prompts = [self.template.render_without_history(shown) for shown in candidates]
+        if self.config.conversational:
+            return [[{"role": "user", "content": prompt}] for prompt in prompts]
+        return prompts
+
     def _budget(self, titles: Sequence[str]) -> TokenBudget:
         budget = TokenBudget(self.processing_class, self.config.max_length)
         budget.measure_completions([self.template], titles, self.config.conversational)
