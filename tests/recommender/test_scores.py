@@ -140,3 +140,29 @@ def test_a_template_without_words_before_the_history():
         template.render_without_history()
     template = PromptTemplate("mine", "history", "{num_history} seen:\n{history}\nof {{x}}. Next:")
     assert template.render_without_history() == "0 seen:\nof {x}. Next:"
+
+
+@pytest.mark.parametrize(("template", "style"), [("lines", "history"), ("choose", "candidates")])
+def test_records_without_their_histories(served, template, style):
+    """What is taken off the records is what is taken off histories and candidates."""
+    recommender, records = served(template, style)
+    by_title = dict(zip(recommender.catalogue.titles, recommender.catalogue.item_ids, strict=True))
+    lost = [ours - theirs for ours, theirs in zip(
+        recommender.log_probs(records), recommender.log_probs(records, history=False), strict=True)]  # fmt: skip
+    histories, ids = ids_of(records)
+    # the list in the order in which the records show it
+    lists = [[by_title[title] for title in row] for row in records["candidates"]]
+    found = recommender.score(histories, lists, score="pmi")
+    for row, values in enumerate(found):
+        by_id = dict(zip(lists[row], values, strict=True))
+        np.testing.assert_allclose(lost[row], [by_id[item] for item in ids[row]], atol=1e-4)
+
+
+def test_histories_that_cannot_be_left_out_are_named(served):
+    recommender, records = served()
+    others = records.remove_columns("prompt").add_column("prompt", ["Seen: A. Next:\n"] * len(records))
+    with pytest.raises(ValueError, match="record 0, column 'prompt': does not begin with 'Movies in the order"):
+        recommender.log_probs(others, history=False)
+    recommender, records = served("random")
+    with pytest.raises(ValueError, match=r"several wordings \(lines, watched, question\)"):
+        recommender.log_probs(records, history=False)

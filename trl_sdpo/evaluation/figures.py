@@ -175,14 +175,15 @@ def _parts(figure: Figure, breakdown: dict, metric: str) -> None:
         plain = name == "popularity"
         color = _MUTED if plain else _SERIES[number % len(_SERIES)]
         values, intervals = [one["value"] for one in row], np.array([one["ci"] for one in row])
-        # the later ones narrower: of lines that lie on each other all are seen
-        below = len(systems) - 1 - number
+        # later lines are narrower and every second one has gaps: of lines that lie on each other all are seen
+        below = 0 if plain else len(systems) - 1 - number
         axis.plot(
             places,
             values,
-            "--" if plain else "o-",
             color=color,
-            markersize=3.5 + 2.5 * below,
+            linestyle=(0, (2, 2)) if plain else (0, (6, 2)) if number % 2 else "-",
+            marker=None if plain else "o",
+            markersize=3.5 + 2.0 * below,
             linewidth=1.5 + 2.0 * below,
             label=_short(name),
         )

@@ -52,7 +52,7 @@ def _listed(names: Sequence[str]) -> str:
 
 def number_of_users(results: Mapping[str, Any]) -> int | None:
     """Of how many users the records are, where they say so."""
-    rows = [row for section in results["sections"] for row in section["systems"].values()]
+    rows = [row for section in results.get("sections", ()) for row in section["systems"].values()]
     return next((row["users"] for row in rows if row.get("users")), None)
 
 

@@ -336,7 +336,13 @@ class Recommender:
         return self._score(rows, self._items_of_ids(candidates, "candidates"), batch_size, "Scoring", score)
 
     def log_probs(
-        self, dataset: Dataset, batch_size: int = 32, *, per_token: bool = False, desc: str = "Ranking"
+        self,
+        dataset: Dataset,
+        batch_size: int = 32,
+        *,
+        per_token: bool = False,
+        desc: str = "Ranking",
+        history: bool = True,
     ) -> list[np.ndarray]:
         """
         Log-probabilities of the completions of records, with the tokens of training, see
@@ -348,11 +354,18 @@ class Recommender:
             batch_size (`int`, *optional*, defaults to `32`), per_token (`bool`, *optional*, defaults to `False`), desc
                 (`str`, *optional*, defaults to `"Ranking"`):
                 See there.
+            history (`bool`, *optional*, defaults to `True`):
+                If `False`, the prompts are those of the records without their histories. What the log-probabilities lose
+                by that is the pointwise mutual information of history and completion.
 
         Returns:
             `list[np.ndarray]`: For each record an array of shape `(1 + K,)`, the chosen completion first, in nats.
+
+        Raises:
+            ValueError: without histories, the records are not of one wording that is known.
         """
-        records = self.tokenize(dataset)
+        records = dataset if history else self._prompts.records_without_history(plain_records(dataset), self._texts)
+        records = self.tokenize(records)
         return completion_log_probs(
             self.model, records, self.processing_class, batch_size, desc=desc, per_token=per_token
         )
