@@ -70,6 +70,8 @@ class RecordBuilder:
             See [`build_preference_dataset`].
         conversational (`bool`, *optional*, defaults to `False`):
             Whether texts become messages.
+        scores (`bool`, *optional*, defaults to `False`):
+            Whether records say how the user rated the target and the negatives.
         budget ([`TokenBudget`], *optional*):
             Shortens histories to a number of tokens.
     """
@@ -84,11 +86,12 @@ class RecordBuilder:
         history_size: int,
         num_candidates: int,
         conversational: bool = False,
+        scores: bool = False,
         budget: TokenBudget | None = None,
     ) -> None:
         self.sampler, self.templates = sampler, templates
         self.history_size, self.num_candidates = history_size, num_candidates
-        self.conversational, self.budget = conversational, budget
+        self.conversational, self.scores, self.budget = conversational, scores, budget
         # What users had before: of validation and test records, see `plan_records`.
         self.consumed: Consumed | None = None
         self.event_items = encode(events[ITEM_ID], sampler.ids).astype(np.int32)
@@ -183,6 +186,10 @@ class RecordBuilder:
             NUM_EARLIER: targets[NUM_EARLIER].to_arrow(),
             CONSUMED: self._consumed(targets),
         }
+        if self.scores:
+            grades = self.sampler.grades
+            columns["chosen_score"] = _scores(grades.of_targets(rows))
+            columns["rejected_scores"] = lists(_scores(grades.of(rows, pool)), pool.shape[1], count)
         return pa.table(columns)
 
     def _consumed(self, targets: pl.DataFrame) -> pa.Array:
@@ -227,6 +234,10 @@ def _words(template: PromptTemplate) -> tuple[str, ...]:
 
 def _length(text: str) -> int:
     return len(text.encode())
+
+
+def _scores(ratings: np.ndarray) -> pa.Array:
+    return pa.array(ratings.ravel(), mask=np.isnan(ratings.ravel()))
 
 
 def _ids(ids: pl.Series) -> pa.Array:
