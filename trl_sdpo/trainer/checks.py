@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Collection
+from typing import Any
 
 import torch
 from accelerate.parallelism_config import ParallelismConfig
@@ -152,7 +153,7 @@ def _check_model(model: str | PreTrainedModel, args: DPOConfig) -> None:
 
 def _check_columns(dataset: Dataset | IterableDataset, name: str) -> None:
     # the columns of a stream may be unknown until it is read
-    columns = dataset.column_names or next(iter(dataset), {})
+    columns: Any = dataset.column_names or next(iter(dataset), {})
     if images := [column for column in ("image", "images") if column in columns]:
         raise ValueError(
             f"The {name} dataset has a column `{images[0]}`: images are not supported, since their tokens would have to be "

@@ -275,6 +275,7 @@ class FixedReferenceTrainer(DPOTrainer):
     def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs) -> TrainOutput:
         self._take_in_unfrozen()
         if resume_from_checkpoint:
+            assert isinstance(resume_from_checkpoint, str | os.PathLike)  # True is a path by now
             self._reference_files.resume(resume_from_checkpoint)
             warn_of_other_data(resume_from_checkpoint, data_facts(self.train_dataset, self.args))
         self._start_is_checked |= bool(resume_from_checkpoint)

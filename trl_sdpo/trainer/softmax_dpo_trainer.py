@@ -269,7 +269,8 @@ class SoftmaxDPOTrainer(PolicyPushes, WholeCheckpoints, RowLayoutTrainer):
     def _set_signature_columns_if_needed(self) -> None:
         if self._signature_columns is None:  # what K negatives are drawn by, and rows are grouped by
             super()._set_signature_columns_if_needed()
-            self._signature_columns += [
+            self._signature_columns = [
+                *self._signature_columns,
                 "record_id",
                 "length",
                 *((CHOSEN_SCORE, REJECTED_SCORES) if self._graded_types else ()),
