@@ -218,12 +218,6 @@ def check_multi_preference_options(args: DPOConfig, loss_types: list[str] | None
     if args.label_smoothing != 0.0:
         _check_label_smoothing(args.label_smoothing, loss_types)
     _check_scores(args, loss_types)
-    if args.torch_compile:
-        raise ValueError(
-            "`torch_compile=True` is not supported with several rejected completions yet: it was never tried whether the "
-            "reference, which exchanges parameters, compiles once or anew in every step. Leave it out, or use "
-            "`to_preference_pairs`, which gives records with one rejected completion."
-        )
     _check_parallelism(args)
     _check_checkpointing(args)
     _check_without_effect(args)

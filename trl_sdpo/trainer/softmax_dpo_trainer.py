@@ -301,6 +301,7 @@ class SoftmaxDPOTrainer(PolicyPushes, WholeCheckpoints, RowLayoutTrainer):
         if return_outputs:
             raise ValueError(f"`predict` {checks.NO_LOGITS}")
         # The parent splits a batch in halves, chosen and rejected
+        self._follow_mode(model)
         evaluation = not self.model.training
         inputs = self._lay_out(model, inputs)
         exists = inputs["completion_exists"]  # (B, C)
