@@ -11,6 +11,8 @@ from ..data_utils import flat_rejected_columns, from_flat_columns
 from ..recsys.interactions.readers.paths import is_hub_name
 from ..recsys.interactions.readers.text_files import TextFile
 from ..recsys.prompts.templates import get_template
+from ..recsys.records.compact import CATALOGUE, holds_codes, render_splits
+from ..recsys.records.recommender_files import find_file
 from ..recsys.records.sdpo_json import CANDIDATES, HISTORY, SELECTION, from_sdpo_rows
 
 
@@ -69,6 +71,7 @@ def load_records(
             )
         else:
             splits = load_dataset(dataset_name, name=dataset_config, streaming=streaming)
+            splits = _rendered(splits, dataset_name)
     except DatasetsError as error:
         raise ValueError(f"The dataset {dataset_name!r} cannot be read: {error}") from error
     if not isinstance(splits, dict):
@@ -76,6 +79,19 @@ def load_records(
     return type(splits)(
         {name: _to_multi_preference(records, f"{dataset_name}, {name}", template) for name, records in splits.items()}
     )
+
+
+def _rendered(splits: DatasetDict | IterableDatasetDict, dataset_name: str) -> DatasetDict | IterableDatasetDict:
+    """Records as texts where they are rows of a catalogue, see [`load_prepared`]."""
+    if not isinstance(splits, dict) or not any(map(holds_codes, splits.values())):
+        return splits
+    catalogue = find_file(dataset_name, CATALOGUE, **({} if Path(dataset_name).is_dir() else {"repo_type": "dataset"}))
+    if catalogue is None:
+        raise ValueError(
+            f"{dataset_name}: its records are rows of a catalogue, and there is no {CATALOGUE} to render them of. Copy it "
+            "from where `trl-sdpo prepare` wrote the records."
+        )
+    return render_splits(splits, catalogue)
 
 
 def select_split(splits: dict[str, Dataset], split: str, flag: str, dataset_name: str) -> Dataset | IterableDataset:
