@@ -10,6 +10,7 @@ The multi-preference format: `prompt`, `chosen` and `rejected`, the latter a *li
 A `rejected` that is a single completion is the preference format of TRL.
 """
 
+import ast
 import hashlib
 import json
 import re
@@ -101,6 +102,30 @@ def _check_tokens(ids: Any, index: int, column: str) -> None:
     # the prompt alone may be empty
     if not ids and column != "prompt_ids":
         _fail(index, column, ids, "empty completion", "Remove it, or fill in the tokens.")
+
+
+def check_no_list_as_text(example: dict[str, Any]) -> None:
+    """
+    Refuse lists of completions that were written as one text, as CSV files hold them: they would train as one completion.
+
+    Args:
+        example (`dict[str, Any]`):
+            The first record of a dataset.
+
+    Raises:
+        `ValueError`: If `rejected` is such a text. The message says how to read it.
+    """
+    rejected = example.get("rejected")
+    if not isinstance(rejected, str) or not rejected.strip().startswith("["):
+        return
+    for parse, name in ((json.loads, "json.loads"), (ast.literal_eval, "ast.literal_eval")):
+        try:
+            parsed = parse(rejected)
+        except (ValueError, SyntaxError):
+            continue
+        if isinstance(parsed, list) and parsed and all(isinstance(text, str) for text in parsed):
+            remedy = f'Read it with `dataset.map(lambda row: {{"rejected": {name}(row["rejected"])}})`, or save the data as JSON.'
+            _fail(0, "rejected", rejected, f"a list of {len(parsed)} completions that was written as a text", remedy)
 
 
 def check_multi_preference(example: dict[str, Any], index: int) -> None:
@@ -208,6 +233,12 @@ def tokenized_record(
     else:
         prompt_ids, completions = tokens
         _check_tokenized(example, index, completions)
+    if len(set(map(tuple, completions))) < len(completions):
+        logger.warning_once(
+            "There are records that have the same rejected completion more than once: it counts as often in their loss. "
+            'Leave the others out with `dataset.map(lambda row: {"rejected": list(dict.fromkeys(row["rejected"]))})` if that '
+            "is not meant. This warning is shown once."
+        )
     output = {"prompt_ids": prompt_ids, "chosen_ids": completions[0], "rejected_ids": completions[1:]}
     output["record_id"] = _record_id({**example, **output}, index, stream)
     output["length"] = len(prompt_ids) + sum(map(len, completions)) + len(completions) - 1

@@ -343,6 +343,7 @@ def check_tokens_have_embeddings(
     model: torch.nn.Module,
     processing_class: PreTrainedTokenizerBase,
     datasets: dict[str, Dataset | IterableDataset],
+    name: str = "model",
 ) -> None:
     """
     Refuse tokens that the model has no row for, which would be an index error in the midst of a pass.
@@ -354,6 +355,8 @@ def check_tokens_have_embeddings(
             Tokenizer, whose pad token counts too.
         datasets (`dict[str, Dataset | IterableDataset]`):
             Tokenized records by name. Of streams only the tokenizer is looked at.
+        name (`str`, *optional*, defaults to `"model"`):
+            What the model is, for the message.
 
     Raises:
         `ValueError`: If a token is outside of the embeddings. The message names it and the remedy.
@@ -366,14 +369,14 @@ def check_tokens_have_embeddings(
     if processing_class.pad_token_id is not None and processing_class.pad_token_id >= size:
         raise ValueError(
             f"The pad token {processing_class.pad_token!r} of the tokenizer has id {processing_class.pad_token_id}, and the "
-            f"model has embeddings for {size} tokens (ids from 0). Set `tokenizer.pad_token = tokenizer.eos_token`. {remedy}"
+            f"{name} has embeddings for {size} tokens (ids from 0). Set `tokenizer.pad_token = tokenizer.eos_token`. {remedy}"
         )
-    for name, dataset in datasets.items():
+    for data, dataset in datasets.items():
         if isinstance(dataset, Dataset) and "rejected_ids" in dataset.column_names and len(dataset):
             largest = largest_token(dataset)
             if largest >= size:
                 token = processing_class.convert_ids_to_tokens(largest)
                 raise ValueError(
-                    f"The {name} dataset holds the token {token!r} of id {largest}, and the model has embeddings for {size} "
+                    f"The {data} dataset holds the token {token!r} of id {largest}, and the {name} has embeddings for {size} "
                     f"tokens (ids from 0). {remedy}"
                 )

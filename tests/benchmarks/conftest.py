@@ -1,7 +1,8 @@
-"""The benchmarks import each other as siblings: their directory is on the path."""
+"""The benchmarks are a package of the repository, and some import their siblings: both directories are on the path."""
 
 import sys
 from pathlib import Path
 
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+ROOT = Path(__file__).parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]

@@ -3,16 +3,15 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
-import paper_table
-import paper_table_models
-import paper_table_runs
 import pytest
 from datasets import Dataset
-from paper_table_models import mask_list
-from paper_table_plan import SIZES, searched, sweeps, systems
-from paper_table_statistics import best_weight, paired_difference, summary, weighted_sum
 from synthetic_movielens import write_movielens
 
+from benchmarks.paper_table import __main__ as paper_table
+from benchmarks.paper_table import models, runs
+from benchmarks.paper_table.models import mask_list
+from benchmarks.paper_table.plan import SIZES, searched, sweeps, systems
+from benchmarks.paper_table.statistics import best_weight, paired_difference, summary, weighted_sum
 from trl_sdpo.pipeline import train_title_tokenizer
 from trl_sdpo.pipeline.stage_records import chosen_rows
 from trl_sdpo.recsys import get_template, read_scores
@@ -36,7 +35,7 @@ class TestProgram:
         output = tmp_path_factory.mktemp("table")
         arguments = ["--size", "tiny", "--seeds", "1", "--data", str(movielens_files), "--output_dir", str(output)]
         trained, scored = [], []
-        run_stage, log_probs = paper_table_runs.run_stage, paper_table_runs.completion_log_probs
+        run_stage, log_probs = runs.run_stage, runs.completion_log_probs
 
         def counting_run_stage(state, make_trainer):
             def counting():
@@ -52,9 +51,9 @@ class TestProgram:
             return log_probs(*args, **kwargs)
 
         with pytest.MonkeyPatch.context() as patch:
-            for module in (paper_table_runs, paper_table_models):
+            for module in (runs, models):
                 patch.setattr(module, "run_stage", counting_run_stage)
-            patch.setattr(paper_table_runs, "completion_log_probs", interrupted_log_probs)
+            patch.setattr(runs, "completion_log_probs", interrupted_log_probs)
             with pytest.raises(InterruptedByTestError):
                 paper_table.main(paper_table.parse_arguments(arguments))
             before = list(trained)

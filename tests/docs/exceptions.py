@@ -50,7 +50,7 @@ NOT_RUN = [
     NotRun("hub.md", "from huggingface_hub import snapshot_download", "goes on from the Hub; test_hub.py does"),
     NotRun("hub.md", "from trl_sdpo import push_dataset", "needs the Hub; test_push.py has one"),
     NotRun("README.md", "python examples/movielens.py", "takes minutes; tests/examples runs it on little data"),
-    NotRun("results.md", "python benchmarks/paper_table.py", "takes over an hour; tests/benchmarks runs a tiny one"),
+    NotRun("results.md", "python -m benchmarks.paper_table", "takes over an hour; tests/benchmarks runs a tiny one"),
     NotRun("training.md", "ACCELERATE_USE_CPU=true torchrun", "processes of its own; test_distributed.py has them"),
     NotRun("training.md", "accelerate launch", "needs several GPUs or machines"),
     NotRun("training.md", "python dpo.py ... ", "stands for the flags of the run before; test_checkpoints.py resumes"),
@@ -72,6 +72,20 @@ titles = ["Toy Story (1995)", "Fargo (1996)", *(f"Film {number} (1990)" for numb
 config = RecommenderConfig([get_template("lines")], history_size=10)
 save_recommender_files(folder, config, Catalogue([str(number) for number in range(len(titles))], titles))
 pq.write_table(pa.table({"history": [titles[:2], titles[3:4]]}), "histories.parquet")
+""",
+    "new_items.md": """
+from pathlib import Path
+
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from trl_sdpo import copy_recommender_files
+from trl_sdpo.recsys import prepare
+
+formats = {"item_format": "{title}[ ({genres:3})]", "completion_format": "[{genres:2}: ]{title}"}
+prepare("movielens-1m", "data/given", path="ml-1m.zip", loader_options={"attributes": "genres,year"}, **formats)
+AutoModelForCausalLM.from_pretrained("model").save_pretrained("outputs/s-dpo")
+AutoTokenizer.from_pretrained("model").save_pretrained("outputs/s-dpo")
+copy_recommender_files("data/given", "outputs/s-dpo")
+Path("new.csv").write_text("item_id,title,genres\\nn3,Night Train (2026),Drama|War\\n")
 """,
     "recommend.md": """
 import json

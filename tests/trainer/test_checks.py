@@ -1,4 +1,5 @@
 import pytest
+import torch
 from accelerate.parallelism_config import ParallelismConfig
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
@@ -40,6 +41,35 @@ class TestModels:
         for model in (llama().model, LlamaForSequenceClassification(llama().config)):
             with pytest.raises(ValueError, match=f"{type(model).__name__} has no LM head.*`AutoModelForCausalLM`"):
                 make_trainer(model, records(4))
+
+    @pytest.mark.parametrize("kind", ["switched off", "merged", "frozen", "tuples", "DataParallel", "compiled"])
+    def test_that_cannot_train(self, llama, records, make_trainer, kind):
+        """Training would change nothing, or end in an error of another library."""
+        adapted = get_peft_model(llama(), LoraConfig(task_type="CAUSAL_LM", init_lora_weights=False))
+        model, says = {
+            "switched off": (adapted, r"adapter of the model is switched off.*enable_adapter_layers"),
+            "merged": (adapted, r"adapter of the model is merged into its base.*unmerge_adapter"),
+            "frozen": (adapted, r"has no trainable parameter.*`model\.requires_grad_\(True\)`"),
+            "tuples": (llama(), r"returns tuples.*`model\.config\.return_dict = True`"),
+            "DataParallel": (torch.nn.DataParallel(llama()), r"wrapped in `DataParallel`.*`model\.module`"),
+            "compiled": (torch.compile(llama(), backend="eager"), r"wrapped in `OptimizedModule`.*`model\._orig_mod`"),
+        }[kind]
+        if kind == "switched off":
+            model.base_model.disable_adapter_layers()
+        elif kind == "merged":
+            model.merge_adapter()
+        elif kind == "frozen":
+            model = model.merge_and_unload()
+        elif kind == "tuples":
+            model.config.return_dict = False
+        with pytest.raises(ValueError, match=says):
+            make_trainer(model, records(4), ref_model=None)
+
+    @pytest.mark.parametrize("beta", [0.0, -1.0, float("nan"), float("inf")])
+    def test_beta_of_which_nothing_is_learned(self, llama, records, make_trainer, beta):
+        with pytest.raises(ValueError, match=f"`beta={beta}` must be above 0"):
+            make_trainer(llama(), records(4), args={"beta": beta})
+        make_trainer(llama(), records(4), args={"beta": beta, "loss_type": "sft"})
 
 
 class TestImages:

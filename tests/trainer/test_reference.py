@@ -365,8 +365,10 @@ def test_adapters_that_do_not_reach_the_head(llama, trains):
 
 def test_loftq_without_a_gpu(llama, trains, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    config = lora()
+    config.init_lora_weights = "loftq"  # of which PEFT asks for scipy first
     with pytest.raises(ValueError, match="`init_lora_weights='loftq'` is computed by PEFT on a CUDA device"):
-        trains(llama(), peft_config=lora(init_lora_weights="loftq", loftq_config={"loftq_bits": 4}))
+        trains(llama(), peft_config=config)
 
 
 def test_reference_that_would_be_trained(llama, make_trainer, records):
@@ -423,6 +425,23 @@ class TestStart:
         check_start(policy, other, exists, dtype, lambda tensor: tensor, False)
 
 
+@pytest.mark.parametrize("adapter", ["lora", "random"])
+def test_parameters_that_are_unfrozen_later(llama, make_trainer, records, adapter):
+    """Between building the trainer and training: they belong to the frozen copy, too."""
+    trainer = make_trainer(llama(), records(8), peft_config=NEW[adapter](), args={"learning_rate": 1e-2})
+    head = trainer.model.get_base_model().lm_head.requires_grad_(True).weight
+    before_training = head.detach().clone()
+    batch = next(iter(trainer.get_eval_dataloader(trainer.train_dataset)))
+    before = trainer.compute_ref_log_probs(trainer.ref_model, dict(batch))
+    trainer.train()
+    assert not torch.equal(head, before_training)
+    for left, right in zip(before, trainer.compute_ref_log_probs(trainer.ref_model, dict(batch)), strict=True):
+        torch.testing.assert_close(right, left)
+    trainer.model.get_base_model().model.embed_tokens.requires_grad_(True)
+    with pytest.raises(ValueError, match=r"embed_tokens.weight` was made trainable after a run"):
+        trainer.train()
+
+
 class TestResuming:
     ARGS = {"save_strategy": "steps", "save_steps": 2, "learning_rate": 1e-2}
 
@@ -443,6 +462,21 @@ class TestResuming:
         resumed = trainer(output_dir=str(tmp_path / "other"))
         resumed.train(resume_from_checkpoint=str(tmp_path / "output" / "checkpoint-2"))
         assert logged(resumed)[-2:] == pytest.approx(logged(whole)[-2:], rel=1e-5)
+
+    def test_other_data(self, llama, make_trainer, records, caplog):
+        make_trainer(llama(), records(8, 4, 4), args={**self.ARGS, "num_negatives": 3}).train()
+        for rows, options, says in (
+            (records(8, 4, 4), {}, None),
+            (records(8, 4, 4), {"num_negatives": 2}, "num_negatives (3 before, 2 here)."),
+            (records(12, 4, 4), {"seed": 7}, "seed (42 before, 7 here), records (8 before, 12 here), tokens."),
+            (records(8, 3, 3), {}, "other data: tokens."),
+        ):
+            args = {**self.ARGS, "num_negatives": 3, "save_strategy": "no", "max_steps": 6, **options}
+            trainer = make_trainer(llama(), rows, args=args)
+            caplog.clear()
+            trainer.train(resume_from_checkpoint=True)
+            assert ("began with other data" in caplog.text) == (says is not None)
+            assert says is None or says in caplog.text
 
     @pytest.mark.parametrize("way", ["full", "precomputed", "lora"])
     def test_other_reference(self, llama, make_trainer, records, tmp_path, way):

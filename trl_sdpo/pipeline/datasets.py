@@ -12,7 +12,12 @@ from ..recsys.interactions.readers.paths import is_hub_name
 from ..recsys.interactions.readers.text_files import TextFile
 from ..recsys.prompts.templates import get_template
 from ..recsys.records.compact import CATALOGUE, holds_codes, render_splits
-from ..recsys.records.recommender_files import find_file
+from ..recsys.records.recommender_files import (
+    RECOMMENDER_FILE,
+    RecommenderFiles,
+    find_file,
+    load_recommender_files,
+)
 from ..recsys.records.sdpo_json import CANDIDATES, HISTORY, SELECTION, from_sdpo_rows
 
 
@@ -71,11 +76,11 @@ def load_records(
             )
         else:
             splits = load_dataset(dataset_name, name=dataset_config, streaming=streaming)
-            splits = _rendered(splits, dataset_name)
     except DatasetsError as error:
         raise ValueError(f"The dataset {dataset_name!r} cannot be read: {error}") from error
     if not isinstance(splits, dict):
         splits = DatasetDict({"train": splits})
+    splits = _rendered(splits, dataset_name)
     return type(splits)(
         {name: _to_multi_preference(records, f"{dataset_name}, {name}", template) for name, records in splits.items()}
     )
@@ -85,13 +90,56 @@ def _rendered(splits: DatasetDict | IterableDatasetDict, dataset_name: str) -> D
     """Records as texts where they are rows of a catalogue, see [`load_prepared`]."""
     if not isinstance(splits, dict) or not any(map(holds_codes, splits.values())):
         return splits
-    catalogue = find_file(dataset_name, CATALOGUE, **({} if Path(dataset_name).is_dir() else {"repo_type": "dataset"}))
+    path = Path(dataset_name)
+    if path.exists():
+        folders = [path] if path.is_dir() else [path.parent, path.parent.parent]
+        catalogue = next((one / CATALOGUE for one in folders if (one / CATALOGUE).is_file()), None)
+    else:
+        catalogue = find_file(dataset_name, CATALOGUE, repo_type="dataset")
     if catalogue is None:
         raise ValueError(
             f"{dataset_name}: its records are rows of a catalogue, and there is no {CATALOGUE} to render them of. Copy it "
             "from where `trl-sdpo prepare` wrote the records."
         )
     return render_splits(splits, catalogue)
+
+
+def find_recommender_files(dataset_name: str | Path) -> tuple[RecommenderFiles, Path | None]:
+    """
+    What lies beside records for those who serve a model of them, wherever the records come from.
+
+    Args:
+        dataset_name (`str` or `Path`):
+            A directory, a file in one or in its `data/`, or the name of a data set on the Hub, whose files are taken from
+            the cache where the Hub cannot be reached.
+
+    Returns:
+        `tuple[RecommenderFiles, Path | None]`: `recommender.json` and `catalogue.json`, and the folder with the
+        `report.json` of the data set; `None` for what is not there.
+
+    Raises:
+        ValueError: a file is damaged, or of a later version of this package.
+    """
+    path = Path(dataset_name)
+    if path.exists():
+        # `trl-sdpo prepare` writes them beside the folder of its Parquet files
+        folders = (
+            [path] if path.is_dir() else [path.parent, *([path.parent.parent] if path.parent.name == "data" else [])]
+        )
+        folder = next((one for one in folders if (one / RECOMMENDER_FILE).is_file()), folders[0])
+        return load_recommender_files(folder), folder
+    if not is_hub_name(str(dataset_name)):
+        return RecommenderFiles(), None
+    try:
+        files = load_recommender_files(dataset_name, repo_type="dataset")
+        report = find_file(dataset_name, "report.json", repo_type="dataset")
+    except OSError as error:
+        logger.warning(
+            f"{dataset_name}: whether there is a {RECOMMENDER_FILE} beside the records cannot be told, so none goes with "
+            f"the model ({error})"
+        )
+        return RecommenderFiles(), None
+    return files, None if report is None else report.parent
 
 
 def select_split(splits: dict[str, Dataset], split: str, flag: str, dataset_name: str) -> Dataset | IterableDataset:

@@ -163,6 +163,16 @@ def resolve_checkpoint(
     return resume_from_checkpoint
 
 
+def warn_without_optimizer(checkpoint: str | os.PathLike) -> None:
+    """Say what a run that goes on from a model alone begins anew."""
+    if not _has_any(Path(checkpoint), _OPTIMIZER):
+        logger.warning(
+            f"{checkpoint} holds a model alone (`save_only_model=True`): the optimizer and the schedule of the learning rate "
+            "begin anew, from the first step's, though the steps are counted on. A run that goes on as if it had not ended "
+            "takes checkpoints that were saved with `save_only_model=False`."
+        )
+
+
 def invalidate_checkpoint(output_dir: str, step: int) -> None:
     """Before a checkpoint is written anew over one of the same step: it must not pass for whole half-way."""
     (Path(output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{step}" / TRAINER_STATE_NAME).unlink(missing_ok=True)
@@ -201,6 +211,8 @@ class WholeCheckpoints(Trainer):
         resume_from_checkpoint = resolve_checkpoint(
             resume_from_checkpoint, self.args.output_dir, self.args.save_only_model
         )
+        if resume_from_checkpoint:
+            warn_without_optimizer(resume_from_checkpoint)
         output = super().train(resume_from_checkpoint, *args, **kwargs)
         check_trained(self.state, self.args)
         return output

@@ -1,5 +1,6 @@
 """What a run refuses before it starts: models, data and options that are not defined for what the trainer does."""
 
+import math
 from collections.abc import Collection
 
 import torch
@@ -9,11 +10,18 @@ from datasets import Dataset, IterableDataset
 from transformers import AutoConfig, PreTrainedModel, TrainerState
 from trl import DPOConfig
 
-from ..losses.loss_types import MULTI_PREFERENCE_LOSS_TYPES, PAIRWISE_LOSSES, REFERENCE_FREE_LOSSES
+from ..losses.graded import LOG
+from ..losses.loss_types import (
+    MULTI_PREFERENCE_LOSS_TYPES,
+    PAIRWISE_LOSSES,
+    REFERENCE_FREE_LOSSES,
+    graded_loss_types,
+)
 
 
 # Losses of the difference of two rewards, in which the constant that a divergence adds to both cancels: as in TRL
 F_DIVERGENCE_LOSS_TYPES = ("sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "robust", "discopop", "sft")
+LOSSES_WITHOUT_BETA = ("mppo", "sft")
 LABEL_SMOOTHING_LOSS_TYPES = ("exo_pair", "robust")
 NO_LOGITS = (
     "wants logits per label, which rows with several completions do not have. Use `evaluate` without `compute_metrics`: "
@@ -49,6 +57,10 @@ def check_supported(
             "`activation_offloading=True` moves activations from an accelerator to the CPU, and this machine has no "
             "accelerator. Use `gradient_checkpointing=True` to save memory here."
         )
+    if not 0.0 < args.beta < math.inf and set(args.loss_type) - set(LOSSES_WITHOUT_BETA):
+        raise ValueError(
+            f"`beta={args.beta}` must be above 0: with 0 nothing is learned, and below it what is rejected is preferred."
+        )
     _check_model(model, args)
     if isinstance(eval_dataset, dict) and not eval_dataset:
         raise ValueError("`eval_dataset` is a dict without a dataset, so nothing would be evaluated. Leave it out.")
@@ -64,7 +76,8 @@ def check_trainable(model: torch.nn.Module) -> None:
     if not any(param.requires_grad for param in model.parameters()):
         raise ValueError(
             "The model has no trainable parameter, so training would change nothing. An adapter is loaded for "
-            "training with `PeftModel.from_pretrained(..., is_trainable=True)`."
+            "training with `PeftModel.from_pretrained(..., is_trainable=True)`; `merge_and_unload` of PEFT leaves the base "
+            "frozen: call `model.requires_grad_(True)`, or pass a `peft_config`."
         )
 
 
@@ -107,6 +120,11 @@ def check_evaluated(num_records: int, args: DPOConfig) -> None:
 
 
 def _check_model(model: str | PreTrainedModel, args: DPOConfig) -> None:
+    if isinstance(model, (torch.nn.DataParallel, torch._dynamo.OptimizedModule)):
+        inside = "module" if isinstance(model, torch.nn.DataParallel) else "_orig_mod"
+        raise ValueError(
+            f"`model` is wrapped in `{type(model).__name__}`. Pass the model itself, `model.{inside}`: the trainer wraps it."
+        )
     if isinstance(model, str):
         options = args.model_init_kwargs or {}
         config = AutoConfig.from_pretrained(
@@ -119,6 +137,11 @@ def _check_model(model: str | PreTrainedModel, args: DPOConfig) -> None:
         raise ValueError(
             f"{name} is an encoder-decoder model: its prompt goes to the encoder, while the log-probabilities here are of "
             "prompt and completion in one row of a decoder. Use a causal language model."
+        )
+    if getattr(config, "return_dict", True) is False:
+        raise ValueError(
+            f"{name} returns tuples (`config.return_dict=False`), in which log-probabilities have no place. Set "
+            "`model.config.return_dict = True`."
         )
     if not isinstance(model, str) and model.get_output_embeddings() is None:
         raise ValueError(
@@ -138,18 +161,20 @@ def _check_columns(dataset: Dataset | IterableDataset, name: str) -> None:
         )
 
 
-def check_preference_options(loss_types: list[str]) -> None:
+def check_preference_options(loss_types: list[str], graded_types: Collection[str] = ()) -> None:
     """
     Refuse the losses that are not defined for the preference data of TRL, one rejected completion per record.
 
     Args:
         loss_types (`list[str]`):
             Loss types of a run on preference data.
+        graded_types (`Collection[str]`, *optional*):
+            Those that take scores, which TRL's data have not.
 
     Raises:
         `ValueError`: If TRL has no such loss. The message names it and the remedy.
     """
-    if unknown := [name for name in loss_types if name in REFERENCE_FREE_LOSSES]:
+    if unknown := [name for name in loss_types if name in (*REFERENCE_FREE_LOSSES, *graded_types)]:
         raise ValueError(
             f"`loss_type={unknown}` is not a loss of TRL, by which records with a single rejected completion are "
             "trained. Make `rejected` a list of one completion to use it."
@@ -191,6 +216,7 @@ def check_multi_preference_options(args: DPOConfig, loss_types: list[str] | None
         check_every("use_weighting", pairwise, "the weights of WPO are those of pairs")
     if args.label_smoothing != 0.0:
         _check_label_smoothing(args.label_smoothing, loss_types)
+    _check_scores(args, loss_types)
     if args.torch_compile:
         raise ValueError(
             "`torch_compile=True` is not supported with several rejected completions yet: it was never tried whether the "
@@ -200,6 +226,28 @@ def check_multi_preference_options(args: DPOConfig, loss_types: list[str] | None
     _check_parallelism(args)
     _check_checkpointing(args)
     _check_without_effect(args)
+
+
+def _check_scores(args: DPOConfig, loss_types: list[str]) -> None:
+    """Options of scores without a loss that takes them would change nothing, in silence."""
+    margin = getattr(args, "score_margin", LOG), getattr(args, "score_margin_scale", 1.0)
+    needs = {
+        "score_margin": ["softmax_margin"] if margin[0] != LOG else None,
+        "score_margin_scale": ["softmax_margin"] if margin[1] != 1.0 else None,
+        "score_temperature": ["infonca"] if getattr(args, "score_temperature", None) is not None else None,
+    }
+    for option, needed in needs.items():
+        if needed is not None and not set(needed) & set(loss_types):
+            raise ValueError(
+                f"`{option}={getattr(args, option)!r}` changes nothing in `loss_type={loss_types}`: it belongs to {needed}. "
+                "Leave it out, or use that loss."
+            )
+    unrated = getattr(args, "unrated_score", None)
+    if unrated is not None and not graded_loss_types(args, loss_types):
+        raise ValueError(
+            f"`unrated_score={unrated}` changes nothing in `loss_type={loss_types}`, which takes no scores. Leave it out, or "
+            "use 'softmax_margin', 'plackett_luce', or 'infonca' with `score_temperature`."
+        )
 
 
 def _check_parallelism(args: DPOConfig) -> None:

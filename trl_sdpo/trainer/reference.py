@@ -55,6 +55,10 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
+def _names_of_trained(policy: nn.Module) -> list[str]:
+    return [name for name, param in policy.named_parameters() if param.requires_grad]
+
+
 class InitialPolicy(nn.Module):
     """
     The policy as it was before training: the policy's own modules, in evaluation mode, with what is not trained in
@@ -73,6 +77,7 @@ class InitialPolicy(nn.Module):
         self._policy = [policy]  # in a list, for it is no part: the parameters here are the frozen ones
         self.adapters_add_nothing = adapters_add_nothing
         self.names: list[str] = []
+        self._trained = set(_names_of_trained(policy))
         self.frozen = nn.ParameterList()
         self._places: list[tuple[nn.Module, str, int]] = []
         if adapters_add_nothing:
@@ -92,6 +97,19 @@ class InitialPolicy(nn.Module):
     def policy(self) -> nn.Module:
         """The policy that is trained."""
         return self._policy[0]
+
+    def missing(self) -> list[str]:
+        """Names of parameters that have become trainable since this was made, and would move what it gives."""
+        return [name for name in _names_of_trained(self.policy) if name not in self._trained]
+
+    def with_all_that_trains(self) -> "InitialPolicy":
+        """The same, with the values that parameters have now which have become trainable."""
+        initial = InitialPolicy(self.policy)
+        values = self.values()
+        for name, param in zip(initial.names, initial.frozen, strict=True):
+            if name in values:
+                param.data.copy_(values[name])
+        return initial
 
     @contextmanager
     def active(self) -> Iterator[nn.Module]:

@@ -9,11 +9,12 @@ import logging
 import os
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import torch
 from accelerate.utils import is_peft_model
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from peft import PeftModel, get_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file, load_model, save_file, save_model
@@ -26,8 +27,9 @@ from .reference import InitialPolicy
 
 logger = logging.getLogger(__name__)
 
-REFERENCE_FILE = "reference_adapter.json"  # its SHA-256
+REFERENCE_FILE = "reference_adapter.json"  # its SHA-256, and what the data were
 WEIGHTS_FILE = "reference.safetensors"  # its values, where they are small, or move
+SAMPLED_RECORDS = 50  # of each end of the data that are looked at
 SAMPLE = 4096  # values of each tensor of a whole model that are looked at
 
 
@@ -156,6 +158,55 @@ class ReferenceFiles:
             f"Can't resume from {folder}: the reference {hashes}, so the loss would be against another one. It is the model "
             "as it was passed, or `ref_model`. Save a model that a script makes or trains, and start from the folder; "
             "pass the same `ref_model` and the same `dtype`."
+        )
+
+
+def data_facts(dataset: Dataset | IterableDataset, args: DPOConfig) -> dict[str, Any]:
+    """
+    What the order of training, and the negatives of a record, depend on.
+
+    Args:
+        dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
+            Training data, tokenized. Of a stream nothing is read.
+        args ([`~trl.DPOConfig`]):
+            Configuration.
+
+    Returns:
+        `dict[str, Any]`: Facts by their names. That of the tokens is a hash of the first and the last records.
+    """
+    facts = {
+        "num_negatives": getattr(args, "num_negatives", None),
+        "seed": args.seed if args.data_seed is None else args.data_seed,
+    }
+    if isinstance(dataset, Dataset):
+        ends = sorted({*range(min(SAMPLED_RECORDS, len(dataset))), *range(len(dataset))[-SAMPLED_RECORDS:]})
+        facts |= {"records": len(dataset), "tokens": _hash_of_tokens(dataset.select(ends))}
+    return facts
+
+
+def write_data_facts(checkpoint: str | os.PathLike, facts: dict[str, Any]) -> None:
+    """Put the facts beside the hash of the reference."""
+    path = Path(checkpoint) / REFERENCE_FILE
+    if path.is_file():
+        content = json.loads(path.read_text(encoding="utf-8")) | {"data": facts}
+        write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def warn_of_other_data(checkpoint: str | os.PathLike, facts: dict[str, Any]) -> None:
+    """Say where a run goes on with other data, or other negatives, than it began with, of which batches are skipped."""
+    try:
+        before = json.loads((Path(checkpoint) / REFERENCE_FILE).read_text(encoding="utf-8"))["data"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return  # of another program, or damaged, which is an error elsewhere
+    others = {name: (before[name], value) for name, value in facts.items() if name in before and before[name] != value}
+    if others:
+        changes = ", ".join(
+            name if name == "tokens" else f"{name} ({old} before, {new} here)" for name, (old, new) in others.items()
+        )
+        logger.warning(
+            "The run of %s began with other data: %s. It goes on with these, and the batches that it has taken are skipped in "
+            "their order, which is another one. To train on new data begin a new run from the model that was saved.",
+            *(checkpoint, changes),
         )
 
 

@@ -52,7 +52,7 @@ from .reference import (
     reference_in_words,
     share_from_first_process,
 )
-from .reference_files import ReferenceFiles, cache_key
+from .reference_files import ReferenceFiles, cache_key, data_facts, warn_of_other_data, write_data_facts
 from .saving import check_active_adapter, keep_trained_adapter, remove_saved_adapter, why_not_reloaded
 
 
@@ -121,6 +121,7 @@ class FixedReferenceTrainer(DPOTrainer):
         if not sharded:
             self._adapter_precision.restore(self.model)
         if self.ref_model is not None:
+            check_tokens_have_embeddings(self.ref_model, self._tokenizer, datasets, name="reference")
             keep_4bit_layers_differentiable(self.ref_model)
             check_own_weights(self.model, self.ref_model)
             self.ref_model.eval()
@@ -132,6 +133,20 @@ class FixedReferenceTrainer(DPOTrainer):
         if copied and not sharded and self.accelerator.num_processes > 1:
             share_from_first_process(self.ref_model)
         self._reference_files = ReferenceFiles(self.model, self.ref_model, self.args.sync_ref_model, sharded)
+
+    def _take_in_unfrozen(self) -> None:
+        """What was made trainable after the trainer was built, and would move the reference, is copied for it, too."""
+        if not isinstance(self.ref_model, InitialPolicy) or not self.ref_model.missing():
+            return
+        if self.state.global_step:
+            raise ValueError(
+                f"`{self.ref_model.missing()[0]}` was made trainable after a run that the reference is the beginning of. Build "
+                "the trainer anew, from the model as it is to begin with."
+            )
+        self.ref_model = self.ref_model.with_all_that_trains()
+        if self.accelerator.num_processes > 1:
+            share_from_first_process(self.ref_model)
+        self._reference_files = ReferenceFiles(self.model, self.ref_model, self.args.sync_ref_model, sharded=False)
 
     def _unwrapped_models(self) -> list[torch.nn.Module]:
         """The policy and, if it is a model of its own, the reference."""
@@ -245,8 +260,10 @@ class FixedReferenceTrainer(DPOTrainer):
             )
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs) -> TrainOutput:
+        self._take_in_unfrozen()
         if resume_from_checkpoint:
             self._reference_files.resume(resume_from_checkpoint)
+            warn_of_other_data(resume_from_checkpoint, data_facts(self.train_dataset, self.args))
         self._start_is_checked |= bool(resume_from_checkpoint)
         output = super().train(resume_from_checkpoint, *args, **kwargs)
         return output
@@ -265,5 +282,6 @@ class FixedReferenceTrainer(DPOTrainer):
             logger.warning(self._not_reloaded)
         if self._saving_checkpoint:
             self._reference_files.save(output_dir)
+            write_data_facts(output_dir, data_facts(self.train_dataset, self.args))
         elif has_ref_adapter:
             remove_saved_adapter(output_dir, "ref")

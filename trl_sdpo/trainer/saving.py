@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from huggingface_hub import try_to_load_from_cache
 from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import safe_open
 from torch import nn
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
@@ -24,19 +25,36 @@ REMEDY = (
 
 def check_active_adapter(model: nn.Module | str) -> None:
     """
-    Refuse a policy of several adapters at once, of which transformers saves and loads one.
+    Refuse a policy of several adapters at once, of which transformers saves and loads one, and one whose adapter takes no
+    part in its forward pass, and so has no gradients.
 
     Args:
         model (`nn.Module` or `str`):
             Policy as it is passed.
 
     Raises:
-        `ValueError`: If more than one adapter is active. The message names them.
+        `ValueError`: If more than one adapter is active, or the one is switched off or merged. The message says how to
+            change that.
     """
     if isinstance(model, PeftModel) and len(model.active_adapters) > 1:
         raise ValueError(
             f"The adapters {list(model.active_adapters)} are active at once, and a checkpoint holds one. Combine them with "
             "`model.add_weighted_adapter`, or merge all but one into the base, save that and load the last one on it."
+        )
+    layers = (
+        [layer for layer in model.modules() if isinstance(layer, BaseTunerLayer)]
+        if isinstance(model, PeftModel)
+        else []
+    )
+    if any(layer.disable_adapters for layer in layers):
+        raise ValueError(
+            "The adapter of the model is switched off, so that training would change nothing. Call "
+            "`model.base_model.enable_adapter_layers()`, or leave `with model.disable_adapter():`, before the trainer is built."
+        )
+    if any(layer.merged for layer in layers):
+        raise ValueError(
+            "The adapter of the model is merged into its base, where training cannot reach it. Call `model.unmerge_adapter()` to "
+            "train it further, or `model.merge_and_unload()` and pass a new `peft_config`."
         )
 
 

@@ -107,6 +107,8 @@ def test_what_reads_records_reads_both_forms_alike(tmp_path):
         assert {split: records[:] for split, records in loaded.items()} == {
             split: records[:] for split, records in texts.items()
         }
+    one_file = load_records(str(tmp_path / "ids" / "data" / "test-00000-of-00001.parquet"))
+    assert one_file["train"][:] == texts["test"][:]
     train, test = texts["train"], texts["test"]
     catalogue = load_recommender_files(tmp_path / "ids").catalogue
     assert probe_all(rendered, "test", rendered["test"], catalogue, 0) == probe_all(texts, "test", test, catalogue, 0)

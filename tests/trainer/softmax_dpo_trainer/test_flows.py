@@ -5,6 +5,16 @@ import torch
 from datasets import Dataset
 
 
+def test_resuming_from_a_model_alone(llama, records, make_trainer, logged, caplog):
+    """The schedule of the learning rate begins anew, which transformers does without a word."""
+    args = {"save_strategy": "steps", "save_steps": 2, "save_only_model": True, "lr_scheduler_type": "linear"}
+    make_trainer(llama(), records(8), args=args).train()
+    trainer = make_trainer(llama(), records(8), args=args)
+    trainer.train(resume_from_checkpoint=f"{trainer.args.output_dir}/checkpoint-2")
+    assert logged(trainer, "learning_rate")[2] == pytest.approx(1e-3)
+    assert "checkpoint-2 holds a model alone" in caplog.text
+
+
 def test_interrupted_evaluation_counts_once(llama, records, make_trainer):
     """The metrics of an evaluation are those of its records alone, whatever broke off before."""
     rows = records(8)

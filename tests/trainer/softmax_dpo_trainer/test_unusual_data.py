@@ -1,11 +1,14 @@
 """Data and tokenizers that are not what they seem: they train as what they show, or are refused by name."""
 
 import copy
+import json
 
 import pytest
 from datasets import Dataset
 from tokenizers.processors import TemplateProcessing
 
+from helpers.tiny_models import build_llama
+from trl_sdpo import data_utils
 from trl_sdpo.scoring.log_probs import completion_log_probs
 from trl_sdpo.tokenization import column_lengths, largest_token
 from trl_sdpo.trainer.dataset_preparation import largest_pool
@@ -118,6 +121,10 @@ class TestTokenizers:
         with pytest.raises(ValueError, match="<another pad>"):
             completion_log_probs(model, Dataset.from_list(records(4)), other_tokenizer)
 
+    def test_reference_of_a_smaller_vocabulary(self, records, make_trainer, llama):
+        with pytest.raises(ValueError, match=r"of id \d+, and the reference has embeddings for 300 tokens"):
+            make_trainer(llama(), records(4), ref_model=build_llama(300))
+
     def test_token_outside_of_the_embeddings(self, llama, records, make_trainer, other_tokenizer):
         other_tokenizer.add_tokens(["<item>"])
         rows = records(4)
@@ -127,6 +134,34 @@ class TestTokenizers:
         trainer = make_trainer(llama(), records(4), processing_class=other_tokenizer)
         with pytest.raises(ValueError, match="The eval dataset holds the token '<item>'"):
             trainer.evaluate(Dataset.from_list(rows))
+
+
+class TestListsAsText:
+    """As CSV files hold them: a text is the preference format of TRL, and would train as one completion."""
+
+    @pytest.mark.parametrize("write", [json.dumps, repr])
+    @pytest.mark.parametrize("streaming", [False, True])
+    def test_are_refused(self, llama, records, make_trainer, write, streaming):
+        data = Dataset.from_list([{**row, "rejected": write(row["rejected"])} for row in records(4)])
+        with pytest.raises(
+            ValueError, match=r"Row 0, column `rejected`: a list of 3 completions that was written as a text"
+        ):
+            make_trainer(llama(), data.to_iterable_dataset() if streaming else data)
+
+    def test_titles_with_brackets_are_titles(self, llama, records, make_trainer):
+        rows = [
+            {**row, "rejected": text} for row, text in zip(records(3), ["[REC] (2007)", "[1, 2]", "[]"], strict=True)
+        ]
+        make_trainer(llama(), rows, args={"max_steps": 1})
+
+
+def test_rejected_completions_that_are_there_twice(llama, records, make_trainer, caplog):
+    """Each counts in the loss, and a warning says so."""
+    rows = records(4)
+    rows[2]["rejected"][1] = rows[2]["rejected"][0]
+    data_utils.logger.warning_once.cache_clear()
+    make_trainer(llama(), rows, args={"max_steps": 1})
+    assert caplog.text.count("have the same rejected completion more than once") == 1
 
 
 class TestTokensDecide:

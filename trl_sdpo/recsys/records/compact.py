@@ -13,10 +13,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import DatasetDict, IterableDatasetDict, load_dataset
 
+from ..prompts.record_texts import CODED, OF_ITEMS, RecordTexts
 from ..prompts.rendering import plain
 from ..prompts.templates import PromptTemplate
 from . import recommender_files
-from .texts import CODED, OF_ITEMS, RecordTexts
 
 
 CATALOGUE = "catalogue.parquet"

@@ -18,12 +18,12 @@ from ..interactions.interactions import ITEM_ID, TITLE, Interactions
 from ..interactions.registry import load_source
 from ..metrics.leaks import probe_lists
 from ..metrics.probes import leak_probes
+from ..prompts.record_texts import RecordTexts
 from . import compact, recommender_files
 from .compact import AUTO, FORMS, IDS, TEXT
 from .config import DEFAULT, RecordConfig, recipe_loader_options, recipe_options
 from .dataset import RecordPlan, plan_records
 from .report import SplitStatistics, plot_report, write_markdown
-from .texts import RecordTexts
 
 
 if TYPE_CHECKING:

@@ -12,12 +12,12 @@ from ..interactions.interactions import ITEM_ID, TIMESTAMP, USER_ID
 from ..interactions.random_streams import TEMPLATE_STREAM
 from ..negatives.candidates import CandidateSampler, history_codes, history_ends, shown_candidates
 from ..negatives.strategies import NUM_EARLIER, POSITION, TargetRows
+from ..prompts.record_texts import CONSUMED, RecordTexts, narrowed, text_or_number
 from ..prompts.rendering import lists
 from ..prompts.templates import PromptTemplate
 from ..prompts.token_budget import TokenBudget
-from .consumed import Consumed
+from .phases import Consumed
 from .splits import SPLIT, SPLITS
-from .texts import CONSUMED, RecordTexts, narrowed, text_or_number
 
 
 ROW = "row"

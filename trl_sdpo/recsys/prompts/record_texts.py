@@ -8,8 +8,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..interactions.interactions import ITEM_ID, TITLE
-from ..prompts.rendering import Renderer, lists, message
-from ..prompts.templates import PromptTemplate
+from .rendering import Renderer, lists, message
+from .templates import PromptTemplate
 
 
 CONSUMED = "consumed_item_ids"

@@ -1,17 +1,18 @@
-"""Scorers without a language model on the records of the table. Imported by paper_table.py as a sibling module."""
+"""Scorers without a language model on the records of the table."""
 
 import os
 from pathlib import Path
 
 import polars as pl
 import torch
-from paper_table_models import RECORDS_SEED, Style
-from paper_table_runs import cached_scores
 
 from trl_sdpo.recsys import build_sequences, temporal_split
 from trl_sdpo.recsys.baselines.counting import cooccurrence_scorer, item_knn_scorer, popularity_scorer
 from trl_sdpo.recsys.baselines.scores import Scorer, score_records
 from trl_sdpo.recsys.baselines.sequential import train_gru4rec, train_sasrec
+
+from .models import RECORDS_SEED, Style
+from .runs import cached_scores
 
 
 def baseline_scorers(style: Style, directory: Path) -> dict[str, Scorer]:

@@ -1,4 +1,4 @@
-"""Records, tokenizer and supervised fine-tuning of the table. Imported by paper_table.py as a sibling module."""
+"""Records, tokenizer and supervised fine-tuning of the table."""
 
 import json
 import logging
@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset, DatasetDict
-from paper_table_plan import SMALL_LLAMA, TEMPLATES, Size
 from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerBase, TrainerCallback
@@ -33,6 +32,8 @@ from trl_sdpo.pipeline.stage_records import chosen_rows, tokenize_lines
 from trl_sdpo.recsys import Interactions, build_preference_dataset, hit_rate, mean_reciprocal_rank, ranks
 from trl_sdpo.recsys.prompts.templates import select_templates
 from trl_sdpo.scoring.log_probs import completion_log_probs
+
+from .plan import SMALL_LLAMA, TEMPLATES, Size
 
 
 logger = logging.getLogger(__name__)

@@ -1,9 +1,9 @@
 """
 The comparison of the S-DPO paper (https://huggingface.co/papers/2406.09215) on MovieLens-100k, without its leaks.
 
-    python benchmarks/paper_table.py                      # a small Llama, on two CPU cores in about an hour and a half
-    python benchmarks/paper_table.py --size gpu           # SmolLM2-135M with LoRA and more records: not run yet
-    python benchmarks/paper_table.py --report_only        # tables and plot of what is there
+    python -m benchmarks.paper_table                  # a small Llama, on two CPU cores in about an hour and a half
+    python -m benchmarks.paper_table --size gpu       # SmolLM2-135M with LoRA and more records: not run yet
+    python -m benchmarks.paper_table --report_only    # tables and plot of what is there
 
 All systems of a prompt style begin with one SFT checkpoint, trained until hr@1 of validation records stops rising, and
 see the same training records: SFT for as many more steps, DPO with one negative, DPO over three pairs, S-DPO. The
@@ -22,17 +22,17 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from paper_table_baselines import score_baselines, trained_scorer
-from paper_table_models import Style, make_base, train_sft
-from paper_table_plan import SIZES, STYLES, Run, Size, searched, sweeps, systems
-from paper_table_report import CHOSEN, read_chosen, write_report
-from paper_table_runs import generate, score, train
-
 from trl_sdpo.files import write_text
 from trl_sdpo.pipeline import TrainedStage, keep_freed_memory
 from trl_sdpo.pipeline.run import environment
 from trl_sdpo.recsys import mean_reciprocal_rank, ranks
 from trl_sdpo.recsys.interactions.movielens_100k import load_movielens_100k
+
+from .baselines import score_baselines, trained_scorer
+from .models import Style, make_base, train_sft
+from .plan import SIZES, STYLES, Run, Size, searched, sweeps, systems
+from .report import CHOSEN, read_chosen, write_report
+from .runs import generate, score, train
 
 
 logger = logging.getLogger("paper_table")
@@ -41,7 +41,11 @@ PARTS = ("baselines", "sft", "search", "table", "generation", "sweeps")
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.paper_table",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--size", default="cpu", choices=list(SIZES))
     parser.add_argument("--data", help="directory or zip of MovieLens-100k (default: downloaded once and cached)")
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/paper_table"))

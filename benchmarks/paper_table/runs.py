@@ -1,4 +1,4 @@
-"""One run of the second stage: its training records, its training, and its scores on disk. Imported by paper_table.py."""
+"""One run of the second stage: its training records, its training, and its scores on disk."""
 
 import json
 from collections.abc import Callable
@@ -7,8 +7,6 @@ from pathlib import Path
 
 import numpy as np
 from datasets import Dataset
-from paper_table_models import RECORDS_SEED, Style, lora_config
-from paper_table_plan import Run
 from peft import PeftModel
 from transformers import Trainer
 from trl import SFTConfig
@@ -21,6 +19,9 @@ from trl_sdpo.recsys.baselines.scores import Scorer
 from trl_sdpo.scoring.generation import generate_answers, generation_metrics
 from trl_sdpo.scoring.log_probs import completion_log_probs
 from trl_sdpo.scoring.mining import mine_negatives
+
+from .models import RECORDS_SEED, Style, lora_config
+from .plan import Run
 
 
 def cached_scores(path: Path, compute: Callable[[], list[np.ndarray]]) -> list[np.ndarray]:

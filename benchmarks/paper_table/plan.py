@@ -1,4 +1,4 @@
-"""What the table consists of: the sizes, the runs, and the values that are searched. Imported by paper_table.py."""
+"""What the table consists of: the sizes, the runs, and the values that are searched."""
 
 from dataclasses import dataclass, replace
 
@@ -150,7 +150,7 @@ class Run:
         seed (`int`):
             Seed of the records, their order, the draw of negatives and the adapter.
         negatives (`str`, *optional*, defaults to `"uniform"`):
-            Where the pool of negatives comes from, see [`paper_table_runs.training_records`].
+            Where the pool of negatives comes from, see [`runs.training_records`].
         records (`int`, *optional*):
             Training records. If `None`, as many as all systems of the style have.
     """

@@ -1,4 +1,4 @@
-"""The plot of the table. Imported by paper_table_report.py as a sibling module."""
+"""The plot of the table."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ def plot_results(content: dict, path: Path) -> None:
 
     Args:
         content (`dict`):
-            What [`paper_table_report.collect`] returns.
+            What [`report.collect`] returns.
         path (`Path`):
             PNG file to write.
     """

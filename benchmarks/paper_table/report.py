@@ -1,4 +1,4 @@
-"""From the files of the runs to tables in Markdown, and JSON. Imported by paper_table.py as a sibling module."""
+"""From the files of the runs to tables in Markdown, and JSON."""
 
 import json
 from dataclasses import dataclass, replace
@@ -6,13 +6,14 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-from paper_table_markdown import markdown
-from paper_table_plan import STYLES, Run, Size, searched, sweeps, systems
-from paper_table_plot import plot_results
-from paper_table_statistics import best_weight, hits, minus, paired_difference, summary, weighted_sum
 
 from trl_sdpo.files import write_text
 from trl_sdpo.recsys import read_scores
+
+from .markdown import markdown
+from .plan import STYLES, Run, Size, searched, sweeps, systems
+from .plot import plot_results
+from .statistics import best_weight, hits, minus, paired_difference, summary, weighted_sum
 
 
 SFT, SASREC, CHOSEN = "SFT", "SASRec", "chosen.json"

@@ -1,4 +1,4 @@
-"""What the table says of scores: metrics over seeds, differences, and sums of two systems. Imported as a sibling module."""
+"""What the table says of scores: metrics over seeds, differences, and sums of two systems."""
 
 import numpy as np
 
