@@ -439,7 +439,7 @@ def to_preference_pairs(dataset: Dataset | IterableDataset) -> Dataset | Iterabl
 
     Returns:
         [`~datasets.Dataset`] or [`~datasets.IterableDataset`]: The dataset with K rows per record, other columns
-        repeated.
+        repeated; of `rejected_scores` each row has its own, as `rejected_score`.
     """
 
     def unroll(batch: dict[str, list]) -> dict[str, list]:
@@ -448,6 +448,9 @@ def to_preference_pairs(dataset: Dataset | IterableDataset) -> Dataset | Iterabl
             column: [value for value, count in zip(values, counts, strict=True) for _ in range(count)]
             for column, values in batch.items()
         }
+        if scores := rows.pop("rejected_scores", None):  # one for each pair, as the completions
+            places = [place for count in counts for place in range(count)]
+            rows["rejected_score"] = [row and row[place] for row, place in zip(scores, places, strict=True)]
         return {**rows, "rejected": [text for rejected in batch["rejected"] for text in rejected]}
 
     # the type of `rejected` changes, which a map in place does not allow

@@ -322,7 +322,9 @@ def _facts_of(model: str) -> dict[str, Any]:
     settings = _read_object(Path(model) / "stage.json").get("settings")
     if not isinstance(settings, dict):
         settings = _read_object(Path(model) / "train_results.json")
-    return {name: settings[name] for name in ("num_negatives", "beta") if isinstance(settings.get(name), int | float)}
+    facts = {name: settings[name] for name in ("num_negatives", "beta") if isinstance(settings.get(name), int | float)}
+    steps = _read_object(Path(model) / "trainer_state.json").get("global_step")
+    return facts | ({"steps": steps} if isinstance(steps, int) else {})
 
 
 def _given_facts(texts: list[str], systems: list[str]) -> dict[str, dict[str, Any]]:

@@ -175,11 +175,21 @@ def _parts(figure: Figure, breakdown: dict, metric: str) -> None:
         plain = name == "popularity"
         color = _MUTED if plain else _SERIES[number % len(_SERIES)]
         values, intervals = [one["value"] for one in row], np.array([one["ci"] for one in row])
+        # later lines are narrower and every second one has gaps: of lines that lie on each other all are seen
+        below = 0 if plain else len(systems) - 1 - number
         axis.plot(
-            places, values, "--" if plain else "o-", color=color, markersize=3.5, linewidth=1.5, label=_short(name)
+            places,
+            values,
+            color=color,
+            linestyle=(0, (2, 2)) if plain else (0, (6, 2)) if number % 2 else "-",
+            marker=None if plain else "o",
+            markersize=3.5 + 2.0 * below,
+            linewidth=1.5 + 2.0 * below,
+            label=_short(name),
         )
         axis.fill_between(places, *intervals.T, color=color, alpha=0.12, linewidth=0)
-    axis.set_xticks(places, [part["label"] for part in bins], rotation=45, ha="right", rotation_mode="anchor")
+    labels = [f"{part['label']}\nn = {part['n']:,}" for part in bins]
+    axis.set_xticks(places, labels, rotation=45, ha="right", rotation_mode="anchor")
     axis.set(xlabel=breakdown["unit"], ylabel=metric, ylim=(0, None))
     axis.grid(axis="y", linewidth=0.7)
     figure.legend(loc="outside upper left", ncols=columns, frameon=False, fontsize=8.5)

@@ -8,6 +8,7 @@ from datasets.exceptions import DatasetsError
 from transformers.utils import logging
 
 from ..data_utils import flat_rejected_columns, from_flat_columns
+from ..graded_records import RANKED, from_ranked
 from ..recsys.interactions.readers.paths import is_hub_name
 from ..recsys.interactions.readers.text_files import TextFile
 from ..recsys.prompts.templates import get_template
@@ -46,7 +47,8 @@ def load_records(
 
     Returns:
         [`~datasets.DatasetDict`] or [`~datasets.IterableDatasetDict`]: The splits. The json of S-DPO and flat columns
-        (`rejected1..K`, see [`from_flat_columns`]) have become multi-preference records; other columns stay.
+        (`rejected1..K`, see [`from_flat_columns`]) and `ranked` lists (see [`from_ranked`]) have become multi-preference
+        records; other columns stay.
 
     Raises:
         FileNotFoundError: there is no such directory, file or dataset.
@@ -180,4 +182,6 @@ def _to_multi_preference(
         )
     if "rejected" not in columns and flat_rejected_columns(columns):
         return from_flat_columns(records)
+    if "rejected" not in columns and RANKED in columns:
+        return from_ranked(records)
     return records

@@ -60,7 +60,7 @@ class TitleTrie:
         self._tensors: dict[torch.device, tuple[torch.Tensor, ...]] = {}
 
     def _grow(self, tokens: np.ndarray, lengths: np.ndarray) -> None:
-        keys, num_nodes = [], 1
+        keys, num_nodes, first_node = [], 1, [ROOT]
         nodes = np.full(tokens.shape, DEAD, dtype=np.int64)  # of every title, level by level
         here = np.full(len(tokens), ROOT)
         for level in range(tokens.shape[1]):
@@ -68,10 +68,13 @@ class TitleTrie:
             level_keys, places = np.unique(here[alive] * self._width + tokens[alive, level], return_inverse=True)
             keys.append(level_keys)
             here[alive] = nodes[alive, level] = num_nodes + places
+            first_node.append(num_nodes)
             num_nodes += len(level_keys)
         self.num_nodes, self._nodes = num_nodes, nodes
         self._keys = np.concatenate(keys)
         self._first_edge = np.searchsorted(self._keys, np.arange(num_nodes + 1) * self._width)
+        # the most edges below a node of each level
+        self._most_edges = np.maximum.reduceat(np.diff(self._first_edge), first_node).tolist()
         # a later title overwrites an earlier one, and the first is to stay
         self._title_of_node = np.full(num_nodes, DEAD, dtype=np.int64)
         self._title_of_node[here[::-1]] = np.arange(len(here))[::-1]
@@ -272,6 +275,30 @@ class TitleTrie:
         """Whether a completion ends at a node, of the shape of `nodes`."""
         _, _, leaf = self._on(nodes.device)
         return leaf[nodes.clamp(min=ROOT)] & (nodes != DEAD)
+
+    def children(self, nodes: torch.Tensor, level: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """
+        The edges below nodes of one level, in a table as wide as the widest node of the level: its size is known without
+        asking the device (STATIC, https://huggingface.co/papers/2602.22647, does so with the rows of a sparse matrix).
+
+        Args:
+            nodes (`torch.Tensor` of shape `(rows,)`):
+                Nodes, -1 for none.
+            level (`int`):
+                How many tokens lead to each of them.
+
+        Returns:
+            `tuple` of three `torch.Tensor` of shape `(rows, width)`: The tokens, the nodes that they lead to, and which of
+            them there are.
+        """
+        keys, first_edge, _ = self._on(nodes.device)
+        width = self._most_edges[level] if level < len(self._most_edges) else 0
+        known = nodes.clamp(min=ROOT)
+        begins = first_edge[known].unsqueeze(1)
+        places = torch.arange(width, device=nodes.device)
+        exists = (places < first_edge[known + 1].unsqueeze(1) - begins) & (nodes != DEAD).unsqueeze(1)
+        edges = (begins + places).clamp(max=len(keys) - 1)
+        return keys[edges] % self._width, edges + 1, exists
 
     def edges(self, nodes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """

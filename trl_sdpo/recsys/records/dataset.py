@@ -12,7 +12,7 @@ import pyarrow as pa
 from datasets import Dataset, DatasetDict
 
 from ..interactions.codes import sorted_catalogue
-from ..interactions.interactions import ITEM_ID, USER_ID, Interactions, instants
+from ..interactions.interactions import ITEM_ID, RATING, USER_ID, Interactions, instants
 from ..negatives.candidates import CandidateSampler
 from ..negatives.strategies import parse_negatives
 from ..negatives.target_seeded import TargetSeededSampler
@@ -209,6 +209,10 @@ def plan_records(
     if config.max_length is not None and processing_class is None:
         raise ValueError(f"max_length={config.max_length} needs a tokenizer to count with. Pass processing_class.")
     _check_times(interactions, config)
+    if (config.scores or config.low_rating is not None) and RATING not in interactions.events.columns:
+        raise ValueError(
+            f"{interactions.name}: scores and low_rating need a column '{RATING}', which it has not. Leave them out."
+        )
     of_training = config.core_period == TRAINING and config.min_interactions > 1
     sequences, source_report = build_sequences_with_report(
         interactions,
@@ -286,6 +290,8 @@ def _make_builder(
         popularity_alpha=config.popularity_alpha,
         phases=phases,
         available_from=available_from(interactions.events, catalogue, config.resolved_existence),
+        ratings=interactions.events if config.scores or config.low_rating is not None else None,
+        low_rating=config.low_rating,
     )
     sampler.prepare([*parse_negatives(config.negatives), *parse_negatives(config.eval_negatives)])
     sampler.train_events = None  # counted by now, and large
@@ -299,6 +305,7 @@ def _make_builder(
         history_size=config.history_size,
         num_candidates=config.num_candidates,
         conversational=config.conversational,
+        scores=config.scores,
         budget=None if processing_class is None else TokenBudget(processing_class, config.max_length),
     )
 

@@ -72,6 +72,8 @@ class RecordBuilder:
             See [`build_preference_dataset`].
         conversational (`bool`, *optional*, defaults to `False`):
             Whether texts become messages.
+        scores (`bool`, *optional*, defaults to `False`):
+            Whether records say how the user rated the target and the negatives.
         budget ([`TokenBudget`], *optional*):
             Shortens histories to a number of tokens.
     """
@@ -86,11 +88,12 @@ class RecordBuilder:
         history_size: int,
         num_candidates: int,
         conversational: bool = False,
+        scores: bool = False,
         budget: TokenBudget | None = None,
     ) -> None:
         self.sampler, self.templates = sampler, templates
         self.history_size, self.num_candidates = history_size, num_candidates
-        self.budget = budget
+        self.scores, self.budget = scores, budget
         # Whether tables hold rows of the catalogue instead of texts, see `compact`.
         self.as_codes = False
         # What users had before: of validation and test records, see `plan_records`.
@@ -175,7 +178,12 @@ class RecordBuilder:
         columns = narrowed(coded, self.texts.code_type) if self.as_codes else self.texts.render(coded)
         columns[USER_ID] = text_or_number(targets[USER_ID])
         columns |= {name: targets[name].to_arrow() for name in (TIMESTAMP, POSITION, NUM_EARLIER)}
-        return pa.table({name: columns[name] for name in COLUMNS})
+        columns = {name: columns[name] for name in COLUMNS}
+        if self.scores:
+            grades = self.sampler.grades
+            columns["chosen_score"] = _scores(grades.of_targets(rows))
+            columns["rejected_scores"] = lists(_scores(grades.of(rows, pool)), pool.shape[1], count)
+        return pa.table(columns)
 
 
 def _words(template: PromptTemplate) -> tuple[str, ...]:
@@ -186,3 +194,7 @@ def _words(template: PromptTemplate) -> tuple[str, ...]:
 
 def _length(text: str) -> int:
     return len(text.encode())
+
+
+def _scores(ratings: np.ndarray) -> pa.Array:
+    return pa.array(ratings.ravel(), mask=np.isnan(ratings.ravel()))
