@@ -191,7 +191,7 @@ def push_dataset(
             f"{reason} So it is not pushed. If you may redistribute it, state so: redistribution_permitted=True "
             "(--redistribution_permitted)."
         )
-    command = folder and push_command(folder, repo_id, private, redistribution_permitted, "dataset")
+    command = push_command(folder, repo_id, private, redistribution_permitted, "dataset") if folder else None
     with staged(folder, NOT_PUSHED) if folder else _written(dataset) as stage:
         if pseudonymise:
             pseudonymise_users(stage)
@@ -363,7 +363,7 @@ def push_command(
     return shlex.join(words)
 
 
-def try_again(folder: Path | None, command: str | None) -> str:
+def try_again(folder: str | Path | None, command: str | None) -> str:
     """What to say after a push that failed."""
     if command is None:
         return "Nothing was lost: call push_dataset again."
@@ -371,7 +371,7 @@ def try_again(folder: Path | None, command: str | None) -> str:
 
 
 @contextmanager
-def explained(folder: Path | None, command: str | None) -> Iterator[None]:
+def explained(folder: str | Path | None, command: str | None) -> Iterator[None]:
     """Turn what went wrong with the Hub into a [`HubPushError`] that says what to run."""
     try:
         yield

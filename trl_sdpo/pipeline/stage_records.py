@@ -31,7 +31,7 @@ def completions_are_lines(dataset: Dataset | IterableDataset) -> bool:
     Returns:
         `bool`: The answer; `False` for messages, tokens and preference data of TRL.
     """
-    first = next(iter(dataset), {})
+    first: dict[str, Any] = next(iter(dataset), {})
     if not isinstance(first.get("rejected"), list) or not isinstance(first.get("chosen"), str):
         return False
     chosen = dataset["chosen"][:] if isinstance(dataset, Dataset) else [first["chosen"]]

@@ -1,7 +1,7 @@
 """Columns of records as a table, from wherever the records are: plain lists, or a data set of any format."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import polars as pl
 
@@ -37,4 +37,4 @@ def read_columns(records: Any, names: Sequence[str]) -> pl.DataFrame:
     if transform is not None and not hasattr(transform, "table"):
         return pl.DataFrame({name: list(records[name][:]) for name in names})
     table = records.select_columns(list(names)).with_format("arrow")[:]
-    return pl.from_arrow(table if transform is None else transform.table(table))
+    return cast(pl.DataFrame, pl.from_arrow(table if transform is None else transform.table(table)))

@@ -3,7 +3,7 @@
 import importlib.util
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -97,7 +97,7 @@ class SplitStatistics:
 
     def summary(self) -> dict:
         """Quantiles of lengths and of popularity, for the report."""
-        result = {
+        result: dict[str, Any] = {
             "history_titles": _quantiles(self.history_lengths),
             "train_events_of_targets": _weighted(self.train_counts, self.target_hits),
             "train_events_of_negatives": _weighted(self.train_counts, self.negative_hits),
