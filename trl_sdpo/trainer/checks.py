@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Collection
+from typing import Any
 
 import torch
 from accelerate.parallelism_config import ParallelismConfig
@@ -152,7 +153,7 @@ def _check_model(model: str | PreTrainedModel, args: DPOConfig) -> None:
 
 def _check_columns(dataset: Dataset | IterableDataset, name: str) -> None:
     # the columns of a stream may be unknown until it is read
-    columns = dataset.column_names or next(iter(dataset), {})
+    columns: Any = dataset.column_names or next(iter(dataset), {})
     if images := [column for column in ("image", "images") if column in columns]:
         raise ValueError(
             f"The {name} dataset has a column `{images[0]}`: images are not supported, since their tokens would have to be "
@@ -217,12 +218,6 @@ def check_multi_preference_options(args: DPOConfig, loss_types: list[str] | None
     if args.label_smoothing != 0.0:
         _check_label_smoothing(args.label_smoothing, loss_types)
     _check_scores(args, loss_types)
-    if args.torch_compile:
-        raise ValueError(
-            "`torch_compile=True` is not supported with several rejected completions yet: it was never tried whether the "
-            "reference, which exchanges parameters, compiles once or anew in every step. Leave it out, or use "
-            "`to_preference_pairs`, which gives records with one rejected completion."
-        )
     _check_parallelism(args)
     _check_checkpointing(args)
     _check_without_effect(args)

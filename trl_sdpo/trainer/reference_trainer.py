@@ -178,7 +178,20 @@ class FixedReferenceTrainer(DPOTrainer):
         with evaluation_mode(model):
             return super().compute_ref_log_probs(model, inputs)
 
+    def _build_accelerator_args(self, **kwargs) -> dict[str, Any]:
+        args = super()._build_accelerator_args(**kwargs)
+        # `torch_compile`: the layers, which is where the time goes. TRL's LM head, whose tiles have several sizes, does not
+        # trace, and whoever exchanges parameters of the outer modules for the reference does so outside of what is compiled
+        args["dynamo_plugin"].use_regional_compilation = True
+        return args
+
+    def _follow_mode(self, model: torch.nn.Module) -> None:
+        """Compiled by layers, what is called is a copy of the outer modules of `self.model`, whose mode that does not hear."""
+        if model.training:
+            self.model.training = True
+
     def _compute_loss(self, model: torch.nn.Module, inputs: dict[str, torch.Tensor], return_outputs: bool) -> Any:
+        self._follow_mode(model)
         if not has_plain_head(self.accelerator.unwrap_model(model)):
             raise ValueError(
                 "The LM head is wrapped by an adapter (`trainable_token_indices` with tied embeddings, for one), which "
@@ -198,7 +211,7 @@ class FixedReferenceTrainer(DPOTrainer):
         with torch.no_grad(), disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs):
             if isinstance(self.ref_model, InitialPolicy):
                 with self.ref_model.active():
-                    yield self.model
+                    yield self.model_wrapped if self.args.torch_compile else self.model
             elif is_peft_model(self.model) and self.ref_model is None:
                 # When training a PEFT adapter that is sharded, how we obtain the reference depends on the setup:
                 # - New adapter: disabling adapters yields the base model.
@@ -210,7 +223,7 @@ class FixedReferenceTrainer(DPOTrainer):
                 ):
                     yield self.model
             else:
-                yield self.ref_model or self.model
+                yield self.model if self.ref_model is None else self.ref_model
 
     def _check_start(self, inputs: dict[str, torch.Tensor], exists: torch.Tensor | None = None) -> None:
         """Once, before the first step: the policy, without dropout, is its reference."""
@@ -262,6 +275,7 @@ class FixedReferenceTrainer(DPOTrainer):
     def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs) -> TrainOutput:
         self._take_in_unfrozen()
         if resume_from_checkpoint:
+            assert isinstance(resume_from_checkpoint, str | os.PathLike)  # True is a path by now
             self._reference_files.resume(resume_from_checkpoint)
             warn_of_other_data(resume_from_checkpoint, data_facts(self.train_dataset, self.args))
         self._start_is_checked |= bool(resume_from_checkpoint)

@@ -4,6 +4,7 @@ import logging
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
@@ -140,7 +141,8 @@ def _read_movies(source: Path | bytes, name: str, label: str, wanted: tuple[str,
             if line
         )
     # Tens of thousands of items at most, so a loop, which can name the line.
-    ids, titles, genres, years = {}, [], [], []
+    ids: dict[int, Any] = {}
+    titles, genres, years = [], [], []
     for number, fields in rows:
         identifier, title = fields[0], fields[1]
         if not (identifier.isascii() and identifier.isdigit()):
@@ -160,7 +162,7 @@ def _read_movies(source: Path | bytes, name: str, label: str, wanted: tuple[str,
         years.append(_year(titles[-1], fields[2]) if YEAR in wanted else None)
     if not ids:
         raise ValueError(f"{label}: line 1: no items. Fetch the file again.")
-    schema = {ITEM_ID: pl.Int64, TITLE: pl.String, "genres": pl.List(pl.String), YEAR: pl.Int64}
+    schema: dict[str, Any] = {ITEM_ID: pl.Int64, TITLE: pl.String, "genres": pl.List(pl.String), YEAR: pl.Int64}
     return pl.DataFrame([list(ids), titles, genres, years], schema=schema)
 
 
