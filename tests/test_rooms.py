@@ -1,6 +1,7 @@
 """The house: which room may import which, how large rooms and files are, and what is public."""
 
 import importlib
+import importlib.util
 import re
 import subprocess
 import sys
@@ -85,6 +86,20 @@ def test_pages_for_contributors_name_what_is_there(page):
     ] == []
     links = re.findall(r"\]\(([^)#:]+)\)", text)
     assert [link for link in links if not (ROOT / page).parent.joinpath(link).exists()] == []
+
+
+def test_the_picture_is_that_of_the_contracts():
+    """`python docs/draw_rooms.py` makes it anew; a row has a caption in the words of its user."""
+    spec = importlib.util.spec_from_file_location("draw_rooms", ROOT / "docs" / "draw_rooms.py")
+    program = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(program)
+    assert (ROOT / "docs" / "rooms.svg").read_text(encoding="utf-8") == program.draw()
+    rooms = {name for contract in ("rooms", "recsys") for row in program.layers(contract) for name in row}
+    assert rooms - {"recsys"} <= program.CAPTIONS.keys()
+    page = (ROOT / "docs" / "overview.md").read_text(encoding="utf-8")
+    assert [
+        name for name in rooms if f"{name}/`" not in page and f"`{name}.py`" not in page and name != "recsys"
+    ] == []
 
 
 def test_contributing_is_a_page():
