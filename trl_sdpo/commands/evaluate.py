@@ -193,7 +193,7 @@ def _systems(args: EvaluateArguments) -> dict[str, dict[str, str]]:
     return systems
 
 
-def _found(args: EvaluateArguments, task: "Task", systems: dict) -> tuple[dict[str, dict[str, Any]], dict]:
+def _found(args: EvaluateArguments, task: "Task", systems: dict) -> tuple[dict[str, Any], dict]:
     """Scores, answers and lists by protocol and system: baselines first, then those of files, then models."""
     from ..evaluation.systems import (
         REFERENCE,
@@ -222,12 +222,12 @@ def _found(args: EvaluateArguments, task: "Task", systems: dict) -> tuple[dict[s
     known = ask_baselines(task, scorers, excluded)
     asked = ask_models(task, systems["model"], args.reference, excluded, files)
     files.remove_others(list(systems["scores"].values()))
-    found = {protocol: known[protocol] | asked[protocol] for protocol in known}
+    found: dict[str, Any] = {protocol: known[protocol] | asked[protocol] for protocol in known}
     found["ranking"] = known["ranking"] | scores | asked["ranking"]
     found["catalogue"] = known["catalogue"] | lists | asked["catalogue"]
     if args.fuse:
-        parts = [{name: one[name] for name in args.fuse if name in one} for one in (scorers, systems["model"])]
-        fusion = fit_on_validation(task, *parts)
+        models = {name: systems["model"][name] for name in args.fuse if name in systems["model"]}
+        fusion = fit_on_validation(task, {name: scorers[name] for name in args.fuse if name in scorers}, models)
         fusion.save(Path(args.output_dir) / "fusion.json")
         found["ranking"][FUSION] = fused_scores(fusion, task, found["ranking"])
         found["fusion"] = fusion

@@ -4,7 +4,7 @@ import html
 import io
 import re
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
@@ -131,7 +131,7 @@ def _systems(figure: Figure, systems: dict[str, dict], metric: str) -> None:
     for height, value, low, high in zip(heights, values, *errors, strict=True):
         if low or high:
             axis.plot([value - low, value + high], [height, height], color=_INK, linewidth=1.3)
-        beside = {"xytext": (4, 0), "textcoords": "offset points", "va": "center"}
+        beside: dict[str, Any] = {"xytext": (4, 0), "textcoords": "offset points", "va": "center"}
         axis.annotate(f"{value:.3f}", (value + high, height), color=_INK, **beside)
     axis.set_yticks(heights, [_short(name) for name in systems])
     axis.invert_yaxis()
@@ -148,7 +148,7 @@ def _over(figure: Figure, systems: dict[str, dict], metric: str, points: dict[st
     for name, x in points.items():
         row, last = systems[name], x == ticks[-1]
         axis.errorbar([x], [row[metric]], np.array([_error(row, metric)]).T, fmt="o", color=_SERIES[0], capsize=3)
-        place = {
+        place: dict[str, Any] = {
             "xytext": (-6, 5) if last else (6, 5),
             "textcoords": "offset points",
             "ha": "right" if last else "left",

@@ -29,13 +29,13 @@ _TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}")
 
 def table(header: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
     """A table in Markdown. The columns after the first are aligned to the right where they hold numbers."""
-    header, rows = list(header), [[_cell(value) for value in row] for row in rows]
+    names, cells = list(header), [[_cell(value) for value in row] for row in rows]
     numeric = [
-        bool(rows) and all(re.fullmatch(r"[−\-]?[\d.,]*", row[column]) for row in rows)
-        for column in range(len(header))
+        bool(cells) and all(re.fullmatch(r"[−\-]?[\d.,]*", row[column]) for row in cells)
+        for column in range(len(names))
     ]
     rule = ["---:" if number and column else "---" for column, number in enumerate(numeric)]
-    return "\n".join(f"| {' | '.join(row)} |" for row in (header, rule, *rows))
+    return "\n".join(f"| {' | '.join(row)} |" for row in (names, rule, *cells))
 
 
 def _cell(value: object) -> str:

@@ -217,7 +217,7 @@ class PromptMaker:
         return int(self._budget(titles).longest_completion(np.zeros(1, dtype=np.int64), every)[0])
 
     def _fit(
-        self, histories: list[list[str]], lists: Sequence[Sequence[str] | None], completions: np.ndarray
+        self, histories: Sequence[Sequence[str]], lists: Sequence[Sequence[str] | None], completions: np.ndarray
     ) -> list[list[str]]:
         width = max(map(len, histories))
         places = np.full((len(histories), width), -1)

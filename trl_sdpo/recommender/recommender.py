@@ -243,7 +243,7 @@ class Recommender:
         if unknown_titles not in UNKNOWN_TITLES:
             raise ValueError(f"unknown_titles={unknown_titles!r} is none of {UNKNOWN_TITLES}. Pass one of them.")
         single = not is_nested(history, "history")
-        rows = [history] if single else list(history)
+        rows: list[Any] = [history] if single else list(history)
         found = [self._find(row, where("history", index, single), unknown_titles) for index, row in enumerate(rows)]
         desc = "Recommending" if len(rows) > 1 else None
         if candidates is None:
@@ -480,7 +480,7 @@ class Recommender:
             raise ValueError(f"score={score!r} scores the whole catalogue, without beams. Leave num_beams out.")
         trie, prompts = self.trie, self._prompts.make(self._texts.shown(histories), None, self._texts.answers)
         asked = (self.model, prompts, self.processing_class, trie)
-        options = {"top_k": top_k, "exclude": excluded, "batch_size": batch_size, "desc": desc}
+        options: dict[str, Any] = {"top_k": top_k, "exclude": excluded, "batch_size": batch_size, "desc": desc}
         if exact or score != LIKELIHOOD:
             found = rank_catalogue(*asked, **options, minus=self._minus(score, batch_size))
         else:

@@ -46,7 +46,7 @@ class TrieLogitsProcessor(LogitsProcessor):
         offsets = [number * trie.num_nodes + nodes for number, nodes in enumerate(closed or ())]
         self._closed = torch.as_tensor(np.concatenate(offsets) if offsets else np.empty(0, dtype=np.int64))
 
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.Tensor:
         written = input_ids[:, self.prompt_length :]
         tokens, children, exists = self.trie.children(self.trie.walk(written), level=written.size(1))
         if len(self._closed):
@@ -76,7 +76,7 @@ class EndOfTitleCriteria(StoppingCriteria):
     def __init__(self, trie: TitleTrie, prompt_length: int) -> None:
         self.trie, self.prompt_length = trie, prompt_length
 
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor | None, **kwargs) -> torch.BoolTensor:
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor | None, **kwargs) -> torch.Tensor:
         return self.trie.is_leaf(self.trie.walk(input_ids[:, self.prompt_length :]))
 
 
@@ -146,8 +146,9 @@ def search_catalogue(
         )
     if len(prompts) == 0:
         raise ValueError("There are no prompts. Pass at least one.")
-    trie = titles
-    if not isinstance(titles, TitleTrie):
+    if isinstance(titles, TitleTrie):
+        trie = titles
+    else:
         trie = TitleTrie.from_titles(
             titles, processing_class, prompts[0], completion_prefix, completion_suffix, append_eos
         )

@@ -1,6 +1,7 @@
 """All titles of a catalogue as one tree of tokens."""
 
 from collections.abc import Iterator, Sequence
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -46,7 +47,8 @@ class TitleTrie:
     def __init__(self, paths: Sequence[Sequence[int]], names: Sequence[str] | None = None) -> None:
         self.num_titles = len(paths)
         self._names = names
-        self.example = None  # a completion as it is written, and its tokens
+        # a completion as it is written, its tokens, and the EOS token behind it
+        self.example: tuple[Any, list[int], str] | None = None
         lengths = np.array([len(path) for path in paths])
         if not len(paths):
             raise ValueError("There are no titles. Pass at least one.")
@@ -57,7 +59,7 @@ class TitleTrie:
         tokens[np.arange(self.depth) < lengths[:, None]] = np.concatenate([np.asarray(path) for path in paths])
         self._width = int(tokens.max()) + 1  # of the tokens in a key
         self._grow(tokens, lengths)
-        self._tensors: dict[torch.device, tuple[torch.Tensor, ...]] = {}
+        self._tensors: dict[torch.device, tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = {}
 
     def _grow(self, tokens: np.ndarray, lengths: np.ndarray) -> None:
         keys, num_nodes, first_node = [], 1, [ROOT]
@@ -98,7 +100,7 @@ class TitleTrie:
         cls,
         titles: Sequence[str],
         processing_class: PreTrainedTokenizerBase,
-        prompt: str | list[dict],
+        prompt: str | list[dict] | list[int],
         completion_prefix: str = " ",
         completion_suffix: str = "",
         append_eos: bool = True,
@@ -164,10 +166,10 @@ class TitleTrie:
         Raises:
             `ValueError`: If after a prompt the first title has other tokens than in the trie.
         """
-        all_ids = []
+        all_ids: list[list[int]] = []
         for row, prompt in enumerate(prompts):
             if not isinstance(prompt, str) and not (prompt and isinstance(prompt[0], dict)):
-                all_ids.append(list(prompt))
+                all_ids.append(list(cast("list[int]", prompt)))
                 continue
             if self.example is None:
                 raise ValueError(
@@ -186,7 +188,10 @@ class TitleTrie:
     def paths(self) -> list[list[int]]:
         """The tokens of every title, in their order."""
         tokens = self._keys % self._width  # of the edge to the node behind it
-        return [[int(tokens[node - 1]) for node in row if node != DEAD] for row in self._nodes.tolist()]
+        return [
+            [int(tokens[node - 1]) for node in row if node != DEAD]
+            for row in cast("list[list[int]]", self._nodes.tolist())
+        ]
 
     def distinct_titles(self) -> np.ndarray:
         """The titles without those that share all tokens with an earlier one, ascending."""
@@ -240,7 +245,8 @@ class TitleTrie:
     def _on(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         if device not in self._tensors:
             arrays = (self._keys, self._first_edge, self._title_of_node != DEAD)
-            self._tensors[device] = tuple(torch.as_tensor(array, device=device) for array in arrays)
+            keys, first_edge, is_title = (torch.as_tensor(array, device=device) for array in arrays)
+            self._tensors[device] = keys, first_edge, is_title
         return self._tensors[device]
 
     def steps(self, tokens: torch.Tensor) -> Iterator[torch.Tensor]:

@@ -204,7 +204,7 @@ class PromptTemplate:
         where = f"template '{self.name}', completion_format"
         texts = item_texts(self.completion_format, titles, attributes, where)
         if self.completion_format != TITLE_ALONE and len({*texts}) < len({*titles}):
-            places = {}
+            places: dict[str, int] = {}
             for place, text in enumerate(texts):
                 if titles[places.setdefault(text, place)] != titles[place]:
                     raise ValueError(

@@ -19,8 +19,7 @@ from ..negatives.target_seeded import TargetSeededSampler
 from ..prompts.rendering import plain
 from ..prompts.token_budget import TokenBudget
 from .config import RecordConfig
-from .consumed import Consumed, ConsumedInOrder, ConsumedInTime
-from .phases import EVER, OFF, available_from, touched_by_phase
+from .phases import EVER, OFF, Consumed, ConsumedInOrder, ConsumedInTime, available_from, touched_by_phase
 from .rows import CHUNK_SIZE, ROW, Chunk, RecordBuilder
 from .sequences import (
     IN_FILE,
@@ -234,7 +233,7 @@ def plan_records(
         tied = interactions.has_time and config.order == IN_TIME
         events, counts = keep_core_of_training(events, ties_are_sets=tied, **options)
         source_report |= counts
-    report = {"source": interactions.name, "seed": config.seed, **source_report}
+    report: dict[str, Any] = {"source": interactions.name, "seed": config.seed, **source_report}
     report |= {"split": config.split, "leaks": split_leaks(events)}
     catalogue = sorted_catalogue(interactions.items.join(events, on=ITEM_ID, how="semi"))
     events = events.with_row_index(ROW)
@@ -278,12 +277,11 @@ def _make_builder(
     config: RecordConfig,
     processing_class: "PreTrainedTokenizerBase | None",
 ) -> RecordBuilder:
-    by_target = config.candidate_seed == "target"
     touched, phases = interactions.events, None
     if config.exclude_seen != EVER:
         in_time = interactions.has_time and config.order != IN_FILE_UNCHECKED
         touched, phases = touched_by_phase(interactions.events, events, config.split, in_time)
-    sampler = (TargetSeededSampler if by_target else CandidateSampler)(
+    sampler = (TargetSeededSampler if config.candidate_seed == "target" else CandidateSampler)(
         touched,
         catalogue,
         seed=config.seed,
@@ -296,7 +294,7 @@ def _make_builder(
     )
     sampler.prepare([*parse_negatives(config.negatives), *parse_negatives(config.eval_negatives)])
     sampler.train_events = None  # counted by now, and large
-    if by_target:
+    if isinstance(sampler, TargetSeededSampler):
         sampler.number_items(events[ITEM_ID])
     return RecordBuilder(
         events,

@@ -3,7 +3,7 @@
 import importlib.util
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -97,7 +97,7 @@ class SplitStatistics:
 
     def summary(self) -> dict:
         """Quantiles of lengths and of popularity, for the report."""
-        result = {
+        result: dict[str, Any] = {
             "history_titles": _quantiles(self.history_lengths),
             "train_events_of_targets": _weighted(self.train_counts, self.target_hits),
             "train_events_of_negatives": _weighted(self.train_counts, self.negative_hits),
@@ -142,6 +142,8 @@ def write_markdown(report: dict, path: Path, figure: bool) -> None:
     splits = [split for split in SPLITS if split in report]
     lines = [f"# {report['source']}: multi-preference records", ""]
     lines += [f"Recipe `{report['recipe']}`, split `{report['split']}`, seed {report['seed']}.", ""]
+    on_disk = {"text": "texts", "ids": "rows of `catalogue.parquet`, which `trl_sdpo.recsys.load_prepared` renders"}
+    lines += [f"On disk the records are {on_disk[report['form']]} ({report['form_reason']}).", ""]
     lines += ["![Counts, lengths, popularity and leak probe](report.png)", ""] if figure else []
     lines += ["## Source", "", *_table(["", "count"], _source_rows(report)), ""]
     rows = [[text, *_values(report, splits, key)] for key, text in _COUNTS.items() if _any(report, splits, key)]
