@@ -314,7 +314,10 @@ def plain_records(dataset: Dataset | IterableDataset) -> Dataset | IterableDatas
     """
     if not isinstance(dataset, Dataset) or dataset.format["type"] != "custom":
         return dataset.with_format(None)
-    return dataset.map(dict, remove_columns=dataset.column_names, desc="Rendering records").with_format(None)
+    # a transform that says so takes many rows at a time
+    batched = getattr(dataset.format["format_kwargs"]["transform"], "batched", False)
+    rendered = dataset.map(dict, batched=batched, remove_columns=dataset.column_names, desc="Rendering records")
+    return rendered.with_format(None)
 
 
 class _FitsLength:

@@ -226,6 +226,8 @@ def _exists(repo_id: str, token: str | None) -> bool:
 def _written(dataset: "Dataset | DatasetDict") -> Iterator[Path]:
     from datasets import Dataset
 
+    from ..data_utils import plain_records
+
     splits = {"train": dataset} if isinstance(dataset, Dataset) else dict(dataset)
     if not splits or not any(len(records) for records in splits.values()):
         raise ValueError("The data set holds no records. Pass at least one.")
@@ -233,7 +235,7 @@ def _written(dataset: "Dataset | DatasetDict") -> Iterator[Path]:
         for split, records in splits.items():
             path = Path(stage) / "data" / f"{split}-00000-of-00001.parquet"
             path.parent.mkdir(exist_ok=True)
-            records.to_parquet(path)
+            plain_records(records).to_parquet(path)  # what a transform shows, not what it reads
         yield Path(stage)
 
 

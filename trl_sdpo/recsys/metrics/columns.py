@@ -31,6 +31,10 @@ def read_columns(records: Any, names: Sequence[str]) -> pl.DataFrame:
 
         ```
     """
-    if not hasattr(records, "column_names") or records.format["type"] == "custom":
+    if not hasattr(records, "column_names"):
+        return pl.DataFrame({name: list(records[name]) for name in names})
+    transform = records.format["format_kwargs"].get("transform")
+    if transform is not None and not hasattr(transform, "table"):
         return pl.DataFrame({name: list(records[name][:]) for name in names})
-    return cast(pl.DataFrame, pl.from_arrow(records.select_columns(list(names)).with_format("arrow")[:]))
+    table = records.select_columns(list(names)).with_format("arrow")[:]
+    return cast(pl.DataFrame, pl.from_arrow(table if transform is None else transform.table(table)))

@@ -19,8 +19,7 @@ from ..negatives.target_seeded import TargetSeededSampler
 from ..prompts.rendering import plain
 from ..prompts.token_budget import TokenBudget
 from .config import RecordConfig
-from .consumed import Consumed, ConsumedInOrder, ConsumedInTime
-from .phases import EVER, OFF, available_from, touched_by_phase
+from .phases import EVER, OFF, Consumed, ConsumedInOrder, ConsumedInTime, available_from, touched_by_phase
 from .rows import CHUNK_SIZE, ROW, Chunk, RecordBuilder
 from .sequences import (
     IN_FILE,

@@ -253,7 +253,7 @@ def save_recommender_files(
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    wordings = {"templates": [_fields(template) for template in config.templates]}
+    wordings = {"templates": [fields_of_template(template) for template in config.templates]}
     contents = {RECOMMENDER_FILE: {"format_version": FORMAT_VERSION, **dataclasses.asdict(config), **wordings}}
     if catalogue is not None:
         # not `asdict`, which copies value by value; without attributes, versions that know none read it
@@ -337,7 +337,7 @@ def missing_file(model: str | os.PathLike, name: str) -> ValueError:
     return ValueError(f"{model}: has no {name}, so {unknown} is unknown. {_HOW_TO_MAKE}, or pass `{argument}`.")
 
 
-def _fields(template: PromptTemplate) -> dict[str, str]:
+def fields_of_template(template: PromptTemplate) -> dict[str, str]:
     """Without the formats of items that are the title alone, which versions before they came do not know."""
     fields = dataclasses.asdict(template)
     return {name: value for name, value in fields.items() if not (name.endswith("_format") and value == TITLE_ALONE)}

@@ -143,6 +143,8 @@ def write_markdown(report: dict, path: Path, figure: bool) -> None:
     splits = [split for split in SPLITS if split in report]
     lines = [f"# {report['source']}: multi-preference records", ""]
     lines += [f"Recipe `{report['recipe']}`, split `{report['split']}`, seed {report['seed']}.", ""]
+    on_disk = {"text": "texts", "ids": "rows of `catalogue.parquet`, which `trl_sdpo.recsys.load_prepared` renders"}
+    lines += [f"On disk the records are {on_disk[report['form']]} ({report['form_reason']}).", ""]
     lines += ["![Counts, lengths, popularity and leak probe](report.png)", ""] if figure else []
     lines += ["## Source", "", *markdown_table(["", "count"], _source_rows(report)), ""]
     rows = [[text, *_values(report, splits, key)] for key, text in _COUNTS.items() if _any(report, splits, key)]
