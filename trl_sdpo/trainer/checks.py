@@ -9,6 +9,7 @@ from accelerate.parallelism_config import ParallelismConfig
 from accelerate.utils import parse_flag_from_env
 from datasets import Dataset, IterableDataset
 from transformers import AutoConfig, PreTrainedModel, TrainerState
+from transformers.utils.peft_utils import find_adapter_config_file
 from trl import DPOConfig
 
 from ..losses.graded import LOG
@@ -127,6 +128,11 @@ def _check_model(model: str | PreTrainedModel, args: DPOConfig) -> None:
             f"`model` is wrapped in `{type(model).__name__}`. Pass the model itself, `model.{inside}`: the trainer wraps it."
         )
     if isinstance(model, str):
+        if find_adapter_config_file(model) is not None:
+            raise ValueError(
+                f"`model={model!r}` is an adapter. Load it on its base, to train it further, with "
+                "`AutoPeftModelForCausalLM.from_pretrained(model, is_trainable=True)`, and pass that."
+            )
         options = args.model_init_kwargs or {}
         config = AutoConfig.from_pretrained(
             model, trust_remote_code=options.get("trust_remote_code", args.trust_remote_code)

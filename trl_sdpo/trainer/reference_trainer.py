@@ -116,6 +116,7 @@ class FixedReferenceTrainer(DPOTrainer):
         datasets |= self.eval_dataset if isinstance(self.eval_dataset, dict) else {"eval": self.eval_dataset}
         check_tokens_have_embeddings(self.model, self._tokenizer, datasets)
         self._models_are_ready = True
+        self._dtype = self.model.dtype
         sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
         keep_4bit_layers_differentiable(self.model)
         if not sharded:
@@ -273,6 +274,11 @@ class FixedReferenceTrainer(DPOTrainer):
             )
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs) -> TrainOutput:
+        if torch.finfo(self.model.dtype).bits < torch.finfo(self._dtype).bits:
+            raise ValueError(
+                f"The model was cast from {self._dtype} to {self.model.dtype} after the trainer was built, as `evaluate` does with "
+                "`bf16_full_eval` and `fp16_full_eval`: it would train in that precision. Build the trainer anew, or leave these out."
+            )
         self._take_in_unfrozen()
         if resume_from_checkpoint:
             assert isinstance(resume_from_checkpoint, str | os.PathLike)  # True is a path by now
