@@ -13,7 +13,9 @@ if TYPE_CHECKING:
         to_prompt_completion,
     )
     from .evaluation.ranking_callback import RankingCallback
+    from .graded_records import from_ranked
     from .hub.pushes import HubPushError, push_dataset, push_model
+    from .losses.graded import infonca_loss, plackett_luce_loss, score_margins, softmax_margin_loss
     from .losses.multi_negative import dmpo_loss, mppo_loss, nca_loss, softmax_dpo_loss
     from .prefix_sharing.collator import DataCollatorForMultiPreference, draw_negatives
     from .recommender.recommender import Recommendation, Recommender
@@ -47,14 +49,19 @@ __all__ = [
     "dmpo_loss",
     "draw_negatives",
     "from_flat_columns",
+    "from_ranked",
+    "infonca_loss",
     "is_multi_preference",
     "load_recommender_files",
     "mppo_loss",
     "nca_loss",
+    "plackett_luce_loss",
     "push_dataset",
     "push_model",
     "save_recommender_files",
+    "score_margins",
     "softmax_dpo_loss",
+    "softmax_margin_loss",
     "to_preference_pairs",
     "to_prompt_completion",
     "to_softmax_dpo_config",
@@ -71,7 +78,9 @@ _NAMES_BY_MODULE = {
         "to_preference_pairs",
         "to_prompt_completion",
     ),
+    "graded_records": ("from_ranked",),
     "hub.pushes": ("HubPushError", "push_dataset", "push_model"),
+    "losses.graded": ("infonca_loss", "plackett_luce_loss", "score_margins", "softmax_margin_loss"),
     "losses.multi_negative": ("dmpo_loss", "mppo_loss", "nca_loss", "softmax_dpo_loss"),
     "recommender.recommender": ("Recommendation", "Recommender"),
     "recsys.records.recommender_files": (

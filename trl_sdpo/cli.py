@@ -8,7 +8,6 @@ which does the work. Nothing heavy is imported before the command is known.
 import argparse
 import difflib
 import importlib
-import logging
 import os
 import signal
 import sys
@@ -75,6 +74,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     name, *rest = argv
     if name not in COMMANDS:
         parser.error(f"{name!r} is no command.{suggest(name, list(COMMANDS))} See --help.")
+    from ._terminal import quiet_libraries
+
+    quiet_libraries()
     try:
         command = importlib.import_module(f".commands.{name}", __package__)
     except KeyboardInterrupt:
@@ -108,8 +110,10 @@ def run_command(
         `int`: The exit status: 0, 1 after an error, 130 after Ctrl-C.
     """
     from ._errors import RUN, SPOKEN_FOR, full_disk_sentence, in_flags, is_full_disk
+    from ._terminal import log_to_terminal, quiet_libraries
 
     args, flags = None, ()
+    quiet_libraries()
 
     def again() -> str:
         if os.environ.get(SPOKEN_FOR) == RUN:
@@ -120,7 +124,7 @@ def run_command(
         parser = make_parser(prog)
         flags = getattr(parser, "flags", ())
         args = parser.parse_args(words)
-        logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+        log_to_terminal(flags)
         run(args)
     except KeyboardInterrupt:
         return _interrupted(again())

@@ -8,7 +8,19 @@ from peft import LoraConfig, get_peft_model
 from helpers.prepared_data import TITLES, Prepared
 from trl_sdpo import Recommender, copy_recommender_files, save_recommender_files
 from trl_sdpo.cli import main
-from trl_sdpo.recsys import read_scores, write_lists, write_scores
+from trl_sdpo.evaluation.fusion import cold_features
+from trl_sdpo.recsys import (
+    Fusion,
+    events_of_records,
+    fit_fusion,
+    item_knn_scorer,
+    ranking_metrics,
+    ranks,
+    read_scores,
+    score_records,
+    write_lists,
+    write_scores,
+)
 from trl_sdpo.recsys.metrics.probes import leak_probes
 from trl_sdpo.recsys.records.recommender_files import Catalogue, load_recommender_files
 from trl_sdpo.scoring.log_probs import implicit_rewards
@@ -39,6 +51,19 @@ def run(*words):
 
 
 class TestEvaluate:
+    def test_mutual_information(self, folders, prepared):
+        dataset, folder = folders
+        words = ["--dataset", dataset, "--model", f"tuned={folder / 's-dpo'}", "--output", folder / "out", "--pmi"]
+        assert run("evaluate", *words, "--num_examples", 0) == 0
+        results = json.loads((folder / "out" / "results.json").read_text(encoding="utf-8"))
+        (ranking,) = results["sections"]
+        assert "tuned (mutual information)" in ranking["systems"]
+        assert results["settings"]["pmi"] is True
+        records, tuned = prepared()[1]["test"], Recommender.from_pretrained(folder / "s-dpo")
+        lost = implicit_rewards(tuned.log_probs(records), tuned.log_probs(records, history=False))
+        hits = np.mean([row[0] > row[1:].max() for row in lost])
+        assert ranking["systems"]["tuned (mutual information)"]["hr@1"] == pytest.approx(hits)
+
     def test_from_models_to_the_report(self, folders, prepared, capsys):
         dataset, folder = folders
         records = prepared()[1]["test"]
@@ -153,6 +178,32 @@ class TestEvaluate:
         left = [30 - place for place in test["position"]]
         assert catalogue["systems"]["chance"]["hr@3"] == pytest.approx(np.mean([3 / one for one in left]))
 
+    def test_systems_are_fused_by_validation_records(self, folders, prepared, capsys):
+        """The fusion is one more system, its weights those of a fit on the validation records, with training counts."""
+        dataset, folder = folders
+        splits = prepared()[1]
+        words = ["--dataset_name", dataset, "--output_dir", folder / "out", "--model_name_or_path", folder / "s-dpo"]
+        words += ["--baseline", "popularity", "item-knn", "--fuse", "item-knn", "s-dpo"]
+        assert run("evaluate", *words) == 0
+        assert "What the fusion adds up" in capsys.readouterr().out
+        section = json.loads((folder / "out" / "results.json").read_text(encoding="utf-8"))["sections"][0]
+        assert list(section["systems"]) == ["chance", "popularity", "item-knn", "s-dpo", "fusion"]
+        fusion = Fusion.load(folder / "out" / "fusion.json")
+        assert fusion.features == ("item-knn", "s-dpo", "log(1 + training events)", "no training event")
+        assert section["fusion"]["weights"] == list(fusion.weights)
+        # by hand, from the parts
+        catalogue = load_recommender_files(dataset).catalogue
+        knn = item_knn_scorer(events_of_records(splits["train"]))
+        recommender = Recommender.from_pretrained(folder / "s-dpo")
+        rows = {split: {"item-knn": score_records(knn, splits[split], desc=None)} for split in ("validation", "test")}
+        for split, found in rows.items():
+            found["s-dpo"] = recommender.log_probs(splits[split])
+            found |= cold_features(splits[split], catalogue)
+        again = fit_fusion(rows["validation"], groups=splits["validation"]["user_id"])
+        np.testing.assert_allclose(fusion.weights, again.weights, rtol=1e-4, atol=1e-6)
+        expected = ranking_metrics(ranks(again.scores(rows["test"])), (1,), groups=splits["test"]["user_id"])
+        assert section["systems"]["fusion"]["hr@1"] == pytest.approx(expected["hr@1"])
+
     def test_all_titles_or_a_search(self, folders, prepared):
         dataset, folder = folders
         words = ["--dataset", dataset, "--model", folder / "s-dpo", "--protocol", "catalogue", "--top_k", 5]
@@ -233,6 +284,9 @@ class TestEvaluate:
                 ["--scores", "short={folder}/short.parquet"],
                 "short.parquet: scores of 1 records, where --split test has",
             ),
+            (["--fuse", "sasrec"], "--fuse: 'sasrec' is no baseline and no model of this evaluation"),
+            (["--fuse", "s-dpo", "--split", "validation"], "--fuse: {dataset} needs a split 'validation' to fit"),
+            (["--fuse", "s-dpo", "--protocol", "generation"], "--fuse: scores are fused under --protocol ranking"),
             (["--baseline", "sasrek"], "--baseline: 'sasrek' is none of"),
             (["--facts", "sdpo:beta=1"], "'sdpo' is none of the systems ['s-dpo']"),
             (["--facts", "s-dpo:gamma=1"], "'gamma=1' is not NAME=VALUE"),
@@ -244,7 +298,7 @@ class TestEvaluate:
         write_scores([[1.0, 0, 0, 0, 0]], folder / "short.parquet")
         given = ["--dataset", dataset, "--model", folder / "s-dpo", "--output", folder / "out"]
         assert run("evaluate", *given, *[word.format(folder=folder) for word in words]) == 1
-        assert message in capsys.readouterr().err
+        assert message.format(dataset=dataset) in capsys.readouterr().err
         assert not (folder / "out" / "results.json").exists()
 
 

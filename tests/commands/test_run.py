@@ -348,3 +348,49 @@ def test_a_report_is_made_anew_or_gone_on_with(tmp_path):
         assert run_command._words_to_go_on(stage, overwrite) == words
     with pytest.raises(ValueError, match="other settings"):
         run_command._words_to_go_on(stage, overwrite=False)
+
+
+def test_what_the_terminal_shows_of_a_run(workplace, start, capfd, caplog):
+    """Sentences, and of other libraries neither dicts nor tables of all they know; each model is evaluated once."""
+    sections = SECTIONS | {
+        "train": SECTIONS["train"] | {"num_negatives": 15},
+        "evaluate": {"model_name_or_path": ["sft=sft", "s-dpo=s-dpo"], "output_dir": "report"},
+    }
+    write(sections)
+    with caplog.at_level("INFO"):
+        assert main("run", "mine.yaml") == 0
+    shown = capfd.readouterr()
+    text = shown.out + shown.err + caplog.text
+    for line in ("Stage 1 of 4: records, into data", "Stage 3 of 4: Softmax-DPO, into s-dpo", "Training on"):
+        assert line in text
+    assert "step 1 of 2, " in text
+    assert "Next: trl-sdpo recommend --model_name_or_path s-dpo --history" in text
+    for noise in ("{'loss'", "{'train_runtime'", "***** train metrics", "total_flos", "HTTP Request"):
+        assert noise not in text
+    # K is what was drawn of the 3 negatives that the records have
+    results = json.loads((workplace / "report" / "results.json").read_text())
+    assert results["facts"]["s-dpo"]["num_negatives"] == 3
+    log = json.loads((workplace / "s-dpo" / "trainer_state.json").read_text())["log_history"]
+    assert not any("eval_loss" in entry for entry in log)
+    metrics = json.loads((workplace / "s-dpo" / "eval_results.json").read_text())
+    assert metrics["eval_hr@1"] == results["sections"][0]["systems"]["s-dpo"]["hr@1"]
+    # an evaluation that a section asks for is made
+    assert dict(start)["train"] == ["--dataset_test_split", "none"]
+    write(sections | {"train": sections["train"] | {"dataset_test_split": "test"}})
+    start.clear()
+    assert main("run", "mine.yaml", "--overwrite") == 0
+    assert dict(start)["train"] == ["--overwrite_output_dir"]
+    assert "eval_loss" in json.loads((workplace / "s-dpo" / "all_results.json").read_text())
+
+
+def test_a_library_s_line_is_ours_on_the_terminal():
+    import logging
+
+    from trl_sdpo._terminal import _Formatter
+
+    def said(name, text):
+        return _Formatter(["num_negatives"]).format(logging.LogRecord(name, 30, "", 0, text, (), None))
+
+    assert said("trl_sdpo.x", "[RANK 0] `num_negatives=15` is more") == "--num_negatives 15 is more"
+    assert said("trl_sdpo.x", "[RANK 1] a") == "[RANK 1] a"
+    assert said("other", "[RANK 0] `num_negatives=15`") == "[RANK 0] `num_negatives=15`"

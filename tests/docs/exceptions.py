@@ -73,6 +73,20 @@ config = RecommenderConfig([get_template("lines")], history_size=10)
 save_recommender_files(folder, config, Catalogue([str(number) for number in range(len(titles))], titles))
 pq.write_table(pa.table({"history": [titles[:2], titles[3:4]]}), "histories.parquet")
 """,
+    "new_items.md": """
+from pathlib import Path
+
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from trl_sdpo import copy_recommender_files
+from trl_sdpo.recsys import prepare
+
+formats = {"item_format": "{title}[ ({genres:3})]", "completion_format": "[{genres:2}: ]{title}"}
+prepare("movielens-1m", "data/given", path="ml-1m.zip", loader_options={"attributes": "genres,year"}, **formats)
+AutoModelForCausalLM.from_pretrained("model").save_pretrained("outputs/s-dpo")
+AutoTokenizer.from_pretrained("model").save_pretrained("outputs/s-dpo")
+copy_recommender_files("data/given", "outputs/s-dpo")
+Path("new.csv").write_text("item_id,title,genres\\nn3,Night Train (2026),Drama|War\\n")
+""",
     "recommend.md": """
 import json
 from pathlib import Path

@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 from huggingface_hub import DatasetCard, ModelCard
 
-from helpers.hub_server import TOKEN, running_hub
+from helpers.hub_server import TOKEN, Fault, running_hub
 from helpers.hub_worker import Worker
 from trl_sdpo.recsys import Interactions, prepare
 
@@ -301,3 +301,26 @@ class TestFailingHub:
         done = worker.ask(code=code)
         assert "trl_sdpo.hub.pushes.HubPushError: The push failed: Client error '401 Unauthorized'" in done["err"]
         assert "To try again, run" in done["err"]
+
+
+def test_what_a_recommender_needs_is_found_beside_records_on_the_hub(hub, worker, data):
+    """Which a model that is trained on them takes along, see tests/test_journey.py; here what is found, and in the cache."""
+    folder = data("mine")
+    done = worker.push(folder, "me/records", "--redistribution_permitted")
+    assert done["status"] == 0, done["err"]
+    code = f"""
+from trl_sdpo.pipeline.datasets import find_recommender_files
+here, folder = find_recommender_files({str(folder)!r})
+assert here.config is not None and here.catalogue is not None
+assert find_recommender_files({str(folder / "data" / "train-00000-of-00001.parquet")!r}) == (here, folder)
+there, report = find_recommender_files("me/records")
+assert there == here, there
+assert (report / "report.json").is_file()
+assert find_recommender_files("me/nothing")[0].config is None
+"""
+    done = worker.ask(code=code)
+    assert done["status"] == 0, done["err"]
+    hub.faults.extend(Fault(request=".*", status=503, times=1) for _ in range(100))
+    done = worker.ask(code=code.replace('assert find_recommender_files("me/nothing")[0].config is None', ""))
+    hub.faults.clear()
+    assert done["status"] == 0, done["err"]

@@ -8,7 +8,7 @@ import pytest
 from datasets import load_dataset
 
 from helpers.prepared_data import IDS, TITLES, make_interactions
-from trl_sdpo import Catalogue, Recommender, load_recommender_files
+from trl_sdpo import Catalogue, Recommender, cli, copy_recommender_files, load_recommender_files
 from trl_sdpo.recsys import Interactions, prepare
 
 
@@ -117,3 +117,55 @@ def test_titles_alone_are_written_as_before(tmp_path, monkeypatch):
     template = json.loads((tmp_path / "data" / "recommender.json").read_text())["templates"][0]
     assert not any(name.endswith("_format") for name in template)
     assert "attributes" not in json.loads((tmp_path / "data" / "catalogue.json").read_text())
+
+
+class TestNewItems:
+    NEW = {"genres": [["War"], None], "year": [2024, None]}
+
+    def test_are_recommended_at_once(self, make, llama, tokenizer):
+        """Their prompts and answers are those that training would have made, and they are found by search and rank."""
+        served, records = make()
+        catalogue = served.catalogue.add(["n1", "n2"], ["Night Ferry (2024)", "Ferry"], self.NEW)
+        more = Recommender(llama(), tokenizer, served.config, catalogue)
+        (history, *_), _ = ids(records)
+        found = more.recommend_ids([history], top_k=len(catalogue), exact=True)[0]
+        assert {"n1", "n2"} < {item.item_id for item in found}
+        scores = more.score([history], [["n1", "n2", *served.catalogue.item_ids[:3]]])[0]
+        assert scores[0] == pytest.approx(next(item.score for item in found if item.item_id == "n1"), abs=1e-4)
+        np.testing.assert_allclose(
+            scores[2:], served.score([history], [list(served.catalogue.item_ids[:3])])[0], atol=1e-4
+        )
+        beams = more.recommend_ids([history], top_k=5, num_beams=len(catalogue))[0]
+        assert [item.item_id for item in beams] == [item.item_id for item in found[:5]]
+        asked = []
+        tokenize = more._tokenize
+        more._tokenize = lambda prompts, answers: asked.append((prompts, answers)) or tokenize(prompts, answers)
+        more.recommend([["Night Ferry (2024)", "n2"]], [["n1", "Ferry"]])
+        ((prompt,), answers) = asked[0]
+        assert prompt.endswith("Night Ferry (2024) (War)\nFerry\n")
+        assert answers == [["War: Night Ferry (2024)", "Ferry"]]
+
+    def test_of_a_file_on_the_command_line(self, make, tmp_path, capsys):
+        served, _ = make()
+        folder = tmp_path / "model"
+        served.model.save_pretrained(folder)
+        served.processing_class.save_pretrained(folder)
+        copy_recommender_files(tmp_path / "data", folder)
+        (tmp_path / "new.csv").write_text("item_id,title,genres\nn1,Night Ferry (2024),War|Crime\n")
+        words = [
+            "recommend",
+            "--model_name_or_path",
+            str(folder),
+            "--history",
+            served.catalogue.titles[0],
+            "--device",
+            "cpu",
+        ]
+        words += ["--new_items", str(tmp_path / "new.csv"), "--candidates", "n1", served.catalogue.titles[1]]
+        for score in ("likelihood", "pmi"):
+            assert cli.main([*words, "--score", score]) == 0
+            assert "Night Ferry (2024)  (n1)" in capsys.readouterr().out
+        assert cli.main([*words, "--score", "reward"]) == 1
+        assert "needs the model before the training" in capsys.readouterr().err
+        assert cli.main([*words, "--score", "reward", "--ref_model", str(folder)]) == 0
+        assert "(n1)  0.000" in capsys.readouterr().out

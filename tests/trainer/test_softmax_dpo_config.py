@@ -37,6 +37,10 @@ class TestDefaults:
             "max_row_length",
             "max_tokens_per_pass",
             "redistribution_permitted",
+            "score_margin",
+            "score_margin_scale",
+            "score_temperature",
+            "unrated_score",
         }
 
 

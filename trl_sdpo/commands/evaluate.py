@@ -62,6 +62,14 @@ class EvaluateArguments:
             **_AGAIN,
         ),
     )
+    fuse: list[str] = dataclasses.field(
+        default_factory=list,
+        metadata=_help(
+            "Names of baselines and models to fuse into one more system, 'fusion': their scores and the training counts, "
+            "weighted by a fit on the validation records. May be given again.",
+            **_AGAIN,
+        ),
+    )
     reference: str | None = dataclasses.field(
         default=None, metadata=_help("Model before S-DPO: also rank by the implicit reward against it.")
     )
@@ -78,6 +86,10 @@ class EvaluateArguments:
     seed: int = dataclasses.field(default=0, metadata=_help("Seed of draws, intervals and tests."))
     per_token: bool = dataclasses.field(
         default=False, metadata=_help("Rank by likelihood per token, which takes away the advantage of short titles.")
+    )
+    pmi: bool = dataclasses.field(
+        default=False,
+        metadata=_help("Also rank by pointwise mutual information: the likelihood less that without the history."),
     )
     top_k: int = dataclasses.field(default=10, metadata=_help("Length of the lists from the whole catalogue."))
     num_beams: int | None = dataclasses.field(
@@ -183,23 +195,42 @@ def _systems(args: EvaluateArguments) -> dict[str, dict[str, str]]:
 
 def _found(args: EvaluateArguments, task: "Task", systems: dict) -> tuple[dict[str, dict[str, Any]], dict]:
     """Scores, answers and lists by protocol and system: baselines first, then those of files, then models."""
-    from ..evaluation.systems import REFERENCE, ScoreFiles, ask_baselines, ask_models, check_task, read_systems
+    from ..evaluation.systems import (
+        REFERENCE,
+        ScoreFiles,
+        ask_baselines,
+        ask_models,
+        check_task,
+        read_systems,
+        train_baselines,
+    )
 
     models = systems["model"] | ({} if args.reference is None else {REFERENCE: args.reference})
     models = {name: systems["model"].get(path, path) for name, path in models.items()}
     differing = check_task(task, models, args.baseline)
+    if args.fuse:
+        from ..evaluation.fusion import FUSION, check_fusion, fit_on_validation, fused_scores
+
+        check_fusion(task, args.fuse, [*args.baseline, *systems["model"]], "--fuse")
     scores, lists = (read_systems(task, systems[kind], kind) for kind in ("scores", "lists"))
     if "catalogue" in args.protocol and task.catalogue is None:
         task.catalogue = _catalogue_of(systems["model"].values(), args.dataset_name)
     excluded = task.excluded() if "catalogue" in args.protocol else None
     files = ScoreFiles(Path(args.output_dir) / "scores", task.records)
     _end_run(args.output_dir)
-    known = ask_baselines(task, args.baseline, excluded)
+    scorers = train_baselines(task, args.baseline)
+    known = ask_baselines(task, scorers, excluded)
     asked = ask_models(task, systems["model"], args.reference, excluded, files)
     files.remove_others(list(systems["scores"].values()))
     found = {protocol: known[protocol] | asked[protocol] for protocol in known}
     found["ranking"] = known["ranking"] | scores | asked["ranking"]
     found["catalogue"] = known["catalogue"] | lists | asked["catalogue"]
+    if args.fuse:
+        parts = [{name: one[name] for name in args.fuse if name in one} for one in (scorers, systems["model"])]
+        fusion = fit_on_validation(task, *parts)
+        fusion.save(Path(args.output_dir) / "fusion.json")
+        found["ranking"][FUSION] = fused_scores(fusion, task, found["ranking"])
+        found["fusion"] = fusion
     return found | {"excluded": excluded}, differing
 
 
@@ -224,7 +255,10 @@ def _results(args: EvaluateArguments, task: "Task", found: dict[str, Any], facts
     options = {"seed": args.seed, "num_examples": args.num_examples, "train": task.train}
     sections = []
     if found["ranking"]:
-        sections.append(evaluate_ranking(found["ranking"], task.records, catalogue=task.catalogue, **options))
+        section = evaluate_ranking(found["ranking"], task.records, catalogue=task.catalogue, **options)
+        if "fusion" in found:
+            section["fusion"] = dataclasses.asdict(found["fusion"])
+        sections.append(section)
     if found["generation"]:
         options_of_answers = {"catalogue": task.catalogue, "stop_strings": task.stop_strings, **options}
         sections.append(evaluate_answers(found["generation"], task.records, **options_of_answers))
@@ -315,16 +349,14 @@ def _load(args: EvaluateArguments) -> "Task":
     import numpy as np
 
     from ..evaluation.systems import Task
-    from ..pipeline.datasets import load_records, select_split
-    from ..recsys.records.recommender_files import RecommenderFiles, load_recommender_files
+    from ..pipeline.datasets import find_recommender_files, load_records, select_split
 
     splits = load_records(args.dataset_name)
     total, rows = len(select_split(splits, args.split, "--split", args.dataset_name)), None
     if args.max_records is not None and args.max_records < total:
         rows = np.sort(np.random.default_rng(args.seed).choice(total, args.max_records, replace=False))
-    folder = Path(args.dataset_name)
-    files = load_recommender_files(folder) if folder.is_dir() else RecommenderFiles()
-    options = ("seed", "batch_size", "per_token", "top_k", "num_beams", "exact", "repeats", "device", "dtype")
+    files, _ = find_recommender_files(args.dataset_name)
+    options = ("seed", "batch_size", "per_token", "pmi", "top_k", "num_beams", "exact", "repeats", "device", "dtype")
     return Task(
         args.dataset_name,
         splits,
@@ -374,7 +406,7 @@ def _settings(args: EvaluateArguments) -> dict[str, Any]:
         named = _named(getattr(args, flag.removeprefix("--")), flag)
         settings[name] = ", ".join(f"{system} = {_public(path)}" for system, path in named.items())
     settings["protocol"] = ", ".join(args.protocol)
-    settings |= {name: True for name in ("exact", "repeats") if getattr(args, name)}
+    settings |= {name: True for name in ("pmi", "exact", "repeats") if getattr(args, name)}
     if args.baseline:
         settings["baselines"] = ", ".join(args.baseline)
     return settings | {"trl-sdpo": __version__} | {name: version(name) for name in ("trl", "transformers", "torch")}

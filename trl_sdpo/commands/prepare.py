@@ -121,16 +121,14 @@ def run(arguments: Any) -> None:
     )
     counts = ", ".join(f"{report[split]['records']:,} {split}" for split in SPLITS if split in report)
     probe = report["leak_probe"]
-    print(f"{arguments.output_dir}: {counts} records. See report.md there.")
+    print(
+        f"{arguments.output_dir}: {counts} records, from {report['events']:,} events of {report['users']:,} users with "
+        f"{report['items']:,} items. report.md there says what was dropped."
+    )
     print(
         f"Leak probe, hr@1 without the history: {probe['hr_at_1']:.3f} (95% interval {probe['ci'][0]:.3f} to "
         f"{probe['ci'][1]:.3f}), chance {probe['chance']:.3f}, popularity {probe['popularity']:.3f}, n = {probe['n']:,}."
     )
-    for rule in report["leak_probes"]:
-        if rule["leaks"] or rule["note"]:
-            kind = "Leak" if rule["leaks"] else "Above chance"
-            then = f"To close it, {rule['remedy']}" if rule["leaks"] else f"No leak of these records: {rule['note']}"
-            print(f"{kind}: the rule '{rule['name']}' finds {rule['hr_at_1']:.3f} of the targets. {then}.")
 
 
 def _read_template(path: Path) -> PromptTemplate:

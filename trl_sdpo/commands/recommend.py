@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import hashlib
 import io
 import json
 import logging
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..cli import BEGINS_ANEW, GOES_ON
-from ..recsys.records.recommender_files import check_model
+from ..recsys.records.recommender_files import CATALOGUE_FILE, check_model, load_recommender_files, missing_file
 from ._parser import CommandParser, FlagHelpFormatter
 
 
@@ -79,6 +80,22 @@ class RecommendArguments(LoadingArguments):
     num_beams: int | None = dataclasses.field(
         default=None, metadata=_help("Width of the search in the catalogue. Default: 10, or --top_k if that is more.")
     )
+    new_items: str | None = dataclasses.field(
+        default=None,
+        metadata=_help(
+            "File of items that the catalogue lacks, .csv or .jsonl with item_id, title and its attributes."
+        ),
+    )
+    score: str = dataclasses.field(
+        default="likelihood",
+        metadata=_help(
+            "What to rank by: 'likelihood', 'pmi' (less that without the history) or 'reward' (less that of --ref_model).",
+            choices=["likelihood", "pmi", "reward"],
+        ),
+    )
+    ref_model: str | None = dataclasses.field(
+        default=None, metadata=_help("Model before S-DPO, for --score reward. Default: the base under the adapter.")
+    )
     unknown_titles: str = dataclasses.field(
         default="error",
         metadata=_help("'keep' takes titles that are not in the catalogue as they are.", choices=["error", "keep"]),
@@ -125,7 +142,7 @@ def run(args: RecommendArguments) -> None:
     from ..recsys.interactions.readers.histories import HistoryQuery
 
     queries = [HistoryQuery("", args.history)] if args.history else _read(Path(args.histories))
-    options = loading_options(args)
+    options = _loading_options(args)
     from ..recommender.recommender import Recommender
 
     recommender = Recommender.from_pretrained(**options)
@@ -153,7 +170,7 @@ def how_it_goes_on(args: RecommendArguments) -> str:
 
 def _recommend_file(args: RecommendArguments) -> None:
     """Lists for a Parquet file, shared by the processes of `accelerate launch`."""
-    options = loading_options(args)
+    options = _loading_options(args)
     from accelerate import PartialState
 
     from ..recommender.bulk import recommend_file
@@ -161,7 +178,8 @@ def _recommend_file(args: RecommendArguments) -> None:
 
     state, path, started = PartialState(cpu=args.device == "cpu"), Path(args.histories), time.monotonic()
     recommender = Recommender.from_pretrained(**{**options, "device": args.device or str(state.device)})
-    depends_on = {**options, **_list_options(args), "candidates": args.candidates}
+    depends_on = {**options, **_list_options(args), "candidates": args.candidates, "catalogue": args.catalogue}
+    depends_on |= {"new_items": _digest(args.new_items)} if args.new_items else {}
     count = recommend_file(
         path,
         args.output,
@@ -217,7 +235,24 @@ def _recommend(
 
 
 def _list_options(args: RecommendArguments) -> dict[str, Any]:
-    return {name: getattr(args, name) for name in ("top_k", "num_beams", "unknown_titles", "batch_size")}
+    return {name: getattr(args, name) for name in ("top_k", "num_beams", "unknown_titles", "batch_size", "score")}
+
+
+def _loading_options(args: RecommendArguments) -> dict[str, Any]:
+    options = loading_options(args) | ({"ref_model": args.ref_model} if args.ref_model else {})
+    if args.new_items:
+        from ..recommender.new_items import read_new_items
+
+        source = args.catalogue or args.model_name_or_path
+        catalogue = load_recommender_files(source).catalogue
+        if catalogue is None:
+            raise missing_file(source, CATALOGUE_FILE)
+        options["catalogue"] = read_new_items(args.new_items, catalogue)
+    return options
+
+
+def _digest(path: str) -> str:
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
 def _read(path: Path) -> "list[HistoryQuery]":

@@ -2,8 +2,10 @@
 
 import argparse
 import importlib
+import json
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,6 +19,7 @@ import yaml
 
 from .._errors import INTERRUPTED, RUN, SPOKEN_FOR
 from ..cli import COMMANDS, GOES_ON, suggest
+from ..files import write_text
 from ..pipeline.digests import digest, state_of_files
 from ..pipeline.state import BEGUN, DONE, NEW, StageState
 from ._checks import check_places
@@ -261,7 +264,7 @@ def run_stages(stages: Sequence[Stage], path: str, overwrite: bool = False) -> N
         logger.info("%s%s%s", title, goes_on, "" if stage.output is None else f", into {stage.output}")
         if stage.output is not None and stage.name != "prepare":  # whose directory appears when it is whole
             stage.state.write(done=False)
-        status = _start(stage.name, ["--config", path, *words])
+        status = _start(stage.name, ["--config", path, *words, *_not_evaluated_twice(stage, stages)])
         if status in (INTERRUPTED, -signal.SIGINT):
             raise KeyboardInterrupt
         if status != 0:
@@ -270,8 +273,36 @@ def run_stages(stages: Sequence[Stage], path: str, overwrite: bool = False) -> N
             )
         if stage.output is not None:
             stage.state.write(done=True)
+        if stage.name == "evaluate":
+            _pass_on_metrics(stage, stages)
     if sentence := _what_next(stages):
         logger.info(sentence)
+
+
+def _evaluated(stages: Sequence[Stage]) -> dict[str, str]:
+    """The models that an evaluation of the file is of, by their directories, with the names they have in its report."""
+    models = [model for stage in stages if stage.name == "evaluate" for model in stage.flags["model_name_or_path"]]
+    named = [model.partition("=") if "=" in model else (Path(model).name, "=", model) for model in models]
+    return {os.path.normpath(path): name for name, _, path in named}
+
+
+def _not_evaluated_twice(stage: Stage, stages: Sequence[Stage]) -> list[str]:
+    """Words for a training that the file evaluates later, unless it asks for an evaluation of its own."""
+    asked = {"dataset_test_split", "eval_strategy", "eval_steps", "eval_on_start", "load_best_model_at_end"}
+    if stage.name not in TRAINING or asked & stage.flags.keys() or stage.output is None:
+        return []
+    return ["--dataset_test_split", "none"] if os.path.normpath(stage.output) in _evaluated(stages) else []
+
+
+def _pass_on_metrics(stage: Stage, stages: Sequence[Stage]) -> None:
+    """Put the metrics of a report beside the models that were not evaluated in training, for their cards."""
+    results = json.loads((stage.output / "results.json").read_text(encoding="utf-8"))
+    rows = {section["protocol"]: section["systems"] for section in results["sections"]}.get("ranking", {})
+    trained = [os.path.normpath(one.output) for one in stages if one.name in TRAINING and one.output is not None]
+    for folder, name in _evaluated([stage]).items():
+        if folder in trained and name in rows and not (kept := Path(folder) / "eval_results.json").exists():
+            metrics = {key: value for key, value in rows[name].items() if re.fullmatch(r"(hr|ndcg)@\d+|mrr", key)}
+            write_text(kept, json.dumps({f"eval_{key}": value for key, value in metrics.items()}, indent=4) + "\n")
 
 
 def _what_next(stages: Sequence[Stage]) -> str:

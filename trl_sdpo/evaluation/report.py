@@ -194,6 +194,19 @@ def probe_sentence(probe: dict) -> str:
 RULES = "Rules that know nothing of tastes, which should find no more targets than chance:"
 
 
+FUSED = (
+    "What the fusion adds up, as fitted on validation records: the weight of each score with its standard error over "
+    "users, and by how much the mean log-probability of the target falls where the fit is made without it."
+)
+
+
+def fusion_table(fusion: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """What each part of a [`Fusion`] adds, as text: a header, and a row for each feature."""
+    parts = zip(fusion["features"], fusion["weights"], fusion["errors"], fusion["gains"], strict=True)
+    rows = [[name, f"{weight:.3f}", f"{error:.3f}", f"{gain:.4f}"] for name, weight, error, gain in parts]
+    return ["part", "weight", "standard error", "nats lost without it"], rows
+
+
 def rule_table(probes: Sequence[dict], words: bool = True) -> tuple[list[str], list[list[str]]]:
     """
     What [`probe_rules`] found as text: a header, and a row for each rule, with what a verdict means or without. "Matched"
@@ -253,6 +266,8 @@ def to_markdown(results: dict) -> str:
         lines += [f"## {_NAMES[section['protocol']]}", "", f"{section['label'].capitalize()}.", ""]
         lines += [*_markdown_table(*metric_table(section, results["facts"])), ""]
         lines += [*_markdown_table(*comparison_table(section)), ""] if section["comparisons"] else []
+        if "fusion" in section:
+            lines += [FUSED, "", *_markdown_table(*fusion_table(section["fusion"])), ""]
         for one in section["breakdowns"]:
             header = [one["unit"], *(f"{part['label']} (n = {part['n']:,})" for part in one["bins"])]
             rows = [[name, *(f"{part['value']:.3f}" for part in row)] for name, row in one["systems"].items()]
@@ -284,6 +299,7 @@ def results_text(results: dict) -> str:
         lines += [f"{section['label'][0].upper()}{section['label'][1:]}", ""]
         lines += [*_aligned(*metric_table(section, results["facts"])), ""]
         lines += [*_aligned(*comparison_table(section)), ""] if section["comparisons"] else []
+        lines += [FUSED, "", *_aligned(*fusion_table(section["fusion"])), ""] if "fusion" in section else []
     lines += [probe_sentence(results["leak_probe"])] if results["leak_probe"] else []
     if results["leak_probes"]:
         lines += [
@@ -348,6 +364,7 @@ def to_html(results: dict) -> str:
             "title": _NAMES[section["protocol"]],
             "table": metric_table(section, results["facts"]),
             "comparison": comparison_table(section),
+            "fused": (FUSED, fusion_table(section["fusion"])) if "fusion" in section else None,
             "figures": _figures(section, results["facts"]),
         }
         for section in results["sections"]

@@ -2,6 +2,7 @@
 
 import gc
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +14,7 @@ from transformers.utils import logging
 
 from ..recommender.recommender import Recommender
 from ..recsys.baselines.identity import check_same_records, record_identity
-from ..recsys.baselines.scores import read_identity, read_lists, read_scores, score_records, write_scores
+from ..recsys.baselines.scores import Scorer, read_identity, read_lists, read_scores, score_records, write_scores
 from ..recsys.prompts.templates import get_template
 from ..recsys.records.recommender_files import Catalogue, RecommenderConfig, load_recommender_files
 from ..scoring.generation import END_OF_TITLE, candidate_titles, stop_strings_of
@@ -47,6 +48,8 @@ class Task:
             Of `"ranking"`, `"generation"` and `"catalogue"`.
         seed (`int`), batch_size (`int`), per_token (`bool`):
             See [`Recommender.log_probs`].
+        pmi (`bool`):
+            Whether to rank by pointwise mutual information too: the log-probabilities less those without the history.
         top_k (`int`), num_beams (`int`, *optional*), exact (`bool`):
             Of the lists from the catalogue, see [`Recommender.recommend_ids`].
         repeats (`bool`):
@@ -67,6 +70,7 @@ class Task:
     seed: int = 0
     batch_size: int = 16
     per_token: bool = False
+    pmi: bool = False
     top_k: int = 10
     num_beams: int | None = None
     exact: bool = False
@@ -222,13 +226,20 @@ def read_systems(task: Task, files: Mapping[str, str], kind: str) -> dict[str, l
     return found
 
 
-def ask_baselines(task: Task, names: Sequence[str], excluded: list[list[str]] | None) -> dict[str, dict[str, Any]]:
-    """Scores, answers and lists of baselines, by protocol and name."""
+def train_baselines(task: Task, names: Sequence[str]) -> dict[str, Scorer]:
+    """Baselines by name, trained on the training records of a task."""
+    validation = task.splits.get("validation")
+    return {name: train_baseline(name, task.train, validation, task.catalogue, seed=task.seed) for name in names}
+
+
+def ask_baselines(
+    task: Task, scorers: Mapping[str, Scorer], excluded: list[list[str]] | None
+) -> dict[str, dict[str, Any]]:
+    """Scores, answers and lists of trained baselines, by protocol and name."""
     found: dict[str, dict[str, Any]] = {protocol: {} for protocol in ("ranking", "generation", "catalogue")}
-    for name in names:
-        scorer = train_baseline(name, task.train, task.splits.get("validation"), task.catalogue, seed=task.seed)
+    for name, scorer in scorers.items():
         if {"ranking", "generation"} & set(task.protocols):
-            scores = score_records(scorer, task.records, desc=name)
+            scores = score_records(scorer, task.records, desc=_told(name))
             if "ranking" in task.protocols:
                 found["ranking"][name] = scores
             if "generation" in task.protocols:
@@ -278,8 +289,13 @@ def ask_models(
             found["ranking"][name] = scores
             if before is not None and not is_reference:
                 found["ranking"][f"{name} (implicit reward)"] = implicit_rewards(scores, before)
+            if task.pmi:
+                others = _log_probs(task, recommender, f"{name} without histories", history=False)
+                found["ranking"][f"{name} (mutual information)"] = implicit_rewards(scores, others)
         if "generation" in task.protocols:
-            found["generation"][name] = recommender.answers(task.records, task.batch_size, desc=f"Generating, {name}")
+            found["generation"][name] = recommender.answers(
+                task.records, task.batch_size, desc=_told(f"Generating, {name}")
+            )
         if "catalogue" in task.protocols:
             found["catalogue"][name] = _lists(task, recommender, excluded, name)
         del recommender
@@ -299,8 +315,9 @@ def load_model(task: Task, path: str) -> Recommender:
     )
 
 
-def _log_probs(task: Task, recommender: Recommender, name: str) -> list[np.ndarray]:
-    return recommender.log_probs(task.records, task.batch_size, per_token=task.per_token, desc=f"Ranking, {name}")
+def _log_probs(task: Task, recommender: Recommender, name: str, history: bool = True) -> list[np.ndarray]:
+    options = {"per_token": task.per_token, "history": history}
+    return recommender.log_probs(task.records, task.batch_size, desc=_told(f"Ranking, {name}"), **options)
 
 
 def _lists(task: Task, recommender: Recommender, excluded: list[list[str]] | None, name: str) -> list[list[str]]:
@@ -312,9 +329,17 @@ def _lists(task: Task, recommender: Recommender, excluded: list[list[str]] | Non
         exclude=excluded,
         exact=task.exact,
         batch_size=max(1, task.batch_size // 2),
-        desc=f"{'Ranking the catalogue' if task.exact else 'Searching the catalogue'}, {name}",
+        desc=_told(f"{'Ranking the catalogue' if task.exact else 'Searching the catalogue'}, {name}"),
     )
     return [[item.item_id for item in row] for row in found]
+
+
+def _told(what: str) -> str | None:
+    """The words of a bar on a terminal; in a file they are a line, and there is no bar."""
+    if sys.stderr.isatty():
+        return what
+    logger.info(what)
+    return None
 
 
 class ScoreFiles:

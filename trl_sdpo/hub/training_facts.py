@@ -64,7 +64,9 @@ def collect_facts(
         report=read_data_report(output_dir),
         dataset_name=dataset_name,
         num_records=len(dataset) if sized else None,
-        multi_preference="rejected_ids" not in dataset.column_names or _pools(dataset) is not None if sized else True,
+        multi_preference="rejected_ids" not in dataset.column_names or pool_sizes(dataset) is not None
+        if sized
+        else True,
         figure=CURVES_FILE if (output_dir / CURVES_FILE).is_file() else None,
         tags=_tags(trainer, tags),
         links=_links(),
@@ -94,7 +96,7 @@ def _links() -> dict[str, str]:
     return {name: url for name, url in links.items() if url}
 
 
-def _pools(dataset: Dataset) -> tuple[int, int] | None:
+def pool_sizes(dataset: Dataset) -> tuple[int, int] | None:
     """The smallest and the largest number of rejected completions of the first records; `None` for a single one."""
     if not isinstance(dataset, Dataset) or "rejected_ids" not in dataset.column_names or not len(dataset):
         return None
@@ -105,7 +107,7 @@ def _pools(dataset: Dataset) -> tuple[int, int] | None:
 
 
 def _objective(trainer: Trainer) -> dict[str, object]:
-    args, pools = trainer.args, _pools(trainer.train_dataset)
+    args, pools = trainer.args, pool_sizes(trainer.train_dataset)
     recipe: dict[str, object] = {"loss": ", ".join(args.loss_type), "β": args.beta}
     if args.loss_weights:
         recipe["loss weights"] = ", ".join(map(str, args.loss_weights))
@@ -162,6 +164,6 @@ def _evaluations(trainer: Trainer) -> list[Evaluation]:
         dataset = dataset.get(one.dataset) if isinstance(dataset, dict) else dataset
         sized = isinstance(dataset, Dataset)
         one.num_records = trainer._eval_sizes.get(one.dataset, len(dataset) if sized else None)
-        pools = _pools(dataset) if sized else None
+        pools = pool_sizes(dataset) if sized else None
         one.num_candidates = None if pools is None else (1 + pools[0], 1 + pools[1])
     return evaluations

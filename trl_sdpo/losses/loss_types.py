@@ -10,6 +10,7 @@ import torch
 from trl import DPOConfig
 
 from ..prefix_sharing.rows import CompletionScores
+from .graded import infonca_loss, plackett_luce_loss, score_margins, softmax_margin_loss
 from .multi_negative import dmpo_loss, mppo_loss, nca_loss, softmax_dpo_loss
 from .pairwise import (
     apo_down_loss,
@@ -64,7 +65,8 @@ class PreferencePairs(NamedTuple):
 # Of the chosen against all rejected completions: (chosen_logratios, rejected_logratios, beta, mask) -> (B,)
 MULTI_NEGATIVE_LOSSES = {
     "softmax": softmax_dpo_loss,
-    # InfoNCA (https://huggingface.co/papers/2402.05369) with the chosen completion as its one-hot target
+    # InfoNCA (https://huggingface.co/papers/2402.05369) with the chosen completion as its one-hot target, unless
+    # `score_temperature` makes one of scores
     "infonca": softmax_dpo_loss,
     "nca": nca_loss,
     "dmpo": dmpo_loss,
@@ -72,6 +74,23 @@ MULTI_NEGATIVE_LOSSES = {
 
 # The same without a reference: (chosen_avg_logps, rejected_avg_logps, mask) -> (B,)
 REFERENCE_FREE_LOSSES = {"mppo": mppo_loss}
+
+# Of the scores of all completions: (logratios, grades, args, mask) -> (B,), the first two of shape (B, 1 + K)
+GRADED_LOSSES = {
+    "softmax_margin": lambda logratios, grades, args, mask: softmax_margin_loss(
+        logratios[:, 0],
+        logratios[:, 1:],
+        score_margins(grades[:, 0], grades[:, 1:], args.score_margin, args.score_margin_scale),
+        args.beta,
+        mask,
+    ),
+    "infonca": lambda logratios, grades, args, mask: infonca_loss(
+        logratios[:, 0], logratios[:, 1:], grades[:, 0], grades[:, 1:], args.beta, args.score_temperature, mask
+    ),
+    "plackett_luce": lambda logratios, grades, args, mask: plackett_luce_loss(
+        logratios[:, 0], logratios[:, 1:], grades[:, 0], grades[:, 1:], args.beta, mask
+    ),
+}
 
 # Of each pair, averaged over the pairs of a record: (pairs, args) -> (B, K)
 PAIRWISE_LOSSES = {
@@ -89,10 +108,22 @@ PAIRWISE_LOSSES = {
     "sigmoid_norm": lambda pairs, args: sigmoid_loss(pairs.margins_per_token, args.beta),
 }
 
-MULTI_PREFERENCE_LOSS_TYPES = (*MULTI_NEGATIVE_LOSSES, *REFERENCE_FREE_LOSSES, *PAIRWISE_LOSSES, "sft")
+MULTI_PREFERENCE_LOSS_TYPES = (
+    *dict.fromkeys((*MULTI_NEGATIVE_LOSSES, *GRADED_LOSSES)),
+    *REFERENCE_FREE_LOSSES,
+    *PAIRWISE_LOSSES,
+    "sft",
+)
 
 # What a loss over several rejected completions is for a single one, under the name that TRL has for it
 LOSS_TYPES_OF_ONE_PAIR = {"softmax": "sigmoid", "infonca": "sigmoid", "nca": "nca_pair", "dmpo": "sigmoid"}
+
+
+def graded_loss_types(args: DPOConfig, loss_types: list[str] | None = None) -> list[str]:
+    """The loss types of a configuration that need scores of the completions."""
+    loss_types = args.loss_type if loss_types is None else loss_types
+    soft = getattr(args, "score_temperature", None) is not None
+    return [name for name in loss_types if name in GRADED_LOSSES and (name != "infonca" or soft)]
 
 
 def preference_pairs(
@@ -140,6 +171,7 @@ def multi_preference_losses(
     scores: CompletionScores,
     ref_scores: CompletionScores,
     exists: torch.Tensor,
+    grades: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """
     Loss of each record of a batch: the sum of the losses of `args.loss_type` by their weights.
@@ -153,6 +185,8 @@ def multi_preference_losses(
             What policy and reference make of the completions.
         exists (`torch.Tensor` of shape `(B, 1 + K)`):
             Which completions exist, column 0 the chosen one.
+        grades (`torch.Tensor` of shape `(B, 1 + K)`, *optional*):
+            Scores of the completions, for the loss types that take them.
 
     Returns:
         `torch.Tensor` of shape `(B,)`: The losses.
@@ -161,9 +195,11 @@ def multi_preference_losses(
     logratios = scores.log_probs - ref_scores.log_probs
     avg_logps = scores.log_probs / scores.num_tokens.clamp(min=1)
     pairs = preference_pairs(args, scores, ref_scores, exists)
-    losses = 0.0
+    losses, graded = 0.0, graded_loss_types(args)
     for loss_type, loss_weight in zip(args.loss_type, loss_weights, strict=True):
-        if loss_type in MULTI_NEGATIVE_LOSSES:
+        if loss_type in graded:
+            per_record = GRADED_LOSSES[loss_type](logratios, grades, args, mask)
+        elif loss_type in MULTI_NEGATIVE_LOSSES:
             per_record = MULTI_NEGATIVE_LOSSES[loss_type](logratios[:, 0], logratios[:, 1:], args.beta, mask)
         elif loss_type in REFERENCE_FREE_LOSSES:
             per_record = REFERENCE_FREE_LOSSES[loss_type](avg_logps[:, 0], avg_logps[:, 1:], mask)

@@ -11,6 +11,12 @@ from ..data_utils import flat_rejected_columns, from_flat_columns
 from ..recsys.interactions.readers.paths import is_hub_name
 from ..recsys.interactions.readers.text_files import TextFile
 from ..recsys.prompts.templates import get_template
+from ..recsys.records.recommender_files import (
+    RECOMMENDER_FILE,
+    RecommenderFiles,
+    find_file,
+    load_recommender_files,
+)
 from ..recsys.records.sdpo_json import CANDIDATES, HISTORY, SELECTION, from_sdpo_rows
 
 
@@ -76,6 +82,44 @@ def load_records(
     return type(splits)(
         {name: _to_multi_preference(records, f"{dataset_name}, {name}", template) for name, records in splits.items()}
     )
+
+
+def find_recommender_files(dataset_name: str | Path) -> tuple[RecommenderFiles, Path | None]:
+    """
+    What lies beside records for those who serve a model of them, wherever the records come from.
+
+    Args:
+        dataset_name (`str` or `Path`):
+            A directory, a file in one or in its `data/`, or the name of a data set on the Hub, whose files are taken from
+            the cache where the Hub cannot be reached.
+
+    Returns:
+        `tuple[RecommenderFiles, Path | None]`: `recommender.json` and `catalogue.json`, and the folder with the
+        `report.json` of the data set; `None` for what is not there.
+
+    Raises:
+        ValueError: a file is damaged, or of a later version of this package.
+    """
+    path = Path(dataset_name)
+    if path.exists():
+        # `trl-sdpo prepare` writes them beside the folder of its Parquet files
+        folders = (
+            [path] if path.is_dir() else [path.parent, *([path.parent.parent] if path.parent.name == "data" else [])]
+        )
+        folder = next((one for one in folders if (one / RECOMMENDER_FILE).is_file()), folders[0])
+        return load_recommender_files(folder), folder
+    if not is_hub_name(str(dataset_name)):
+        return RecommenderFiles(), None
+    try:
+        files = load_recommender_files(dataset_name, repo_type="dataset")
+        report = find_file(dataset_name, "report.json", repo_type="dataset")
+    except OSError as error:
+        logger.warning(
+            f"{dataset_name}: whether there is a {RECOMMENDER_FILE} beside the records cannot be told, so none goes with "
+            f"the model ({error})"
+        )
+        return RecommenderFiles(), None
+    return files, None if report is None else report.parent
 
 
 def select_split(splits: dict[str, Dataset], split: str, flag: str, dataset_name: str) -> Dataset | IterableDataset:

@@ -15,13 +15,15 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from ..files import write_text
 from ..hub.model_card import copy_data_report
 from ..hub.pushes import push_command, try_again
+from ..hub.training_facts import pool_sizes
 from ..recsys.records.recommender_files import (
     CATALOGUE_FILE,
     RecommenderFiles,
-    load_recommender_files,
     save_recommender_files,
 )
 from ..trainer.checkpoints import find_last_checkpoint, resolve_checkpoint
+from .datasets import find_recommender_files
+from .progress import evaluation_table, show_progress
 from .state import BEGUN, DONE, NEW, STATE_FILE, StageState
 
 
@@ -164,26 +166,30 @@ def train_and_save(
     """
     args = trainer.args
     checkpoint = resolve_checkpoint(resume_from_checkpoint, args.output_dir, args.save_only_model)
-    files = _recommender_files(dataset, append_eos) if args.should_save and dataset is not None else None
+    files = report = None
+    if args.should_save and dataset is not None:
+        files, report = _recommender_files(dataset, append_eos)
+    if report is not None:
+        copy_data_report(report, args.output_dir)
     if files is not None:
         save_recommender_files(args.output_dir, files.config)
         # of an earlier run; it comes back at the end
         Path(args.output_dir, CATALOGUE_FILE).unlink(missing_ok=True)
-        copy_data_report(dataset, args.output_dir)
     stopwatch = _Stopwatch(checkpoint)
     trainer.add_callback(stopwatch)
+    show_progress(trainer)
     result = trainer.train(resume_from_checkpoint=checkpoint)
     seconds = stopwatch.seconds
     trainer.save_model(args.output_dir, _internal_call=True)  # pushed below, when all that belongs to it is on disk
-    trainer.log_metrics("train", result.metrics)
     # with what a report of several models plots them over
-    facts = {name: getattr(args, name, None) for name in ("num_negatives", "beta")}
+    facts = {"num_negatives": _drawn(trainer), "beta": getattr(args, "beta", None)}
     facts = {name: value for name, value in facts.items() if value is not None}
     trainer.save_metrics("train", result.metrics | facts | {_SECONDS: seconds})
     trainer.save_state()
     if trainer.eval_dataset is not None:
         metrics = trainer.evaluate()
-        trainer.log_metrics("eval", metrics)
+        for line in evaluation_table(metrics, trainer.eval_dataset):
+            trainer.accelerator.print(line)
         trainer.save_metrics("eval", metrics)
     if not args.push_to_hub:  # which makes it, too
         trainer.create_model_card()  # that of the last checkpoint knows nothing of the evaluation
@@ -196,6 +202,13 @@ def train_and_save(
             # behind all pushes: few publishers let their catalogue be passed on, and `trl-sdpo push` knows which
             save_recommender_files(args.output_dir, files.config, files.catalogue)
     trainer.end()
+
+
+def _drawn(trainer: Trainer) -> int | None:
+    """K as it is drawn: no more negatives than the records have."""
+    asked, pools = getattr(trainer.args, "num_negatives", None), pool_sizes(trainer.train_dataset)
+    known = [k for k in (asked, None if pools is None else pools[1]) if k is not None]
+    return min(known) if known and hasattr(trainer.args, "num_negatives") else None
 
 
 def _push(trainer: Trainer, dataset: str | Path | None) -> None:
@@ -212,10 +225,10 @@ def _push(trainer: Trainer, dataset: str | Path | None) -> None:
     trainer.accelerator.print(f"Pushed to {trainer.hub_model_id}.")
 
 
-def _recommender_files(dataset: str | Path, append_eos: bool | None) -> RecommenderFiles | None:
-    """What a recommender needs of the data set, with what became of the end of its completions."""
-    files = load_recommender_files(dataset) if Path(dataset).is_dir() else RecommenderFiles()
+def _recommender_files(dataset: str | Path, append_eos: bool | None) -> tuple[RecommenderFiles | None, Path | None]:
+    """What a recommender needs of the data set, with what became of the end of its completions, and where its report is."""
+    files, report = find_recommender_files(dataset)
     if files.config is None:
-        return None
+        return None, report
     end = files.config.append_eos if append_eos is None else append_eos
-    return dataclasses.replace(files, config=dataclasses.replace(files.config, append_eos=end))
+    return dataclasses.replace(files, config=dataclasses.replace(files.config, append_eos=end)), report

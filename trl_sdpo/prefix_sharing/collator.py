@@ -95,6 +95,9 @@ class DataCollatorForMultiPreference(DataCollatorMixin):
         evaluation (`bool`, *optional*, defaults to `False`):
             Whether to take all rejected completions whatever `num_negatives` says, as evaluation and the precomputation
             of the reference do.
+        with_scores (`bool`, *optional*, defaults to `False`):
+            Whether the batch has `"grades"`, of shape `(B, C)`: the `"chosen_score"` of each record, then the
+            `"rejected_scores"` of the completions that are drawn, padded with NaN.
         return_tensors (`str`, *optional*, defaults to `"pt"`):
             Type of Tensor to return. Only `"pt"` is currently supported.
 
@@ -122,6 +125,7 @@ class DataCollatorForMultiPreference(DataCollatorMixin):
     num_negatives: int | None = None
     seed: int = 0
     evaluation: bool = False
+    with_scores: bool = False
     return_tensors: str = "pt"
     # in shared memory, so that data loader workers that outlive an epoch see it change
     epoch: torch.Tensor = field(
@@ -158,6 +162,17 @@ class DataCollatorForMultiPreference(DataCollatorMixin):
             output["ref_rejected_logps"] = pad(
                 [
                     torch.tensor([example["ref_rejected_logps"][i] for i in draw])
+                    for example, draw in zip(examples, draws, strict=True)
+                ],
+                padding_value=float("nan"),
+                padding_side="right",
+            )
+        if self.with_scores:
+            output["grades"] = pad(
+                [
+                    torch.tensor(
+                        [example["chosen_score"], *(example["rejected_scores"][i] for i in draw)], dtype=torch.float32
+                    )
                     for example, draw in zip(examples, draws, strict=True)
                 ],
                 padding_value=float("nan"),

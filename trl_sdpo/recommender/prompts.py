@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
+from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
@@ -71,6 +72,11 @@ class ItemTexts:
         """Items, each its row in the catalogue and its title, as history and list show them."""
         return [[title if item is None else self._shown[item] for item, title in row] for row in rows]
 
+    def shown_of_answers(self, answers: Sequence[str]) -> list[str]:
+        """Items that are known by what completions say of them, as history and list show them."""
+        shown = dict(zip(self.answers, self._shown, strict=True))
+        return [shown.get(answer, answer) for answer in answers]
+
     def answered(self, rows: Sequence[Sequence[tuple[int | None, str]]]) -> list[list[str]]:
         """The same as completions name them."""
         return [[title if item is None else self.answers[item] for item, title in row] for row in rows]
@@ -137,6 +143,57 @@ class PromptMaker:
         if self.config.conversational:
             return [[{"role": "user", "content": prompt}] for prompt in prompts]
         return prompts
+
+    def without_history(self, candidates: Sequence[Sequence[str] | None]) -> list[str] | list[list[dict[str, str]]]:
+        """
+        The prompts without any history.
+
+        Args:
+            candidates (`Sequence`):
+                For each prompt its list, as prompts show items, or `None`.
+
+        Returns:
+            `list[str]` or `list[list[dict]]`: As of [`make`].
+        """
+        prompts = [self.template.render_without_history(shown) for shown in candidates]
+        if self.config.conversational:
+            return [[{"role": "user", "content": prompt}] for prompt in prompts]
+        return prompts
+
+    def records_without_history(self, records: Dataset, texts: ItemTexts) -> Dataset:
+        """
+        Records with the prompts that they would have without their histories.
+
+        Args:
+            records ([`~datasets.Dataset`]):
+                Multi-preference records of one wording.
+            texts ([`ItemTexts`]):
+                What is shown of the items of their lists.
+
+        Returns:
+            [`~datasets.Dataset`]: With `prompt`, `chosen` and `rejected`.
+
+        Raises:
+            ValueError: the records have several wordings, another one, or tokens alone, so that nobody knows where their
+                histories are.
+        """
+        if len(self.config.templates) > 1:
+            names = ", ".join(template.name for template in self.config.templates)
+            raise ValueError(f"the records have several wordings ({names}). Make them anew with one template.")
+        if "prompt" not in records.column_names:
+            raise ValueError("the records have no column 'prompt', so nobody knows what is history. Pass texts.")
+        begin = self.template.text.partition("{")[0]
+        for row, prompt in enumerate(records["prompt"]):
+            if not (prompt if isinstance(prompt, str) else prompt[0]["content"]).startswith(begin):
+                raise ValueError(
+                    f"record {row}, column 'prompt': does not begin with {begin!r}, as those of template "
+                    f"'{self.template.name}' do. Make the records anew, or pass their template."
+                )
+        lists = [None] * len(records)
+        if self.template.style == "candidates":
+            lists = [texts.shown_of_answers(row) for row in records["candidates"]]
+        plain = records.select_columns(["chosen", "rejected"])
+        return plain.add_column("prompt", self.without_history(lists))
 
     def _budget(self, titles: Sequence[str]) -> TokenBudget:
         budget = TokenBudget(self.processing_class, self.config.max_length)

@@ -1,6 +1,6 @@
 """A trained model as a recommender: a history in, titles with scores out."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -21,14 +21,16 @@ from ..recsys.records.recommender_files import (
     load_recommender_files,
     missing_file,
 )
-from ..scoring.catalogue_ranking import rank_catalogue
+from ..scoring.catalogue_ranking import CatalogueScorer, rank_catalogue
 from ..scoring.catalogue_search import search_catalogue
 from ..scoring.generation import candidate_titles, generate_answers, stop_strings_of, title_of_completion
 from ..scoring.log_probs import completion_log_probs, score_tokenized, sharing_agrees
 from ..scoring.title_trie import TitleTrie
 from ..tokenization import CompletionTokenizer, tokenize_dataset
+from .arguments import is_nested, one_for_each, where
 from .loading import load_model_and_tokenizer
 from .prompts import ItemTexts, PromptMaker, select_template
+from .scores import LIKELIHOOD, PMI, REWARD, check_score, reference_model, reference_scores
 from .title_lookup import UNKNOWN_TITLES, TitleLookup
 
 
@@ -48,7 +50,8 @@ class Recommendation(NamedTuple):
         title (`str`):
             The title.
         score (`float`):
-            The log-probability of the title as the answer, its end included, in nats.
+            The log-probability of the title as the answer, its end included, in nats; or what is asked for in its place,
+            see [`check_score`].
     """
 
     item_id: str | None
@@ -74,9 +77,11 @@ class Recommender:
             The wording, one of those of `config` by its name, or another one. By default the first of `config`.
         name (`str`, *optional*, defaults to `"the model"`):
             What messages call the model.
+        ref_model ([`~transformers.PreTrainedModel`], *optional*):
+            The model before S-DPO, for `score="reward"`. By default the base under an adapter.
 
     Raises:
-        ValueError: the template is none of the configuration.
+        ValueError: the template is none of the configuration, or shows an attribute that the catalogue does not have.
 
     Example:
         ```python
@@ -96,17 +101,19 @@ class Recommender:
         catalogue: Catalogue | None = None,
         template: str | PromptTemplate | None = None,
         name: str = "the model",
+        ref_model: PreTrainedModel | None = None,
     ) -> None:
         if processing_class.pad_token is None:
             processing_class.pad_token = processing_class.eos_token
-        self.model, self.processing_class = model, processing_class
+        self.model, self.processing_class, self.ref_model = model, processing_class, ref_model
         self.config, self.catalogue, self.name = config, catalogue, name
         self.template = select_template(config, template)
         self.lookup = TitleLookup(catalogue)
         self._prompts = PromptMaker(self.template, config, processing_class)
         self._texts = ItemTexts(self.template, catalogue)
         self._completions = CompletionTokenizer(processing_class, self._eos_token)
-        self._prefix_sharing: bool | None = None
+        self._prefix_sharing: dict[bool, bool] = {}
+        self._without_history: np.ndarray | None = None
         self._trie: TitleTrie | None = None
 
     @classmethod
@@ -118,6 +125,7 @@ class Recommender:
         catalogue: Catalogue | str | Path | None = None,
         config: RecommenderConfig | None = None,
         base_model: str | Path | None = None,
+        ref_model: str | Path | None = None,
         device: str | torch.device | None = None,
         dtype: str | torch.dtype = "auto",
         revision: str | None = None,
@@ -141,6 +149,8 @@ class Recommender:
                 How prompts are made, in the place of the `recommender.json` of the model.
             base_model (`str` or `Path`, *optional*):
                 The model under an adapter, where it is no longer where `adapter_config.json` has it.
+            ref_model (`str` or `Path`, *optional*):
+                The model before S-DPO, or its adapter, for `score="reward"`. By default the base under an adapter.
             device (`str` or `torch.device`, *optional*):
                 By default the accelerator of the machine, else the CPU.
             dtype (`str` or `torch.dtype`, *optional*, defaults to `"auto"`):
@@ -173,10 +183,13 @@ class Recommender:
             if catalogue is None:
                 raise missing_file(source, CATALOGUE_FILE)
         select_template(config, template)  # before the weights, which take longer
-        loaded, tokenizer = load_model_and_tokenizer(
-            model, base_model=base_model, device=device, dtype=dtype, hub_kwargs=hub_kwargs, **model_kwargs
-        )
-        return cls(loaded, tokenizer, config, catalogue, template, name=str(model))
+        options = {"base_model": base_model, "device": device, "dtype": dtype, **model_kwargs}
+        loaded, tokenizer = load_model_and_tokenizer(model, hub_kwargs=hub_kwargs, **options)
+        reference = None
+        if ref_model is not None:
+            shared = {name: value for name, value in hub_kwargs.items() if name != "revision"}
+            reference, _ = load_model_and_tokenizer(ref_model, hub_kwargs=shared, **{**options, "base_model": None})
+        return cls(loaded, tokenizer, config, catalogue, template, name=str(model), ref_model=reference)
 
     def recommend(
         self,
@@ -188,6 +201,7 @@ class Recommender:
         exclude_history: bool = True,
         unknown_titles: str = "error",
         batch_size: int = 8,
+        score: str = LIKELIHOOD,
     ) -> list[Recommendation] | list[list[Recommendation]]:
         """
         Recommend what comes after a history, or after each of several.
@@ -212,6 +226,9 @@ class Recommender:
                 `"error"`, or `"keep"` to take titles that are not in the catalogue as they are, with a warning.
             batch_size (`int`, *optional*, defaults to `8`):
                 Histories in a batch.
+            score (`str`, *optional*, defaults to `"likelihood"`):
+                What to rank by: `"likelihood"`, `"pmi"` or `"reward"`, see [`check_score`]. Without candidates, for the
+                latter two all titles of the catalogue are scored, since parts of a title do not tell them.
 
         Returns:
             `list[Recommendation]`: The best first; or a list of such lists for several histories.
@@ -220,23 +237,24 @@ class Recommender:
             ValueError: a history is empty or has an unknown title, the template shows candidates and there are none,
                 or there is neither a catalogue nor candidates. The message says which and what to do.
         """
+        check_score(score)
         if top_k < 1 or batch_size < 1:
             raise ValueError(f"top_k={top_k}, batch_size={batch_size}: pass at least 1.")
         if unknown_titles not in UNKNOWN_TITLES:
             raise ValueError(f"unknown_titles={unknown_titles!r} is none of {UNKNOWN_TITLES}. Pass one of them.")
-        single = not _is_nested(history, "history")
+        single = not is_nested(history, "history")
         rows = [history] if single else list(history)
-        found = [self._find(row, _where("history", index, single), unknown_titles) for index, row in enumerate(rows)]
+        found = [self._find(row, where("history", index, single), unknown_titles) for index, row in enumerate(rows)]
         desc = "Recommending" if len(rows) > 1 else None
         if candidates is None:
             excluded = [[item for item, _ in row if item is not None] if exclude_history else [] for row in found]
-            results = self._search(found, excluded, top_k, num_beams, batch_size, desc)
+            results = self._search(found, excluded, top_k, num_beams, batch_size, desc, score=score)
         else:
-            lists = _one_for_each(candidates, len(rows))
+            lists = one_for_each(candidates, len(rows))
             chosen = [
-                self._find(row, _where("candidates", index, single), unknown_titles) for index, row in enumerate(lists)
+                self._find(row, where("candidates", index, single), unknown_titles) for index, row in enumerate(lists)
             ]
-            results = self._rank(found, chosen, top_k, batch_size, desc)
+            results = self._rank(found, chosen, top_k, batch_size, desc, score)
         return results[0] if single else results
 
     def recommend_ids(
@@ -251,6 +269,7 @@ class Recommender:
         exact: bool = False,
         batch_size: int = 8,
         desc: str | None = None,
+        score: str = LIKELIHOOD,
     ) -> list[list[Recommendation]]:
         """
         As [`recommend`], for programs that know the ids of items: nothing is taken for a title.
@@ -260,7 +279,7 @@ class Recommender:
                 Item ids, oldest first.
             candidates (`Sequence[Sequence[str]]`, *optional*):
                 Item ids to choose from, for each history. By default the whole catalogue.
-            top_k, num_beams, exclude_history, batch_size:
+            top_k, num_beams, exclude_history, batch_size, score:
                 See [`recommend`].
             exclude (`Sequence[Sequence[str]]`, *optional*):
                 More item ids that the whole catalogue is left without, for each history, such as what the user had
@@ -276,17 +295,22 @@ class Recommender:
         Raises:
             ValueError: there is no catalogue, or an id is not in it.
         """
+        check_score(score)
         rows = self._items_of_ids(histories, "histories")
         if candidates is not None:
-            return self._rank(rows, self._items_of_ids(candidates, "candidates"), top_k, batch_size, None)
+            return self._rank(rows, self._items_of_ids(candidates, "candidates"), top_k, batch_size, None, score)
         excluded = [[item for item, _ in row] if exclude_history else [] for row in rows]
         if exclude is not None:
             more = self._items_of_ids(exclude, "exclude")
             excluded = [[*row, *(item for item, _ in other)] for row, other in zip(excluded, more, strict=True)]
-        return self._search(rows, excluded, top_k, num_beams, batch_size, desc, exact)
+        return self._search(rows, excluded, top_k, num_beams, batch_size, desc, exact, score)
 
     def score(
-        self, histories: Sequence[Sequence[str]], candidates: Sequence[Sequence[str]], batch_size: int = 8
+        self,
+        histories: Sequence[Sequence[str]],
+        candidates: Sequence[Sequence[str]],
+        batch_size: int = 8,
+        score: str = LIKELIHOOD,
     ) -> list[np.ndarray]:
         """
         Score candidates by their ids, as every scorer of this package: see docs/recommend.md.
@@ -298,18 +322,27 @@ class Recommender:
                 Item ids, for each history.
             batch_size (`int`, *optional*, defaults to `8`):
                 Histories in a batch.
+            score (`str`, *optional*, defaults to `"likelihood"`):
+                See [`recommend`].
 
         Returns:
-            `list[np.ndarray]`: Log-probabilities in nats, one for each candidate.
+            `list[np.ndarray]`: Log-probabilities in nats, or differences of two, one for each candidate.
 
         Raises:
             ValueError: there is no catalogue, or an id is not in it.
         """
+        check_score(score)
         rows = self._items_of_ids(histories, "histories")
-        return self._score(rows, self._items_of_ids(candidates, "candidates"), batch_size, "Scoring")
+        return self._score(rows, self._items_of_ids(candidates, "candidates"), batch_size, "Scoring", score)
 
     def log_probs(
-        self, dataset: Dataset, batch_size: int = 32, *, per_token: bool = False, desc: str = "Ranking"
+        self,
+        dataset: Dataset,
+        batch_size: int = 32,
+        *,
+        per_token: bool = False,
+        desc: str = "Ranking",
+        history: bool = True,
     ) -> list[np.ndarray]:
         """
         Log-probabilities of the completions of records, with the tokens of training, see
@@ -321,11 +354,18 @@ class Recommender:
             batch_size (`int`, *optional*, defaults to `32`), per_token (`bool`, *optional*, defaults to `False`), desc
                 (`str`, *optional*, defaults to `"Ranking"`):
                 See there.
+            history (`bool`, *optional*, defaults to `True`):
+                If `False`, the prompts are those of the records without their histories. What the log-probabilities lose
+                by that is the pointwise mutual information of history and completion.
 
         Returns:
             `list[np.ndarray]`: For each record an array of shape `(1 + K,)`, the chosen completion first, in nats.
+
+        Raises:
+            ValueError: without histories, the records are not of one wording that is known.
         """
-        records = self.tokenize(dataset)
+        records = dataset if history else self._prompts.records_without_history(plain_records(dataset), self._texts)
+        records = self.tokenize(records)
         return completion_log_probs(
             self.model, records, self.processing_class, batch_size, desc=desc, per_token=per_token
         )
@@ -397,28 +437,36 @@ class Recommender:
         batch_size: int,
         desc: str | None,
         exact: bool = False,
+        score: str = LIKELIHOOD,
     ) -> list[list[Recommendation]]:
         if self.template.style == "candidates":
             raise ValueError(
                 f"{self.name}: template '{self.template.name}' shows candidates, so it needs some. Pass `candidates`, or "
                 "use a model that was trained on prompts without them (prompt_style='history')."
             )
-        trie = self.trie
-        asked = (
-            self.model,
-            self._prompts.make(self._texts.shown(histories), None, self._texts.answers),
-            self.processing_class,
-            trie,
-        )
+        if score != LIKELIHOOD and num_beams is not None:
+            raise ValueError(f"score={score!r} scores the whole catalogue, without beams. Leave num_beams out.")
+        trie, prompts = self.trie, self._prompts.make(self._texts.shown(histories), None, self._texts.answers)
+        asked = (self.model, prompts, self.processing_class, trie)
         options = {"top_k": top_k, "exclude": excluded, "batch_size": batch_size, "desc": desc}
-        if exact:
-            found = rank_catalogue(*asked, **options)
+        if exact or score != LIKELIHOOD:
+            found = rank_catalogue(*asked, **options, minus=self._minus(score, batch_size))
         else:
             found = search_catalogue(
                 *asked, num_beams=max(2, top_k, 10 if num_beams is None else num_beams), **options
             )
         item_ids, titles = self.catalogue.item_ids, self.catalogue.titles
         return [[Recommendation(item_ids[index], titles[index], score) for index, score in row] for row in found]
+
+    def _minus(self, score: str, batch_size: int) -> Callable[[list[list[int]]], np.ndarray] | None:
+        """What a score of the whole catalogue takes off the log-probabilities after prompts."""
+        pad_token_id = self.processing_class.pad_token_id
+        if score == REWARD:
+            return reference_scores(self.model, self.ref_model, self.trie, pad_token_id, batch_size)
+        if score == PMI and self._without_history is None:
+            prompt_ids = self.trie.prompt_ids(self._prompts.without_history([None]), self.processing_class)
+            self._without_history = CatalogueScorer(self.model, self.trie, pad_token_id, batch_size).score(prompt_ids)
+        return None if score == LIKELIHOOD else lambda prompt_ids: self._without_history
 
     def _rank(
         self,
@@ -427,9 +475,10 @@ class Recommender:
         top_k: int,
         batch_size: int,
         desc: str | None,
+        score: str = LIKELIHOOD,
     ) -> list[list[Recommendation]]:
         candidates = [list(dict.fromkeys(row)) for row in candidates]
-        scores = self._score(histories, candidates, batch_size, desc)
+        scores = self._score(histories, candidates, batch_size, desc, score)
         results = []
         for row, values in zip(candidates, scores, strict=True):
             best = np.argsort(-values, kind="stable")[:top_k]
@@ -438,23 +487,39 @@ class Recommender:
         return results
 
     def _score(
+        self, histories: _Items, candidates: _Items, batch_size: int, desc: str | None, score: str = LIKELIHOOD
+    ) -> list[np.ndarray]:
+        shown, answers = self._texts.shown(candidates), self._texts.answered(candidates)
+        prompts = self._prompts.make(self._texts.shown(histories), shown, answers=answers)
+        scores = self._log_probs(self.model, prompts, answers, batch_size, desc)
+        if score == LIKELIHOOD:
+            return scores
+        if score == PMI:
+            prompts = self._prompts.without_history(shown)
+            others = self._log_probs(self.model, prompts, answers, batch_size, desc)
+        else:
+            with reference_model(self.model, self.ref_model) as reference:
+                others = self._log_probs(reference, prompts, answers, batch_size, desc, of_reference=True)
+        return [ours - theirs for ours, theirs in zip(scores, others, strict=True)]
+
+    def _log_probs(
         self,
-        histories: _Items,
-        candidates: _Items,
+        model: PreTrainedModel,
+        prompts: Sequence[str | list[dict]],
+        answers: Sequence[Sequence[str]],
         batch_size: int,
         desc: str | None,
+        of_reference: bool = False,
     ) -> list[np.ndarray]:
-        answers = self._texts.answered(candidates)
-        prompts = self._prompts.make(self._texts.shown(histories), self._texts.shown(candidates), answers=answers)
         records = self._tokenize(prompts, answers)
         pad_token_id = self.processing_class.pad_token_id
-        if self._prefix_sharing is None:
-            sound = why_prefix_sharing_is_unsound(self.model) is None
-            self._prefix_sharing = sharing_agrees(self.model, records, pad_token_id, batch_size, prefix_sharing=sound)
-        scores = score_tokenized(
-            self.model, records, pad_token_id, batch_size, prefix_sharing=self._prefix_sharing, desc=desc
-        )
-        return [values[: len(row)] for values, row in zip(scores, candidates, strict=True)]
+        if of_reference not in self._prefix_sharing:
+            sound = why_prefix_sharing_is_unsound(model) is None
+            agrees = sharing_agrees(model, records, pad_token_id, batch_size, prefix_sharing=sound)
+            self._prefix_sharing[of_reference] = agrees
+        sharing = self._prefix_sharing[of_reference]
+        scores = score_tokenized(model, records, pad_token_id, batch_size, prefix_sharing=sharing, desc=desc)
+        return [values[: len(row)] for values, row in zip(scores, answers, strict=True)]
 
     def _tokenize(self, prompts: Sequence[str | list[dict]], answers: Sequence[Sequence[str]]) -> list[dict[str, Any]]:
         examples = []
@@ -468,23 +533,3 @@ class Recommender:
             length = len(prompt_ids) + sum(map(len, ids)) + len(ids) - 1
             records.append({"prompt_ids": prompt_ids, "chosen_ids": ids[0], "rejected_ids": ids[1:], "length": length})
         return records
-
-
-def _where(name: str, index: int, single: bool) -> str:
-    return name if single else f"{name}, row {index}"
-
-
-def _is_nested(rows: Any, name: str) -> bool:
-    if isinstance(rows, str) or not isinstance(rows, Sequence | np.ndarray) or not len(rows):
-        raise ValueError(f"{name}: {rows!r} is no list with something in it. Pass a list of titles or ids.")
-    return not isinstance(rows[0], str) and isinstance(rows[0], Sequence | np.ndarray)
-
-
-def _one_for_each(candidates: Any, count: int) -> list:
-    if not _is_nested(candidates, "candidates"):
-        return [candidates] * count
-    if len(candidates) != count:
-        raise ValueError(
-            f"candidates has {len(candidates)} rows for {count} histories. Pass one for each, or one list."
-        )
-    return list(candidates)

@@ -31,6 +31,7 @@ from .interactions.sources.recbole import load_recbole
 from .interactions.sources.steam import load_steam
 from .interactions.sources.table import load_table
 from .metrics.catalogue import catalogue_metrics, coverage, exposure, gini, mean_popularity, recommendation_ranks
+from .metrics.fusion import Fusion, fit_fusion
 from .metrics.intervals import bootstrap_interval, difference_interval, mean_interval, wilson_interval
 from .metrics.leaks import LeakProbe, leak_probe
 from .metrics.matching import match_title, normalize_title
@@ -81,6 +82,7 @@ __all__ = [
     "TIMESTAMP",
     "TITLE",
     "USER_ID",
+    "Fusion",
     "Interactions",
     "ItemId",
     "LeakProbe",
@@ -106,6 +108,7 @@ __all__ = [
     "events_of_records",
     "exact_mcnemar_test",
     "exposure",
+    "fit_fusion",
     "generate_answers",
     "generation_metrics",
     "get_template",

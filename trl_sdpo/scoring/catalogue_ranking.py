@@ -1,6 +1,6 @@
 """All titles of a catalogue in the order of their likelihood, each of them scored."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from tqdm.auto import tqdm
@@ -28,6 +28,7 @@ def rank_catalogue(
     append_eos: bool = True,
     batch_size: int = 8,
     desc: str | None = "Ranking the catalogue",
+    minus: Callable[[list[list[int]]], np.ndarray] | None = None,
 ) -> list[list[tuple[int, float]]]:
     """
     The titles of a catalogue that a model finds likeliest as the answer to a prompt, exactly: every title is scored, in
@@ -51,6 +52,9 @@ def rank_catalogue(
             Rows in a batch.
         desc (`str`, *optional*, defaults to `"Ranking the catalogue"`):
             Label of the progress bar. If `None`, there is none.
+        minus (`Callable`, *optional*):
+            What is subtracted from the log-probabilities of some prompts, given as tokens: an array that broadcasts to
+            `(len(prompts), num_titles)`, the titles those of [`CatalogueScorer`].
 
     Returns:
         `list[list[tuple[int, float]]]`: As of [`search_catalogue`]: for each prompt the index of a title and its
@@ -75,12 +79,13 @@ def rank_catalogue(
     prompt_ids = trie.prompt_ids(prompts, processing_class)
     check_prompts(prompt_ids, processing_class, batch_size)
     distinct = trie.distinct_titles()
-    rows = _Rows(model, trie, distinct, processing_class.pad_token_id, batch_size)
+    scorer = CatalogueScorer(model, trie, processing_class.pad_token_id, batch_size)
     found = []
     with tqdm(total=len(prompt_ids), desc=desc, unit=" prompts", disable=desc is None) as progress:
         for begin in range(0, len(prompt_ids), batch_size):
             some = prompt_ids[begin : begin + batch_size]
-            for number, scores in enumerate(rows.score(some), start=begin):
+            of_batch = scorer.score(some) - (0 if minus is None else minus(some))
+            for number, scores in enumerate(of_batch, start=begin):
                 if exclude is not None:
                     scores[np.isin(distinct, trie.first_titles(exclude[number]))] = -np.inf
                 best = np.argsort(-scores, kind="stable")[:top_k]
@@ -89,15 +94,25 @@ def rank_catalogue(
     return found
 
 
-class _Rows:
-    """Scores prompts with all titles, some titles to a row."""
+class CatalogueScorer:
+    """
+    Scores all titles of a catalogue after prompts, some titles to a row. Of titles with the same tokens the first counts.
 
-    def __init__(
-        self, model: PreTrainedModel, trie: TitleTrie, distinct: np.ndarray, pad_token_id: int, batch_size: int
-    ) -> None:
+    Args:
+        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            Model to ask. It is left as it was.
+        trie ([`TitleTrie`]):
+            The titles.
+        pad_token_id (`int`):
+            Token to pad with.
+        batch_size (`int`, *optional*, defaults to `8`):
+            Rows in a batch.
+    """
+
+    def __init__(self, model: PreTrainedModel, trie: TitleTrie, pad_token_id: int, batch_size: int = 8) -> None:
         self.model, self.pad_token_id, self.batch_size = model, pad_token_id, batch_size
         paths = trie.paths()
-        paths = [paths[title] for title in distinct]
+        paths = [paths[title] for title in trie.distinct_titles()]
         self.chunks = [paths[begin : begin + TITLES_PER_ROW] for begin in range(0, len(paths), TITLES_PER_ROW)]
         self.prefix_sharing: bool | None = None
 

@@ -10,7 +10,13 @@ from datasets import Dataset, IterableDataset
 from transformers import AutoConfig, PreTrainedModel, TrainerState
 from trl import DPOConfig
 
-from ..losses.loss_types import MULTI_PREFERENCE_LOSS_TYPES, PAIRWISE_LOSSES, REFERENCE_FREE_LOSSES
+from ..losses.graded import LOG
+from ..losses.loss_types import (
+    MULTI_PREFERENCE_LOSS_TYPES,
+    PAIRWISE_LOSSES,
+    REFERENCE_FREE_LOSSES,
+    graded_loss_types,
+)
 
 
 # Losses of the difference of two rewards, in which the constant that a divergence adds to both cancels: as in TRL
@@ -155,18 +161,20 @@ def _check_columns(dataset: Dataset | IterableDataset, name: str) -> None:
         )
 
 
-def check_preference_options(loss_types: list[str]) -> None:
+def check_preference_options(loss_types: list[str], graded_types: Collection[str] = ()) -> None:
     """
     Refuse the losses that are not defined for the preference data of TRL, one rejected completion per record.
 
     Args:
         loss_types (`list[str]`):
             Loss types of a run on preference data.
+        graded_types (`Collection[str]`, *optional*):
+            Those that take scores, which TRL's data have not.
 
     Raises:
         `ValueError`: If TRL has no such loss. The message names it and the remedy.
     """
-    if unknown := [name for name in loss_types if name in REFERENCE_FREE_LOSSES]:
+    if unknown := [name for name in loss_types if name in (*REFERENCE_FREE_LOSSES, *graded_types)]:
         raise ValueError(
             f"`loss_type={unknown}` is not a loss of TRL, by which records with a single rejected completion are "
             "trained. Make `rejected` a list of one completion to use it."
@@ -208,6 +216,7 @@ def check_multi_preference_options(args: DPOConfig, loss_types: list[str] | None
         check_every("use_weighting", pairwise, "the weights of WPO are those of pairs")
     if args.label_smoothing != 0.0:
         _check_label_smoothing(args.label_smoothing, loss_types)
+    _check_scores(args, loss_types)
     if args.torch_compile:
         raise ValueError(
             "`torch_compile=True` is not supported with several rejected completions yet: it was never tried whether the "
@@ -217,6 +226,28 @@ def check_multi_preference_options(args: DPOConfig, loss_types: list[str] | None
     _check_parallelism(args)
     _check_checkpointing(args)
     _check_without_effect(args)
+
+
+def _check_scores(args: DPOConfig, loss_types: list[str]) -> None:
+    """Options of scores without a loss that takes them would change nothing, in silence."""
+    margin = getattr(args, "score_margin", LOG), getattr(args, "score_margin_scale", 1.0)
+    needs = {
+        "score_margin": ["softmax_margin"] if margin[0] != LOG else None,
+        "score_margin_scale": ["softmax_margin"] if margin[1] != 1.0 else None,
+        "score_temperature": ["infonca"] if getattr(args, "score_temperature", None) is not None else None,
+    }
+    for option, needed in needs.items():
+        if needed is not None and not set(needed) & set(loss_types):
+            raise ValueError(
+                f"`{option}={getattr(args, option)!r}` changes nothing in `loss_type={loss_types}`: it belongs to {needed}. "
+                "Leave it out, or use that loss."
+            )
+    unrated = getattr(args, "unrated_score", None)
+    if unrated is not None and not graded_loss_types(args, loss_types):
+        raise ValueError(
+            f"`unrated_score={unrated}` changes nothing in `loss_type={loss_types}`, which takes no scores. Leave it out, or "
+            "use 'softmax_margin', 'plackett_luce', or 'infonca' with `score_temperature`."
+        )
 
 
 def _check_parallelism(args: DPOConfig) -> None:

@@ -1,7 +1,7 @@
 """From a multi-preference dataset to the tokens that the trainer takes, and the order in which it takes them."""
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,8 @@ from transformers import PreTrainedTokenizerBase
 from trl.trainer.utils import global_then_local_main_first
 
 from ..data_utils import check_no_list_as_text, drop_too_long, flat_rejected_columns, from_flat_columns, plain_records
+from ..graded_records import RANKED, check_scores, from_ranked
+from ..losses.graded import RATIO
 from ..prefix_sharing.collator import draw_negatives
 from ..tokenization import column_lengths, inner_lengths, tokenize_dataset
 from .softmax_dpo_config import SoftmaxDPOConfig
@@ -36,7 +38,7 @@ def with_first_example(
 
     Returns:
         `tuple`: The dataset without a format, and with a list `rejected` in the place of flat columns, as published S-DPO
-        data have them; and its first record.
+        data have them, or of a `ranked` list; and its first record.
 
     Raises:
         `ValueError`: If there is none, or `rejected` is a list that was written as a text.
@@ -46,6 +48,9 @@ def with_first_example(
     if first_example is None:
         raise ValueError(f"The {dataset_name} dataset is empty.")
     check_no_list_as_text(first_example)
+    if "rejected" not in first_example and RANKED in first_example:
+        dataset = from_ranked(dataset)
+        first_example = next(iter(dataset))
     if "rejected" not in first_example and flat_rejected_columns(list(first_example)):
         dataset = from_flat_columns(dataset)
         first_example = next(iter(dataset))
@@ -57,6 +62,7 @@ def prepare_multi_preference(
     processing_class: PreTrainedTokenizerBase,
     args: SoftmaxDPOConfig,
     dataset_name: str,
+    graded_types: Collection[str] = (),
 ) -> Dataset | IterableDataset:
     """
     Tokenize the records of a dataset, and drop those that do not fit.
@@ -67,9 +73,11 @@ def prepare_multi_preference(
         processing_class ([`~transformers.PreTrainedTokenizerBase`]):
             Tokenizer.
         args ([`SoftmaxDPOConfig`]):
-            Configuration, of which `max_length` and `dataset_num_proc` are read.
+            Configuration, of which `max_length`, `dataset_num_proc` and the options of scores are read.
         dataset_name (`str`):
             Name for messages.
+        graded_types (`Collection[str]`, *optional*):
+            Loss types that take scores, which every record must have then.
 
     Returns:
         [`~datasets.Dataset`] or [`~datasets.IterableDataset`]: The records, see [`tokenize_multi_preference`].
@@ -84,6 +92,12 @@ def prepare_multi_preference(
         if not stream:
             map_kwargs["desc"] = f"Tokenizing {dataset_name} dataset"
         dataset = tokenize_dataset(dataset, processing_class, processing_class.eos_token, **map_kwargs)
+        if graded_types:
+            if not stream:
+                map_kwargs["desc"] = f"Checking scores of {dataset_name} dataset"
+            positive = args.score_margin == RATIO and "softmax_margin" in graded_types
+            fn_kwargs = {"unrated_score": args.unrated_score, "positive": positive}
+            dataset = dataset.map(check_scores, with_indices=True, fn_kwargs=fn_kwargs, **map_kwargs)
         if args.max_length is not None:
             if not stream:
                 map_kwargs["desc"] = f"Dropping too long examples from {dataset_name} dataset"

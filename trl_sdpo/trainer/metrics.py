@@ -34,6 +34,29 @@ def ranking_columns(ranks: torch.Tensor, prefix: str = "") -> dict[str, torch.Te
     return columns
 
 
+def negative_weights(rewards: torch.Tensor, exists: torch.Tensor) -> dict[str, torch.Tensor]:
+    r"""
+    How many of the rejected completions of a record the gradient of Softmax-DPO is made of. It weighs them by the softmax
+    of their rewards, \\( w_d = \exp r_d / \sum_{d'} \exp r_{d'} \\) (Eq. 12 of https://huggingface.co/papers/2406.09215).
+
+    Args:
+        rewards (`torch.Tensor` of shape `(B, C)`):
+            Implicit rewards, column 0 the chosen one.
+        exists (`torch.Tensor` of shape `(B, C)`):
+            Which completions exist, at least one rejected of each record.
+
+    Returns:
+        `dict[str, torch.Tensor]` with values of shape `(B,)`: `negatives/effective_number`, the exponential of the entropy
+        of the weights, from 1 (one of them has all the weight) to K (all have the same), and `negatives/hardest_weight`,
+        the largest weight.
+    """
+    weights = rewards[:, 1:].masked_fill(~exists[:, 1:], -torch.inf).softmax(dim=1)
+    return {
+        "negatives/effective_number": torch.special.entr(weights).sum(dim=1).exp(),
+        "negatives/hardest_weight": weights.amax(dim=1),
+    }
+
+
 def num_before_padding(record_ids: list[int], first_record_ids: list[int]) -> int:
     """
     Number of records in the last batch of a stream before those that accelerate fills it up with.
@@ -75,7 +98,8 @@ def preference_metrics(
     Returns:
         `dict[str, tuple[torch.Tensor, torch.Tensor]]`: For each metric, what it sums and what it counts, per record;
         the metric is the ratio of the totals. `rewards/rejected` is a mean over the negatives of a record, then over
-        records; `rewards/accuracies` says how often the chosen beats *all* of them (by chance 1 / (1 + K)).
+        records; `rewards/accuracies` says how often the chosen beats *all* of them (by chance 1 / (1 + K)); for
+        `negatives/*` see [`negative_weights`].
     """
     log_probs = scores.log_probs.detach()
     num_rejected = exists[:, 1:].sum(dim=1).clamp(min=1)
@@ -90,6 +114,7 @@ def preference_metrics(
         "rewards/margins": rewards[:, 0] - rejected_mean(rewards),
         "logps/chosen": log_probs[:, 0],
         "logps/rejected": rejected_mean(log_probs),
+        **negative_weights(rewards, exists),
     }
     if ranking:
         per_record |= ranking_columns(rank_of_chosen(log_probs, exists))

@@ -1,7 +1,10 @@
+import math
 from dataclasses import dataclass, field, fields
 
 from transformers.utils import logging
 from trl import DPOConfig
+
+from ..losses.graded import SCORE_MARGINS
 
 
 logger = logging.get_logger(__name__)
@@ -53,6 +56,17 @@ class SoftmaxDPOConfig(DPOConfig):
             is several passes, with the same results. Rows are not cut, and batches of a mixture of experts, whose
             load-balancing loss is one of all rows, are one pass. With `gradient_checkpointing` that also bounds the memory
             of the backward pass, but for what is kept of each layer.
+        score_margin (`str`, *optional*, defaults to `"log"`):
+            How `loss_type="softmax_margin"` makes a margin of two scores: `"log"`, `"ratio"` or `"difference"`, see
+            [`score_margins`].
+        score_margin_scale (`float`, *optional*, defaults to `1.0`):
+            What those margins are multiplied by, in units of the reward.
+        score_temperature (`float`, *optional*):
+            Temperature of the target that `loss_type="infonca"` makes of scores, see [`infonca_loss`]. If `None`, the
+            target is the chosen completion alone, and no scores are needed.
+        unrated_score (`float`, *optional*):
+            What a completion without a score counts as. If `None`, a record that lacks one is an error where the loss
+            takes scores.
         redistribution_permitted (`bool`, *optional*, defaults to `False`):
             The statement that you may pass on the titles of the data, so that pushes to the Hub take `catalogue.json`
             with them. Without it, that file stays behind where the licence of its source forbids redistribution, and
@@ -62,7 +76,8 @@ class SoftmaxDPOConfig(DPOConfig):
     > These parameters have default values different from [`~trl.DPOConfig`]:
     > - `loss_type`: Defaults to `["softmax"]` instead of `["sigmoid"]`. `"softmax"` is the loss of the
     >   [paper](https://huggingface.co/papers/2406.09215). `"infonca"` (the same for one chosen completion), `"nca"`,
-    >   `"dmpo"` and `"mppo"` are its relatives over all K rejected completions; the loss types of
+    >   `"dmpo"` and `"mppo"` are its relatives over all K rejected completions; `"softmax_margin"`, `"plackett_luce"` and,
+    >   with `score_temperature`, `"infonca"` take the scores of the completions as well; the loss types of
     >   [`~trl.DPOConfig`] but `"aot"` and `"aot_unpaired"` are taken of the K pairs of a record and averaged over them,
     >   so that `"sigmoid"` is DPO over K pairs; `"sft"` is the negative log-likelihood of the chosen completion per
     >   token. Several are combined with `loss_weights`. `ld_alpha`, `f_divergence_type`, `use_weighting` and
@@ -82,7 +97,7 @@ class SoftmaxDPOConfig(DPOConfig):
         default_factory=lambda: ["softmax"],
         metadata={
             "help": "Type of loss to use. Over all rejected completions of a record: `'softmax'`, `'infonca'`, `'nca'`, "
-            "`'dmpo'`, `'mppo'`. Over its pairs, averaged: `'sigmoid'`, `'hinge'`, `'ipo'`, `'exo_pair'`, `'nca_pair'`, "
+            "`'dmpo'`, `'mppo'`, and with their scores `'softmax_margin'`, `'plackett_luce'`. Over its pairs, averaged: `'sigmoid'`, `'hinge'`, `'ipo'`, `'exo_pair'`, `'nca_pair'`, "
             "`'robust'`, `'bco_pair'`, `'sppo_hard'`, `'apo_zero'`, `'apo_down'`, `'discopop'`, `'sigmoid_norm'`. Over "
             "the chosen completion: `'sft'`. Plain preference data take every loss type of `DPOConfig`. If multiple "
             "loss types are provided, they will be combined using the weights specified in `loss_weights`.",
@@ -127,6 +142,27 @@ class SoftmaxDPOConfig(DPOConfig):
         },
     )
 
+    score_margin: str = field(
+        default="log",
+        metadata={"help": "Margin of `loss_type='softmax_margin'`, of two scores: 'log', 'ratio' or 'difference'."},
+    )
+
+    score_margin_scale: float = field(default=1.0, metadata={"help": "What those margins are multiplied by."})
+
+    score_temperature: float | None = field(
+        default=None,
+        metadata={
+            "help": "Temperature of the target that `loss_type='infonca'` makes of scores. If `None`, it needs none."
+        },
+    )
+
+    unrated_score: float | None = field(
+        default=None,
+        metadata={
+            "help": "What a completion without a score counts as. If `None`, one is an error where the loss takes scores."
+        },
+    )
+
     redistribution_permitted: bool = field(
         default=False,
         metadata={
@@ -150,6 +186,14 @@ class SoftmaxDPOConfig(DPOConfig):
             )
         if self.max_tokens_per_pass < 1:
             raise ValueError(f"`max_tokens_per_pass` must be at least 1, got {self.max_tokens_per_pass}.")
+        if self.score_margin not in SCORE_MARGINS:
+            raise ValueError(f"`score_margin` must be one of {SCORE_MARGINS}, got {self.score_margin!r}.")
+        for name in ("score_margin_scale", "score_temperature"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"`{name}` must be above 0 and finite, got {value}.")
+        if self.unrated_score is not None and not math.isfinite(self.unrated_score):
+            raise ValueError(f"`unrated_score` must be finite, got {self.unrated_score}.")
         super().__post_init__()
         if self.hub_token is not None:
             self.hub_token = HubToken(self.hub_token)

@@ -35,9 +35,10 @@ from trl.trainer.dpo_trainer import DataCollatorForPreference
 from trl.trainer.utils import get_config_model_id
 
 from ..data_utils import is_multi_preference
+from ..graded_records import CHOSEN_SCORE, REJECTED_SCORES
 from ..hub.card_parts import SDPO_CITATION
 from ..hub.trainer_pushes import PolicyPushes
-from ..losses.loss_types import LOSS_TYPES_OF_ONE_PAIR, multi_preference_losses
+from ..losses.loss_types import LOSS_TYPES_OF_ONE_PAIR, graded_loss_types, multi_preference_losses
 from ..losses.multi_negative import check_finite
 from ..prefix_sharing.backbone import extend_backbone
 from ..prefix_sharing.collator import DataCollatorForMultiPreference, EpochCallback
@@ -159,6 +160,7 @@ class SoftmaxDPOTrainer(PolicyPushes, WholeCheckpoints, RowLayoutTrainer):
 
         # On one rejected completion, softmax is the sigmoid loss: the parent checks and keeps it under its own name
         self._loss_types = loss_types = args.loss_type
+        self._graded_types = graded_loss_types(args)
         args.loss_type = [LOSS_TYPES_OF_ONE_PAIR.get(loss_type, loss_type) for loss_type in loss_types]
         try:
             super().__init__(
@@ -204,7 +206,8 @@ class SoftmaxDPOTrainer(PolicyPushes, WholeCheckpoints, RowLayoutTrainer):
             extend_backbone(base_model(model))
         if self.data_collator.prefix_sharing and not can_share_prefix(models, self.args.prefix_sharing):
             self.data_collator.prefix_sharing = False
-        self.data_collator = dataclasses.replace(self.data_collator, evaluation=True)
+        with_scores = bool(self._graded_types)
+        self.data_collator = dataclasses.replace(self.data_collator, evaluation=True, with_scores=with_scores)
         if self.data_collator.prefix_sharing and self.data_collator.pad_to_multiple_of is None:
             self.data_collator.pad_to_multiple_of = row_multiple(models)
 
@@ -246,7 +249,7 @@ class SoftmaxDPOTrainer(PolicyPushes, WholeCheckpoints, RowLayoutTrainer):
         # The parent tokenizes one rejected completion
         dataset, first_example = with_first_example(dataset, dataset_name)
         if not is_multi_preference(first_example, getattr(dataset, "features", None)):
-            checks.check_preference_options(self._loss_types)
+            checks.check_preference_options(self._loss_types, self._graded_types)
             return super()._prepare_dataset(dataset, processing_class, args, dataset_name)
         checks.check_multi_preference_options(args, self._loss_types)
         checks.check_compute_metrics(self._takes_compute_metrics)
@@ -256,7 +259,7 @@ class SoftmaxDPOTrainer(PolicyPushes, WholeCheckpoints, RowLayoutTrainer):
         args.accelerator_config.dispatch_batches = False
         if hasattr(self, "accelerator"):
             self.accelerator.dataloader_config.dispatch_batches = False
-        dataset = prepare_multi_preference(dataset, processing_class, args, dataset_name)
+        dataset = prepare_multi_preference(dataset, processing_class, args, dataset_name, self._graded_types)
         if self._models_are_ready:  # a dataset of a later evaluation
             check_tokens_have_embeddings(self.model, self._tokenizer, {dataset_name: dataset})
         if isinstance(dataset, Dataset):
@@ -266,7 +269,11 @@ class SoftmaxDPOTrainer(PolicyPushes, WholeCheckpoints, RowLayoutTrainer):
     def _set_signature_columns_if_needed(self) -> None:
         if self._signature_columns is None:  # what K negatives are drawn by, and rows are grouped by
             super()._set_signature_columns_if_needed()
-            self._signature_columns += ["record_id", "length"]
+            self._signature_columns += [
+                "record_id",
+                "length",
+                *((CHOSEN_SCORE, REJECTED_SCORES) if self._graded_types else ()),
+            ]
 
     def compute_ref_log_probs(self, model: torch.nn.Module, inputs: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """
@@ -309,7 +316,8 @@ class SoftmaxDPOTrainer(PolicyPushes, WholeCheckpoints, RowLayoutTrainer):
             with self._reference() as reference:
                 ref_scores = self._score(reference, inputs, masks)
 
-        losses = multi_preference_losses(self.args, self.loss_weights, scores, ref_scores, exists)  # (B,)
+        grades = inputs.get("grades")
+        losses = multi_preference_losses(self.args, self.loss_weights, scores, ref_scores, exists, grades)  # (B,)
         if not (self.model.training and self.accelerator.scaler is not None):  # which skips such steps itself
             check_finite(losses, inputs.get("record_id"), self.state.global_step, self.accelerator)
         loss = losses.mean()

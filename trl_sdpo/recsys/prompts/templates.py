@@ -1,5 +1,6 @@
 """The words around the titles."""
 
+import re
 import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -125,6 +126,39 @@ class PromptTemplate:
             candidates=self.candidate_separator.join(shown),
             num_candidates=len(shown),
         )
+
+    def render_without_history(self, candidate_titles: Sequence[str] | None = None) -> str:
+        """
+        The prompt without any history: what is likely after it is likely for anybody. A line that holds the history
+        alone is left out.
+
+        Args:
+            candidate_titles (`Sequence[str]`, *optional*):
+                As in [`render`].
+
+        Returns:
+            `str`: The prompt.
+
+        Raises:
+            ValueError: nothing is left of the text, or the list is empty and the style needs it.
+
+        Example:
+            ```python
+            >>> get_template("lines").render_without_history()
+            'Movies in the order in which one user watched them:\\n'
+
+            ```
+        """
+        text = re.sub(r"(^|\n)\{history\}\n", r"\1", self.text)
+        if self.style == "candidates" and not candidate_titles:
+            raise ValueError(f"template '{self.name}': candidate_titles is empty. Pass the list, or style 'history'.")
+        shown = candidate_titles or ()
+        prompt = text.format(
+            history="", num_history=0, candidates=self.candidate_separator.join(shown), num_candidates=len(shown)
+        )
+        if not prompt.strip():
+            raise ValueError(f"template '{self.name}': nothing is left without the history. Put words before it.")
+        return prompt
 
     def complete(self, title: str) -> str:
         """The completion that answers with this title, or with another text of [`answers`]."""

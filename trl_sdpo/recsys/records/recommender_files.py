@@ -140,6 +140,58 @@ class Catalogue:
         for name in ("item_ids", "titles"):
             _check_distinct(name, getattr(self, name))
 
+    def add(
+        self,
+        item_ids: Sequence[str],
+        titles: Sequence[str],
+        attributes: Mapping[str, Sequence[Any]] | None = None,
+    ) -> "Catalogue":
+        """
+        The catalogue with new items behind its own: items without events, which a model can recommend at once, by their
+        titles and attributes.
+
+        Args:
+            item_ids (`Sequence[str]`):
+                Their ids.
+            titles (`Sequence[str]`):
+                Their titles.
+            attributes (`Mapping[str, Sequence]`, *optional*):
+                What else is known of them. One that is not given is missing.
+
+        Returns:
+            [`Catalogue`]: Another one. Where training events are counted, new items have none.
+
+        Raises:
+            ValueError: an id or a title is there already or empty, columns differ in length, or an attribute is none of
+                the catalogue, so that no prompt would show it.
+
+        Example:
+            ```python
+            >>> catalogue = Catalogue(["1", "2"], ["Heat (1995)", "Ran (1985)"], [7, 5], {"genres": [["Crime"], ["War"]]})
+            >>> more = catalogue.add(["n1"], ["Tampopo (1985)"], {"genres": [["Comedy"]]})
+            >>> more.item_ids, more.train_counts, more.attributes["genres"]
+            (('1', '2', 'n1'), (7, 5, 0), (['Crime'], ['War'], ['Comedy']))
+
+            ```
+        """
+        item_ids, titles, attributes = list(map(str, item_ids)), list(titles), dict(attributes or {})
+        unknown = [name for name in attributes if name not in self.attributes]
+        if unknown:
+            known = ", ".join(self.attributes) or "no attributes"
+            raise ValueError(
+                f"new items: {unknown[0]!r} is no attribute of the catalogue, which has {known}. Leave it out."
+            )
+        for name, column in {"titles": titles, **attributes}.items():
+            if len(column) != len(item_ids):
+                raise ValueError(
+                    f"new items: {len(item_ids)} item_ids and {len(column)} {name}. Pass as many of each."
+                )
+        counts = None if self.train_counts is None else [*self.train_counts, *[0] * len(item_ids)]
+        more = {
+            name: [*values, *attributes.get(name, [None] * len(item_ids))] for name, values in self.attributes.items()
+        }
+        return Catalogue([*self.item_ids, *item_ids], [*self.titles, *titles], counts, more)
+
     def __len__(self) -> int:
         return len(self.item_ids)
 

@@ -13,7 +13,7 @@ from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 from .delimited import read_records
 from .frames import check_columns, frame_columns
 from .ids import Fail, blank_to_null
-from .json_lines import read_json_lines
+from .json_lines import read_json_lines, strict_record
 from .paths import is_hub_name
 from .quoting import AUTO, Quoting, find_quoting
 from .text_files import TextFile
@@ -68,6 +68,21 @@ class AnyTable:
         """How the text file is written."""
         separator = _TEXT[self.kind] if self.separator is None else self.separator
         return find_quoting(self.file, separator, self.quote, self.escape)
+
+    def names(self) -> list[str]:
+        """The names of its columns; of JSON lines the keys that any line has."""
+        if self.kind in _TEXT:
+            return self.quoting.header(self.file)
+        if self.kind == ".jsonl":
+            records = (
+                strict_record(line, f"{self.label}: line {number}")
+                for number, line in self.file.lines()
+                if line.strip()
+            )
+            return list(dict.fromkeys(key for record in records if isinstance(record, dict) for key in record))
+        if self.kind == ".parquet":
+            return pl.read_parquet_schema(self.data).names()
+        raise ValueError(f"{self.label}: is no file that ends in one of {', '.join(_KINDS)}. Pass one.")
 
     def read(self, columns: dict[str, str], nested: tuple[str, ...] = ()) -> pl.DataFrame:
         """
