@@ -43,10 +43,10 @@ def pins(name):
     ("name", "version"),
     [
         *(("trl", version) for version in ("1.16.0", "1.16.3")),
-        *(("transformers", version) for version in ("5.23.0", "5.24.0", "5.30.0")),
+        *(("transformers", version) for version in ("5.10.4", "5.17.0", "5.23.0", "5.24.0", "5.30.0")),
         *(("torch", version) for version in ("2.13.0", "2.14.0", "2.14.1", "2.15.0", "2.15.0+cu130")),
-        *(("numpy", version) for version in ("2.4.6", "2.5.5")),
-        *(("peft", version) for version in ("0.21.2", "0.22.0")),
+        *(("numpy", version) for version in ("1.26.4", "2.4.6", "2.5.5")),
+        *(("peft", version) for version in ("0.20.0", "0.21.2", "0.22.0")),
     ],
 )
 def test_what_people_have_is_kept(requirements, name, version):
@@ -64,7 +64,7 @@ def test_only_trl_has_an_upper_bound(requirements):
 
 def test_lower_bounds_are_the_oldest_that_are_tested(requirements):
     oldest = pins("constraints/oldest.txt")
-    assert oldest.keys() == requirements.keys()
+    assert oldest.keys() >= requirements.keys()
     for name, requirement in requirements.items():
         (lower,) = [Version(bound.version) for bound in requirement.specifier if bound.operator == ">="]
         assert oldest[name] == [lower], name
