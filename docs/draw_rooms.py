@@ -21,22 +21,24 @@ CAPTIONS = {
     "trainer": "SoftmaxDPOTrainer, checkpoints, reference",
     "hub": "cards, licences, pushes",
     "scoring": "a language model on candidates and catalogues",
-    "interactions": "who took what when",
+    "interactions": "who took what",
     "negatives": "what is not taken",
     "metrics": "ranks, intervals",
     "prompts": "words",
-    "records": "prompt, chosen, rejected",
-    "baselines": "without a language model",
+    "records": "rows to train on",
+    "baselines": "counts, SASRec",
     "losses": "tensors in, a loss out",
     "prefix_sharing": "the prompt once",
     "data_utils": "the format",
+    "graded_records": "scores, ranked lists",
     "tokenization": "text to tokens",
     "files": "whole or not at all",
 }
 WIDTH, HEIGHT, GAP, LEFT, TOP = 860, 46, 10, 20, 16
 # Okabe and Ito, 2008: what needs no torch is green, what trains or asks a model is blue, what a user starts is orange
 COLOURS = {"recsys": "#009E73", "model": "#0072B2", "top": "#D55E00", "plain": "#666666"}
-TOP_ROOMS, PLAIN = ("cli", "commands", "serving", "pipeline"), ("data_utils", "tokenization", "files")
+TOP_ROOMS = ("cli", "commands", "serving", "pipeline")
+PLAIN = ("data_utils", "graded_records", "tokenization", "files")
 
 
 def layers(contract: str) -> list[list[str]]:
@@ -46,7 +48,8 @@ def layers(contract: str) -> list[list[str]]:
     ]
     found = next(one for one in contracts if one["id"] == contract)["layers"]
     rows = [[name.strip() for name in row.replace("|", ":").split(":")] for row in found]
-    return [[name for name in row if not name.startswith("_")] for row in rows]
+    public = [[name for name in row if not name.startswith("_")] for row in rows]
+    return [row for row in public if row]
 
 
 def box(x: float, y: float, width: float, name: str, colour: str, height: float = HEIGHT, fill: float = 0.12) -> str:

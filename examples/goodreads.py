@@ -103,14 +103,8 @@ def main(args: Arguments) -> dict:
 
     # 4. Softmax-DPO from there: the book that came next against K others at once. The model of step 3 is the reference.
     records = dataset["train"].shuffle(seed=args.seed).select(range(min(args.dpo_records, len(dataset["train"]))))
-    dpo_args = SoftmaxDPOConfig(
-        num_negatives=args.num_negatives,
-        beta=args.beta,
-        learning_rate=1e-4,
-        num_train_epochs=1,
-        gradient_accumulation_steps=4,
-        **common,
-    )
+    common |= {"num_train_epochs": 1, "gradient_accumulation_steps": 4}
+    dpo_args = SoftmaxDPOConfig(num_negatives=args.num_negatives, beta=args.beta, learning_rate=1e-4, **common)
     aligned = run.align(sft, dpo_args, records, peft_config=lora if small else None)
 
     # 5. The rank of the book that came next among its 20 candidates, beside chance and popularity, in a report.

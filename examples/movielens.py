@@ -113,12 +113,8 @@ def main(args: Arguments) -> dict:
     # 6. The rank of the title that came next among its 20 candidates, beside chance and popularity, in a report.
     models = {"base": base, "sft": sft, "more sft": more_sft, "s-dpo": aligned}
     results = run.evaluate(models, reference="sft", seed=args.seed, settings=dataclasses.asdict(args))
-    print(
-        f"\n{results_text(results)}\n\n{run.directory}: report/results.html, the models in sft/ and s-dpo/. To look at lists:"
-    )
-    print(
-        f"trl-sdpo demo --model_name_or_path {aligned.directory} --compare {sft.directory} --dataset_name {run.data}"
-    )
+    print(f"\n{results_text(results)}\n\n{run.directory}: report/results.html, the models in sft/ and s-dpo/. Lists:")
+    print(f"trl-sdpo demo --model_name_or_path {aligned} --compare {sft} --dataset_name {run.data}")
     return results
 
 

@@ -227,6 +227,14 @@ class TestConversions:
         assert to_preference_pairs(Dataset.from_list(rows)).to_list() == expected
         assert list(to_preference_pairs(Dataset.from_list(rows).to_iterable_dataset())) == expected
 
+    def test_pairs_have_scores_of_their_own(self, records):
+        rows = [{**row, "chosen_score": 5.0} for row in records(2, 2, 2)]
+        scores = [[1.0, None], None]
+        rows = [{**row, "rejected_scores": own} for row, own in zip(rows, scores, strict=True)]
+        pairs = to_preference_pairs(Dataset.from_list(rows))
+        assert pairs["rejected_score"] == [1.0, None, None, None]
+        assert "rejected_scores" not in pairs.column_names
+
     def test_conversational_pairs(self, records, to_conversational):
         rows = to_conversational(records(2))
         expected = [{**row, "rejected": text} for row in rows for text in row["rejected"]]

@@ -314,7 +314,10 @@ def plain_records(dataset: Dataset | IterableDataset) -> Dataset | IterableDatas
     """
     if not isinstance(dataset, Dataset) or dataset.format["type"] != "custom":
         return dataset.with_format(None)
-    return dataset.map(dict, remove_columns=dataset.column_names, desc="Rendering records").with_format(None)
+    # a transform that says so takes many rows at a time
+    batched = getattr(dataset.format["format_kwargs"]["transform"], "batched", False)
+    rendered = dataset.map(dict, batched=batched, remove_columns=dataset.column_names, desc="Rendering records")
+    return rendered.with_format(None)
 
 
 class _FitsLength:
@@ -436,7 +439,7 @@ def to_preference_pairs(dataset: Dataset | IterableDataset) -> Dataset | Iterabl
 
     Returns:
         [`~datasets.Dataset`] or [`~datasets.IterableDataset`]: The dataset with K rows per record, other columns
-        repeated.
+        repeated; of `rejected_scores` each row has its own, as `rejected_score`.
     """
 
     def unroll(batch: dict[str, list]) -> dict[str, list]:
@@ -445,6 +448,9 @@ def to_preference_pairs(dataset: Dataset | IterableDataset) -> Dataset | Iterabl
             column: [value for value, count in zip(values, counts, strict=True) for _ in range(count)]
             for column, values in batch.items()
         }
+        if scores := rows.pop("rejected_scores", None):  # one for each pair, as the completions
+            places = [place for count in counts for place in range(count)]
+            rows["rejected_score"] = [row and row[place] for row, place in zip(scores, places, strict=True)]
         return {**rows, "rejected": [text for rejected in batch["rejected"] for text in rejected]}
 
     # the type of `rejected` changes, which a map in place does not allow

@@ -67,7 +67,7 @@ class CompletionTokenizer:
         return {"processing_class": self.processing_class, "eos_token": self.eos_token}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(**state)
+        self.__init__(**state)  # type: ignore[misc]  # of the same class: pickle made it
 
     def __call__(self, examples: Sequence[dict[str, Any]]) -> Iterator[tuple[list[int], list[list[int]]]]:
         """

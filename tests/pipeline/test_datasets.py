@@ -111,3 +111,11 @@ def test_words_that_pandas_takes_for_missing_are_titles(tmp_path):
     records = load_records(str(tmp_path / "rows.csv"))["train"]
     assert records["chosen"] == ["NA", "None"]
     assert records["rejected"] == [["null"], ["Ran", "nan"]]
+
+
+def test_ranked_lists_become_records(tmp_path):
+    rows = [{"prompt": "Next:", "ranked": [" A", " B", " C"]}]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (row,) = load_records(str(tmp_path / "train.jsonl"))["train"]
+    expected = {"prompt": "Next:", "chosen": " A", "rejected": [" B", " C"], "chosen_score": 2.0}
+    assert row == {**expected, "rejected_scores": [1.0, 0.0]}

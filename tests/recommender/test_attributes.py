@@ -5,6 +5,7 @@ import json
 import numpy as np
 import polars as pl
 import pytest
+import torch
 from datasets import load_dataset
 
 from helpers.prepared_data import IDS, TITLES, make_interactions
@@ -12,7 +13,7 @@ from trl_sdpo import Catalogue, Recommender, cli, copy_recommender_files, load_r
 from trl_sdpo.recsys import Interactions, prepare
 
 
-GENRES = [["Drama"] if number % 5 == 0 else ["Crime", "War"] if number % 2 else None for number in range(len(IDS))]
+GENRES = [["Comédie"] if number % 5 == 0 else ["Crime", "War"] if number % 2 else None for number in range(len(IDS))]
 FORMATS = {"item_format": "{title}[ ({genres:1})]", "completion_format": "[{genres}: ]{title}"}
 
 
@@ -169,3 +170,37 @@ class TestNewItems:
         assert "needs the model before the training" in capsys.readouterr().err
         assert cli.main([*words, "--score", "reward", "--ref_model", str(folder)]) == 0
         assert "(n1)  0.000" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("options", [{}, {"template": "question"}, {"template": "question", "conversational": True}])
+def test_attributes_and_title_are_scored_apart(make, options):
+    """The tokens up to the title, found by their characters alone, and the rest."""
+    served, records = make(**options)
+    histories, candidates = ids(records)
+    found = served.score_parts(histories, candidates)
+    genres = dict(zip(map(str, IDS), GENRES, strict=True))
+    tokenizer, whole = served.processing_class, served.score(histories, candidates)
+    for row, (parts, total) in enumerate(zip(found, whole, strict=True)):
+        np.testing.assert_allclose(parts.sum(axis=1), total, atol=1e-4)
+        (record,) = served._tokenize(
+            [records[row]["prompt"]], [served._texts.answered(served._items_of_ids([candidates[row]], ""))[0]]
+        )
+        for item, part, completion in zip(
+            candidates[row], parts, [record["chosen_ids"], *record["rejected_ids"]], strict=True
+        ):
+            if not genres[item]:
+                assert part[0] == 0
+                continue
+            words = f"{', '.join(genres[item])}:"
+            count = next(
+                n for n in range(1, len(completion)) if len(tokenizer.decode(completion[:n]).strip()) >= len(words)
+            )
+            with torch.no_grad():
+                tokens = [*record["prompt_ids"], *completion[:count]]
+                logits = served.model(input_ids=torch.tensor([tokens]), use_cache=False).logits[0].log_softmax(-1)
+            begin = len(record["prompt_ids"])
+            expected = sum(logits[place - 1, tokens[place]].item() for place in range(begin, len(tokens)))
+            # white space before the title may be a token of its own, or of the title
+            assert part[0] <= expected + 1e-4
+            if not tokenizer.decode([completion[count]]).isspace():
+                assert part[0] == pytest.approx(expected, abs=1e-4)

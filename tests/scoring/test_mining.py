@@ -10,7 +10,8 @@ from trl_sdpo.scoring.mining import mine_negatives
 @pytest.fixture
 def pools(records):
     dataset = Dataset.from_list(records(num=6, smallest=5, largest=5))
-    return dataset.add_column("rejected_item_ids", [[10 * row + place for place in range(5)] for row in range(6)])
+    dataset = dataset.add_column("rejected_item_ids", [[10 * row + place for place in range(5)] for row in range(6)])
+    return dataset.add_column("rejected_scores", [[float(place) for place in range(5)] for _ in range(6)])
 
 
 def mine(pools, llama, tokenizer, **options):
@@ -24,6 +25,7 @@ def test_the_most_likely_wrong_answers_are_kept_in_their_order(pools, llama, tok
         best = np.argsort(-row[1:])[:3]
         assert after["rejected"] == [before["rejected"][place] for place in best]
         assert after["rejected_item_ids"] == [before["rejected_item_ids"][place] for place in best]
+        assert after["rejected_scores"] == best.tolist()
         assert (after["prompt"], after["chosen"]) == (before["prompt"], before["chosen"])
         assert after["chosen"] not in after["rejected"]
     # another model finds others likely

@@ -1,8 +1,12 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
+from helpers.synchronisations import waiting
+from trl_sdpo.scoring.catalogue_search import EndOfTitleCriteria, TrieLogitsProcessor
 from trl_sdpo.scoring.title_trie import TitleTrie
 
 
@@ -49,6 +53,43 @@ def test_rows_do_not_mix():
         ends = [trie.walk(torch.tensor([[*beginning, token]])).item() for token in tokens[rows == row].tolist()]
         assert children[rows == row].tolist() == ends
     assert (rows < len(some)).all()
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    seed=st.integers(0, 1_000),
+    num=st.integers(1, 40),
+    num_beams=st.integers(1, 4),
+    written=st.integers(0, 6),
+    excluding=st.booleans(),
+    data=st.data(),
+)
+def test_logits_of_what_goes_on_to_a_title_alone(seed, num, num_beams, written, excluding, data):
+    """By looking through all titles; also for beams that have ended, and for tokens that no title has."""
+    paths = random_paths(seed, num)
+    trie, prompts = TitleTrie(paths), 2
+    rng = np.random.default_rng(seed)
+    excluded = [rng.permutation(num)[: num // 3].tolist() if excluding else [] for _ in range(prompts)]
+    # all that share the tokens of one that is left out are left out
+    left = [[path for path in paths if path not in [paths[title] for title in out]] for out in excluded]
+    rows = []
+    for _ in range(prompts * num_beams):
+        path = paths[rng.integers(num)][:written] if data.draw(st.booleans()) else []
+        rows.append([*path, *rng.integers(0, 8, size=written - len(path)).tolist()])
+    prompt = torch.full((len(rows), 3), 5)
+    input_ids = torch.cat([prompt, torch.tensor(rows, dtype=torch.long).view(len(rows), written)], dim=1)
+    scores = torch.randn(len(rows), 9, generator=torch.Generator().manual_seed(seed))
+    closed = [trie.closed_nodes(titles) for titles in excluded] if excluding else None
+    processor = TrieLogitsProcessor(trie, 3, num_beams, closed)
+    with waiting() as found:
+        logits = processor(input_ids, scores)
+        EndOfTitleCriteria(trie, 3)(input_ids, scores)
+    assert not found
+    for row, beginning in enumerate(rows):
+        tokens = allowed_after(left[row // num_beams], tuple(beginning))
+        expected = torch.full((9,), -torch.inf)
+        expected[tokens] = scores[row, tokens]
+        assert torch.equal(logits[row], expected)
 
 
 def test_tokens_that_no_title_has_lead_nowhere():

@@ -11,6 +11,7 @@ import torch
 from peft import (
     AdaLoraConfig,
     AdaptionPromptConfig,
+    AutoPeftModelForCausalLM,
     BOFTConfig,
     C3AConfig,
     CPTConfig,
@@ -327,6 +328,17 @@ def test_reference_as_a_path(llama, make_trainer, records, assert_reloads, tmp_p
     assert_reloads(trainer, AutoModelForCausalLM.from_pretrained, tmp_path)
     with pytest.raises(ValueError, match=r"`ref_model='nowhere/at-all'` is not a model that can be loaded"):
         make_trainer(llama(), records(4), ref_model="nowhere/at-all")
+
+
+def test_adapter_as_a_path(llama, trains, tmp_path):
+    """As the reference it is loaded on its base; as the policy, which is to be trained, the script loads it."""
+    llama().save_pretrained(tmp_path / "base")
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    moved(get_peft_model(base, lora())).save_pretrained(tmp_path / "sft")
+    model = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "sft", is_trainable=True)
+    trains(model, ref_model=str(tmp_path / "sft"))  # the same as the policy
+    with pytest.raises(ValueError, match=r"is an adapter.*`AutoPeftModelForCausalLM\.from_pretrained"):
+        trains(str(tmp_path / "sft"))
 
 
 @pytest.mark.parametrize("continued", [False, True])

@@ -57,6 +57,11 @@ SIGNATURES = [
         "trl_sdpo/trainer/reference_trainer.py: FixedReferenceTrainer._precompute_ref_logps wraps it",
     ),
     (
+        Trainer._build_accelerator_args,
+        "self kwargs",
+        "trl_sdpo/trainer/reference_trainer.py: FixedReferenceTrainer._build_accelerator_args has the layers compiled",
+    ),
+    (
         Trainer.push_to_hub,
         "self commit_message blocking token revision private kwargs",
         "trl_sdpo/hub/trainer_pushes.py: PolicyPushes.push_to_hub re-states it",

@@ -141,6 +141,7 @@ class CommandParser(TrlParser):
             message += "." + suggest(wrong[1], [choice.strip(" '") for choice in wrong[2].split(",")])
         message = in_flags(message, self.flags, loader="loader_options" in self.flags)
         self.exit(2, f"{self.prog}: error: {message}\n")
+        raise AssertionError("argparse has ended the process")
 
     def format_help(self) -> str:
         """The flags of `help_groups`, or all where there are none."""
@@ -186,7 +187,7 @@ class FlagHelpFormatter(argparse.HelpFormatter):
             kind = getattr(action.type, "__name__", "str").removeprefix("string_to_").strip("_")
             metavar = action.metavar or {"int": "N", "float": "X", "bool": "[BOOL]", "str": "TEXT"}.get(kind, "VALUE")
         else:
-            metavar = "|".join(map(str, action.choices)) if len(action.choices) < 5 else "NAME"
+            metavar = "|".join(map(str, action.choices)) if len(list(action.choices)) < 5 else "NAME"
         return f"{flag} {metavar}{' ...' if action.nargs == '+' else ''}"
 
     def _expand_help(self, action: argparse.Action) -> str:
@@ -200,7 +201,7 @@ class _HelpAll(argparse.Action):
     def __init__(self, option_strings: Sequence[str], dest: str, **kwargs) -> None:
         super().__init__(option_strings, dest, nargs=0, default=argparse.SUPPRESS, **kwargs)
 
-    def __call__(self, parser: CommandParser, *_) -> None:
+    def __call__(self, parser: Any, *_) -> None:
         print(parser.format_help_all(), end="")
         parser.exit()
 
@@ -239,7 +240,7 @@ def _check_common(names: list[str], commands: list[str], path: str, own: list[st
             )
 
 
-def flat_fields(config: type) -> list[tuple[str, Any, dataclasses.Field]]:
+def flat_fields(config: type) -> list[tuple[str, Any, Any]]:
     """
     The fields of a dataclass as flags that are `None` until they are given: a union is a string, a tuple is a list.
 
@@ -264,7 +265,7 @@ def flat_fields(config: type) -> list[tuple[str, Any, dataclasses.Field]]:
 
 def _flag_type(hint: Any) -> Any:
     if typing.get_origin(hint) is tuple:
-        return list[typing.get_args(hint)[0]]
+        return types.GenericAlias(list, typing.get_args(hint)[:1])
     if isinstance(hint, types.UnionType):
         plain = [one for one in typing.get_args(hint) if one in (int, float, str)]
         return str if str in plain else plain[0]

@@ -133,8 +133,8 @@ class TrainingParser(CommandParser):
 
     def parse_args(self, args: list[str]) -> TrainingRun:
         """As the parent; dataset, model and output directory must be there."""
-        parsed = super().parse_args(args)
-        return TrainingRun(*parsed, launch_words=self.launch_words, words=list(args))
+        script, training, model = super().parse_args(args)
+        return TrainingRun(script, training, model, launch_words=self.launch_words, words=list(args))
 
     def parse_known_args(
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None

@@ -148,11 +148,10 @@ def load_users(data: str | None, recommenders: "dict[str, Recommender]") -> "lis
     """Users of the test records."""
     if data is None:
         return []
-    from datasets import load_dataset
-
+    from ..recsys.records.compact import load_prepared
     from ..serving.histories import users_of
 
     if not Path(data).is_dir():
         raise ValueError(f"--dataset_name: {data!r} is no directory. Pass that of a prepared data set.")
-    records = load_dataset(data, split="test")
+    records = load_prepared(data)["test"]
     return users_of(records, next(iter(recommenders.values())).catalogue)

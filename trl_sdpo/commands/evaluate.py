@@ -193,7 +193,7 @@ def _systems(args: EvaluateArguments) -> dict[str, dict[str, str]]:
     return systems
 
 
-def _found(args: EvaluateArguments, task: "Task", systems: dict) -> tuple[dict[str, dict[str, Any]], dict]:
+def _found(args: EvaluateArguments, task: "Task", systems: dict) -> tuple[dict[str, Any], dict]:
     """Scores, answers and lists by protocol and system: baselines first, then those of files, then models."""
     from ..evaluation.systems import (
         REFERENCE,
@@ -222,12 +222,12 @@ def _found(args: EvaluateArguments, task: "Task", systems: dict) -> tuple[dict[s
     known = ask_baselines(task, scorers, excluded)
     asked = ask_models(task, systems["model"], args.reference, excluded, files)
     files.remove_others(list(systems["scores"].values()))
-    found = {protocol: known[protocol] | asked[protocol] for protocol in known}
+    found: dict[str, Any] = {protocol: known[protocol] | asked[protocol] for protocol in known}
     found["ranking"] = known["ranking"] | scores | asked["ranking"]
     found["catalogue"] = known["catalogue"] | lists | asked["catalogue"]
     if args.fuse:
-        parts = [{name: one[name] for name in args.fuse if name in one} for one in (scorers, systems["model"])]
-        fusion = fit_on_validation(task, *parts)
+        models = {name: systems["model"][name] for name in args.fuse if name in systems["model"]}
+        fusion = fit_on_validation(task, {name: scorers[name] for name in args.fuse if name in scorers}, models)
         fusion.save(Path(args.output_dir) / "fusion.json")
         found["ranking"][FUSION] = fused_scores(fusion, task, found["ranking"])
         found["fusion"] = fusion
@@ -322,7 +322,9 @@ def _facts_of(model: str) -> dict[str, Any]:
     settings = _read_object(Path(model) / "stage.json").get("settings")
     if not isinstance(settings, dict):
         settings = _read_object(Path(model) / "train_results.json")
-    return {name: settings[name] for name in ("num_negatives", "beta") if isinstance(settings.get(name), int | float)}
+    facts = {name: settings[name] for name in ("num_negatives", "beta") if isinstance(settings.get(name), int | float)}
+    steps = _read_object(Path(model) / "trainer_state.json").get("global_step")
+    return facts | ({"steps": steps} if isinstance(steps, int) else {})
 
 
 def _given_facts(texts: list[str], systems: list[str]) -> dict[str, dict[str, Any]]:

@@ -10,6 +10,7 @@ from ..cli import suggest
 from ..recsys.interactions.readers.paths import is_hub_name, nearest_file
 from ..recsys.interactions.registry import loader_options, sources_by_loader
 from ..recsys.prompts.templates import PromptTemplate
+from ..recsys.records.compact import AUTO, FORMS
 from ..recsys.records.config import DEFAULT, RECIPES, RecordConfig
 from ..recsys.records.preparation import prepare
 from ..recsys.records.splits import SPLITS
@@ -36,6 +37,14 @@ class _Command:
         default=None, metadata={"help": "Threads. Default: the cores, 4 at most."}
     )
     overwrite: bool = dataclasses.field(default=False, metadata={"help": "Replace the data set in --output_dir."})
+    form: str = dataclasses.field(
+        default=AUTO,
+        metadata={
+            "help": "Records on disk as 'text', or as 'ids' of catalogue.parquet, which the commands render. By default "
+            "text, unless it would take more than a gibibyte.",
+            "choices": FORMS,
+        },
+    )
     loader_options: list[str] = dataclasses.field(
         default_factory=list, metadata={"help": "Options of the loader of the source, as name=value."}
     )
@@ -116,6 +125,7 @@ def run(arguments: Any) -> None:
         processing_class=arguments.tokenizer,
         num_workers=arguments.num_workers,
         overwrite=arguments.overwrite,
+        form=arguments.form,
         loader_options=_loader_options(arguments),
         **given,
     )

@@ -220,7 +220,8 @@ def _recommend(
 ) -> "list[list[Recommendation]]":
     options = _list_options(args)
     if args.history:
-        return [recommender.recommend(args.history, args.candidates or None, **options)]
+        found: list = recommender.recommend(args.history, args.candidates or None, **options)
+        return [found]
     results: list = [None] * len(queries)
     own = [query.candidates or args.candidates or None for query in queries]
     # those with candidates together, and those without

@@ -58,7 +58,7 @@ def train_baseline(
     from ..recsys.baselines.sequential import train_gru4rec, train_sasrec
 
     make = {"sasrec": train_sasrec, "gru4rec": train_gru4rec}[name]
-    return make(events, seed=seed, validation=None if validation is None else validation.to_dict())
+    return make(events, seed=seed, validation=None if validation is None else validation[:])
 
 
 def answers_of_scores(scores: Sequence[np.ndarray], candidates: Sequence[Sequence[str]]) -> list[str]:

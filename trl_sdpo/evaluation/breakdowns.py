@@ -147,7 +147,7 @@ def _labelled(name: str, unit: str, places: np.ndarray, labels: list[str]) -> Pa
 
 
 def _breakdown(hits: Mapping[str, np.ndarray], parts: Parts, users: np.ndarray | None) -> dict:
-    systems = {}
+    systems: dict[str, list[dict]] = {}
     for system, found in hits.items():
         systems[system] = []
         for number in range(len(parts.bins)):

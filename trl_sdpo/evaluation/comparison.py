@@ -16,6 +16,7 @@ from ..recsys.metrics.statistics import sampled_label
 from ..recsys.records.recommender_files import Catalogue
 from ..scoring.generation import END_OF_TITLE, candidate_titles, generation_metrics, title_of_completion
 from .sections import CHANCE, check_systems, make_section, users_of
+from .verdict import same_titles
 
 
 PROTOCOLS = ("ranking", "generation", "catalogue")
@@ -138,9 +139,10 @@ def evaluate_answers(
     def shown(name: str, row: int) -> list[dict]:
         return [{"title": answers[name][row]}]
 
-    return make_section(
+    section = make_section(
         "generation", label, systems, placed, 1, (1,), records, seed, catalogue, num_examples, shown, train
     )
+    return section | {"notes": same_titles({name: [[text] for text in texts] for name, texts in answers.items()})}
 
 
 def evaluate_catalogue(
@@ -211,7 +213,8 @@ def evaluate_catalogue(
         name: sum(item in there for row, there in zip(rows, gone, strict=True) for item in row)
         for name, rows in recommended.items()
     }
-    return section | {"excluded": taken_out, "repeats": repeats, "searches": dict(searches or {})}
+    notes = same_titles({name: [[titles[item] for item in row] for row in rows] for name, rows in lists.items()})
+    return section | {"notes": notes, "excluded": taken_out, "repeats": repeats, "searches": dict(searches or {})}
 
 
 def _without(rows: Sequence[Sequence[str]], gone: list[set[str]], most: int) -> list[list[str]]:

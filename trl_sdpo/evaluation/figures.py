@@ -4,7 +4,7 @@ import html
 import io
 import re
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
@@ -131,7 +131,7 @@ def _systems(figure: Figure, systems: dict[str, dict], metric: str) -> None:
     for height, value, low, high in zip(heights, values, *errors, strict=True):
         if low or high:
             axis.plot([value - low, value + high], [height, height], color=_INK, linewidth=1.3)
-        beside = {"xytext": (4, 0), "textcoords": "offset points", "va": "center"}
+        beside: dict[str, Any] = {"xytext": (4, 0), "textcoords": "offset points", "va": "center"}
         axis.annotate(f"{value:.3f}", (value + high, height), color=_INK, **beside)
     axis.set_yticks(heights, [_short(name) for name in systems])
     axis.invert_yaxis()
@@ -148,7 +148,7 @@ def _over(figure: Figure, systems: dict[str, dict], metric: str, points: dict[st
     for name, x in points.items():
         row, last = systems[name], x == ticks[-1]
         axis.errorbar([x], [row[metric]], np.array([_error(row, metric)]).T, fmt="o", color=_SERIES[0], capsize=3)
-        place = {
+        place: dict[str, Any] = {
             "xytext": (-6, 5) if last else (6, 5),
             "textcoords": "offset points",
             "ha": "right" if last else "left",
@@ -175,11 +175,21 @@ def _parts(figure: Figure, breakdown: dict, metric: str) -> None:
         plain = name == "popularity"
         color = _MUTED if plain else _SERIES[number % len(_SERIES)]
         values, intervals = [one["value"] for one in row], np.array([one["ci"] for one in row])
+        # later lines are narrower and every second one has gaps: of lines that lie on each other all are seen
+        below = 0 if plain else len(systems) - 1 - number
         axis.plot(
-            places, values, "--" if plain else "o-", color=color, markersize=3.5, linewidth=1.5, label=_short(name)
+            places,
+            values,
+            color=color,
+            linestyle=(0, (2, 2)) if plain else (0, (6, 2)) if number % 2 else "-",
+            marker=None if plain else "o",
+            markersize=3.5 + 2.0 * below,
+            linewidth=1.5 + 2.0 * below,
+            label=_short(name),
         )
         axis.fill_between(places, *intervals.T, color=color, alpha=0.12, linewidth=0)
-    axis.set_xticks(places, [part["label"] for part in bins], rotation=45, ha="right", rotation_mode="anchor")
+    labels = [f"{part['label']}\nn = {part['n']:,}" for part in bins]
+    axis.set_xticks(places, labels, rotation=45, ha="right", rotation_mode="anchor")
     axis.set(xlabel=breakdown["unit"], ylabel=metric, ylim=(0, None))
     axis.grid(axis="y", linewidth=0.7)
     figure.legend(loc="outside upper left", ncols=columns, frameon=False, fontsize=8.5)

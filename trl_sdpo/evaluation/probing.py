@@ -94,7 +94,7 @@ def probe_rules(records: Dataset, train: Dataset | None, counts: Mapping[Any, in
         return []
     if users_of(records) is None and "user_id" in records.column_names:
         records = records.remove_columns("user_id")
-    options = {"counts": counts, "max_records": _PROBED, "max_reference": _LEARNED_FROM}
+    options: dict[str, Any] = {"counts": counts, "max_records": _PROBED, "max_reference": _LEARNED_FROM}
     try:
         probes = leak_probes(records, train, **options)
     except ValueError:  # titles of the list are not the texts of the completions

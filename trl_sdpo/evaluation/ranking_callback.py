@@ -3,6 +3,7 @@
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -123,7 +124,8 @@ class RankingCallback(TrainerCallback):
         self._keys = [f"eval_{name}_{key}" for key in (*_METRICS[protocol], "hr@1_low", "hr@1_high")]
         size = len(dataset) if num_records is None else min(num_records, len(dataset))
         self.dataset = dataset.select(np.sort(np.random.default_rng(seed).permutation(len(dataset))[:size]))
-        self._last_step, self._last_metrics, self._is_training = None, {}, False
+        self._last_step, self._is_training = None, False
+        self._last_metrics: dict[str, Any] = {}
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         self._last_step, self._last_metrics, self._is_training = None, {}, True
@@ -205,7 +207,7 @@ class RankingCallback(TrainerCallback):
         """Scores or answers of all records of the sample, each from one of the processes."""
         accelerator = self.trainer.accelerator
         share = range(accelerator.process_index, len(self.dataset), accelerator.num_processes)
-        values = []
+        values: list[Any] = []
         if len(share):  # a sample may be smaller than the number of processes
             measure = completion_log_probs if self.protocol == "ranking" else generate_answers
             values = measure(

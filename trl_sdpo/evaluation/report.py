@@ -5,13 +5,16 @@ import importlib.util
 import json
 import math
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from transformers.utils import logging
 
+from .._markdown import markdown_table
 from ..files import write_text
 from ..recsys.metrics.facts import fact_rows
+from .verdict import CHANCE, POPULARITY, number_of_users, verdict_sentence
 
 
 logger = logging.get_logger(__name__)
@@ -59,6 +62,7 @@ def collect_results(
     """
     return {
         "format_version": FORMAT_VERSION,
+        "date": datetime.now(UTC).date().isoformat(),
         "dataset": dict(dataset),
         "settings": dict(settings),
         "facts": {name: dict(values) for name, values in (facts or {}).items() if values},
@@ -213,7 +217,7 @@ def rule_table(probes: Sequence[dict], words: bool = True) -> tuple[list[str], l
     is what a rule would find if targets were drawn from the candidates by their popularity alone.
     """
     first = probes[0]
-    header = ["rule", "hr@1", "95% interval", "matched", "chance", "n", ""]
+    header = ["rule", "hr@1", "95% interval", "matched", "chance", "n", "verdict"]
     rows = [
         [
             one["name"],
@@ -246,7 +250,23 @@ def headline(results: dict) -> str:
     dataset = results["dataset"]
     of = f" of {dataset['of']:,}" if dataset.get("of", 0) > dataset["records"] else ""
     split = f"split {dataset['split']}, " if "split" in dataset else ""
-    return f"{dataset['name']}: {split}{dataset['records']:,}{of} records"
+    users = number_of_users(results)
+    whose = "" if users is None else f" of {users:,} user{'' if users == 1 else 's'}"
+    return f"{dataset['name']}: {split}{dataset['records']:,}{of} records{whose}"
+
+
+def models_of(results: dict) -> str:
+    """The systems of a report, with what is known of their training, and the date, in one line."""
+    names = dict.fromkeys(
+        name for section in results["sections"] for name in section["systems"] if name not in (CHANCE, POPULARITY)
+    )
+    said = []
+    for name in names:
+        known = {FACTS[key]: value for key, value in results["facts"].get(name, {}).items() if key in FACTS}
+        facts = ", ".join(f"{key} {_text(value)}" for key, value in known.items())
+        said.append(f"{name} ({facts})" if facts else name)
+    date = f"Made on {results['date']}. " if results.get("date") else ""
+    return f"{date}Systems: {', '.join(said)}." if said else date.strip()
 
 
 NOTES = (
@@ -261,10 +281,13 @@ NOTES = (
 
 def to_markdown(results: dict) -> str:
     """The results as Markdown."""
-    lines = ["# Results", "", f"{_escaped(headline(results))}.", ""]
+    verdict = verdict_sentence(results)
+    lines = ["# Results", "", *([f"**{_escaped(verdict)}**", ""] if verdict else [])]
+    lines += [f"{_escaped(headline(results))}. {_escaped(models_of(results))}", ""]
     for section in results["sections"]:
         lines += [f"## {_NAMES[section['protocol']]}", "", f"{section['label'].capitalize()}.", ""]
         lines += [*_markdown_table(*metric_table(section, results["facts"])), ""]
+        lines += [f"{_escaped(sentence)}\n" for sentence in section.get("notes", ())]
         lines += [*_markdown_table(*comparison_table(section)), ""] if section["comparisons"] else []
         if "fusion" in section:
             lines += [FUSED, "", *_markdown_table(*fusion_table(section["fusion"])), ""]
@@ -279,7 +302,10 @@ def to_markdown(results: dict) -> str:
     if results["record_facts"]:
         lines += [*_markdown_table(FACTS_HEADER, fact_rows(results["record_facts"])), ""]
     lines += [NOTES, "", "## Settings", ""]
-    lines += [*_markdown_table(["", ""], [[name, _text(value)] for name, value in results["settings"].items()]), ""]
+    lines += [
+        *_markdown_table(["setting", "value"], [[name, _text(value)] for name, value in results["settings"].items()]),
+        "",
+    ]
     return "\n".join(lines)
 
 
@@ -298,6 +324,7 @@ def results_text(results: dict) -> str:
     for section in results["sections"]:
         lines += [f"{section['label'][0].upper()}{section['label'][1:]}", ""]
         lines += [*_aligned(*metric_table(section, results["facts"])), ""]
+        lines += [*section["notes"], ""] if section.get("notes") else []
         lines += [*_aligned(*comparison_table(section)), ""] if section["comparisons"] else []
         lines += [FUSED, "", *_aligned(*fusion_table(section["fusion"])), ""] if "fusion" in section else []
     lines += [probe_sentence(results["leak_probe"])] if results["leak_probe"] else []
@@ -339,10 +366,7 @@ def _markdown_examples(examples: dict) -> list[str]:
 
 
 def _markdown_table(header: list[str], rows: list[list[str]]) -> list[str]:
-    dashes = ["---", *["---:"] * (len(header) - 1)]
-    return [
-        f"| {' | '.join(row)} |" for row in ([*map(_escaped, header)], dashes, *([*map(_escaped, r)] for r in rows))
-    ]
+    return markdown_table([_escaped(name) for name in header], [[_escaped(cell) for cell in row] for row in rows])
 
 
 def _escaped(text: str) -> str:
@@ -360,6 +384,7 @@ def to_html(results: dict) -> str:
     )
     sections = [
         {
+            "notes": [],
             **section,
             "title": _NAMES[section["protocol"]],
             "table": metric_table(section, results["facts"]),
@@ -371,6 +396,8 @@ def to_html(results: dict) -> str:
     ]
     return environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(
         headline=headline(results),
+        verdict=verdict_sentence(results),
+        models=models_of(results),
         sections=sections,
         probe=probe_sentence(results["leak_probe"]) if results["leak_probe"] else None,
         rules=(RULES, rule_table(results["leak_probes"])) if results["leak_probes"] else None,

@@ -354,7 +354,8 @@ class ScoreFiles:
     """
 
     def __init__(self, directory: Path, records: Dataset) -> None:
-        self.directory, self.records, self.written = directory, records, set()
+        self.directory, self.records = directory, records
+        self.written: set[str] = set()
 
     def __call__(self, name: str, scores: list[np.ndarray]) -> None:
         """Write the scores of a system."""

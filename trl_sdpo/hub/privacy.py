@@ -17,6 +17,7 @@ PERSONAL = {
     "timestamp": "when",
     "history_item_ids": "what they had chosen before",
     "consumed_item_ids": "all that they had chosen before",
+    "chosen_score": "how they rated it",
     "prompt": "what they had chosen before, in words",
 }
 _USER = "user_id"

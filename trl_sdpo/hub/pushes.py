@@ -191,7 +191,7 @@ def push_dataset(
             f"{reason} So it is not pushed. If you may redistribute it, state so: redistribution_permitted=True "
             "(--redistribution_permitted)."
         )
-    command = folder and push_command(folder, repo_id, private, redistribution_permitted, "dataset")
+    command = push_command(folder, repo_id, private, redistribution_permitted, "dataset") if folder else None
     with staged(folder, NOT_PUSHED) if folder else _written(dataset) as stage:
         if pseudonymise:
             pseudonymise_users(stage)
@@ -226,6 +226,8 @@ def _exists(repo_id: str, token: str | None) -> bool:
 def _written(dataset: "Dataset | DatasetDict") -> Iterator[Path]:
     from datasets import Dataset
 
+    from ..data_utils import plain_records
+
     splits = {"train": dataset} if isinstance(dataset, Dataset) else dict(dataset)
     if not splits or not any(len(records) for records in splits.values()):
         raise ValueError("The data set holds no records. Pass at least one.")
@@ -233,7 +235,7 @@ def _written(dataset: "Dataset | DatasetDict") -> Iterator[Path]:
         for split, records in splits.items():
             path = Path(stage) / "data" / f"{split}-00000-of-00001.parquet"
             path.parent.mkdir(exist_ok=True)
-            records.to_parquet(path)
+            plain_records(records).to_parquet(path)  # what a transform shows, not what it reads
         yield Path(stage)
 
 
@@ -361,7 +363,7 @@ def push_command(
     return shlex.join(words)
 
 
-def try_again(folder: Path | None, command: str | None) -> str:
+def try_again(folder: str | Path | None, command: str | None) -> str:
     """What to say after a push that failed."""
     if command is None:
         return "Nothing was lost: call push_dataset again."
@@ -369,7 +371,7 @@ def try_again(folder: Path | None, command: str | None) -> str:
 
 
 @contextmanager
-def explained(folder: Path | None, command: str | None) -> Iterator[None]:
+def explained(folder: str | Path | None, command: str | None) -> Iterator[None]:
     """Turn what went wrong with the Hub into a [`HubPushError`] that says what to run."""
     try:
         yield

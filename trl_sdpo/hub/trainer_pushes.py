@@ -267,7 +267,7 @@ class PolicyPushes(Trainer):
 
     def _upload_policy(
         self,
-        folder: str,
+        folder: str | Path,
         commit_message: str | None,
         run_as_future: bool,
         path_in_repo: str | None = None,
@@ -276,7 +276,8 @@ class PolicyPushes(Trainer):
         private: bool | None = None,
     ) -> CommitInfo | Future:
         """Upload a view of a folder: the policy alone, of the files as they are now."""
-        args, folder = self.args, Path(folder)
+        args = self.args
+        folder = Path(folder)
         private = args.hub_private_repo if private is None else private
         ignore = left_out(folder, private is True, args.redistribution_permitted)
         # The card beside a checkpoint is PEFT's, which has the path of the base model in it

@@ -195,7 +195,7 @@ def multi_preference_losses(
     logratios = scores.log_probs - ref_scores.log_probs
     avg_logps = scores.log_probs / scores.num_tokens.clamp(min=1)
     pairs = preference_pairs(args, scores, ref_scores, exists)
-    losses, graded = 0.0, graded_loss_types(args)
+    losses, graded = torch.zeros_like(logratios[:, 0]), graded_loss_types(args)
     for loss_type, loss_weight in zip(args.loss_type, loss_weights, strict=True):
         if loss_type in graded:
             per_record = GRADED_LOSSES[loss_type](logratios, grades, args, mask)

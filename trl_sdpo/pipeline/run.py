@@ -179,6 +179,7 @@ class Run:
             [`TrainedStage`]: The stage.
         """
         columns = ("prompt", "chosen", "rejected", "prompt_ids", "chosen_ids", "rejected_ids")
+        columns += ("ranked", "chosen_score", "rejected_scores")
         return self._train(make_softmax_dpo_trainer, model, args, records, columns, name, peft_config)
 
     def _train(

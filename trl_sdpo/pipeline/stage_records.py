@@ -31,10 +31,10 @@ def completions_are_lines(dataset: Dataset | IterableDataset) -> bool:
     Returns:
         `bool`: The answer; `False` for messages, tokens and preference data of TRL.
     """
-    first = next(iter(dataset), {})
+    first: dict[str, Any] = next(iter(dataset), {})
     if not isinstance(first.get("rejected"), list) or not isinstance(first.get("chosen"), str):
         return False
-    chosen = dataset["chosen"] if isinstance(dataset, Dataset) else [first["chosen"]]
+    chosen = dataset["chosen"][:] if isinstance(dataset, Dataset) else [first["chosen"]]
     return all(isinstance(text, str) and text.endswith("\n") for text in chosen)
 
 
@@ -153,8 +153,8 @@ def non_overlapping_windows(dataset: Dataset, window: int, epochs: int = 1, seed
         [`~datasets.Dataset`]: The records of one cut after the other. A trainer shuffles them all.
     """
     generator = np.random.default_rng(seed)
-    _, users = np.unique(np.asarray(dataset["user_id"]), return_inverse=True)
-    positions = np.asarray(dataset["position"])
+    _, users = np.unique(np.asarray(dataset["user_id"][:]), return_inverse=True)
+    positions = np.asarray(dataset["position"][:])
     chosen = []
     for _ in range(epochs):
         offsets = generator.integers(window, size=users.max() + 1)

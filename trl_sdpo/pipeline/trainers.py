@@ -1,6 +1,6 @@
 """The trainers of both stages for multi-preference records, with the same tokens in both."""
 
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from datasets import Dataset, IterableDataset
@@ -14,8 +14,8 @@ from ..trainer.softmax_dpo_trainer import SoftmaxDPOTrainer
 from .stage_records import chosen_rows, completions_are_lines, tokenize_lines
 
 
-Records = Dataset | IterableDataset
-Model = str | PreTrainedModel | PeftModel
+Records: TypeAlias = Dataset | IterableDataset
+Model: TypeAlias = str | PreTrainedModel | PeftModel
 
 
 class PublicCardSFTTrainer(SFTTrainer):

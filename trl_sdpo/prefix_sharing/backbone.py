@@ -68,7 +68,7 @@ def extend_backbone(causal_lm: PreTrainedModel) -> None:
             output.last_hidden_state = hidden_states.flatten(0, 1).index_select(0, index).unsqueeze(0)
         return output
 
-    forward.takes_prefix_mask = True
+    forward.takes_prefix_mask = True  # type: ignore[attr-defined]  # a mark of ours on a function of ours
     backbone.forward = types.MethodType(forward, backbone)
 
 

@@ -145,12 +145,8 @@ class DataCollatorForMultiPreference(DataCollatorMixin):
         output = {"num_completions": torch.tensor([1 + len(draw) for draw in draws])}
         padding = {"input_ids": self.pad_token_id, "segment_ids": PADDING_SEGMENT}
         for name in rows[0]:
-            output[name] = pad(
-                [torch.tensor(row[name], dtype=torch.long) for row in rows],
-                padding_value=padding.get(name, 0),
-                padding_side="right",
-                pad_to_multiple_of=self.pad_to_multiple_of or (ROW_MULTIPLE if self.prefix_sharing else None),
-            )
+            multiple = self.pad_to_multiple_of or (ROW_MULTIPLE if self.prefix_sharing else 1)
+            output[name] = _padded([row[name] for row in rows], padding.get(name, 0), multiple)
         output["attention_mask"] = (output["segment_ids"] != PADDING_SEGMENT).long()
         if len(spans) > len(examples):
             output["row_records"] = torch.tensor([record for record, _ in spans])
@@ -206,6 +202,15 @@ class DataCollatorForMultiPreference(DataCollatorMixin):
                 "Add a column `record_id` of integers, as `SoftmaxDPOTrainer` does."
             )
         return draw_negatives(pool_size, self.num_negatives, self.seed, int(self.epoch), example["record_id"])
+
+
+def _padded(rows: list[list[int]], value: int, multiple: int) -> torch.Tensor:
+    """Rows of integers in one table, padded on the right; by numpy, which reads lists several times as fast as torch."""
+    width = -(-max(map(len, rows)) // multiple) * multiple
+    table = np.full((len(rows), width), value, dtype=np.int64)
+    for number, row in enumerate(rows):
+        table[number, : len(row)] = row
+    return torch.from_numpy(table)
 
 
 def passes_of_stream(epoch: float) -> int:

@@ -60,15 +60,19 @@ def score_in_passes(
             idle.append(score(_part(batch, slice(0, int(batch["target_rows"][0]) + 1), slice(0, first))))
         else:
             parts.append(score(_part(batch, rows, tokens)))
-    log_probs = sum(part.log_probs for part in parts)
+    log_probs = _total([part.log_probs for part in parts])
     for part in idle:
         log_probs = log_probs + 0.0 * part.log_probs
     return CompletionScores(
         log_probs=log_probs,
-        num_tokens=sum(part.num_tokens for part in parts),
-        token_sums={name: sum(part.token_sums[name] for part in parts) for name in parts[0].token_sums},
+        num_tokens=_total([part.num_tokens for part in parts]),
+        token_sums={name: _total([part.token_sums[name] for part in parts]) for name in parts[0].token_sums},
         token_log_probs=torch.cat([part.token_log_probs for part in parts]),
     )
+
+
+def _total(parts: list[torch.Tensor]) -> torch.Tensor:
+    return sum(parts[1:], parts[0])
 
 
 def _part(batch: dict[str, torch.Tensor], rows: slice, tokens: slice) -> dict[str, torch.Tensor]:

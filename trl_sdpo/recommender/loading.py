@@ -1,6 +1,7 @@
 """Models and adapters from a directory or the Hub."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,7 @@ def load_model_and_tokenizer(
     return PeftModel.from_pretrained(loaded, model, **hub_kwargs).eval(), tokenizer
 
 
-def add_saved_rows(base: PreTrainedModel, adapter: str | Path, **hub_kwargs) -> None:
+def add_saved_rows(base: PreTrainedModel, adapter: str | os.PathLike, **hub_kwargs) -> None:
     """
     Give a base the rows of tokens that were added to it in training, whose embeddings lie with the adapter.
 

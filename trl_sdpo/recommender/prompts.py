@@ -56,6 +56,7 @@ class ItemTexts:
 
     Attributes:
         answers (`list[str]`): What completions say of each item of the catalogue.
+        before_titles (`list[str]`): What stands before the title there.
 
     Raises:
         ValueError: the catalogue lacks an attribute that the template shows.
@@ -67,6 +68,7 @@ class ItemTexts:
             attributes = dict.fromkeys(template.attributes, ())
         self._shown = template.shown(titles, attributes)
         self.answers = template.answers(titles, attributes)
+        self.before_titles = template.before_titles(titles, attributes)
 
     def shown(self, rows: Sequence[Sequence[tuple[int | None, str]]]) -> list[list[str]]:
         """Items, each its row in the catalogue and its title, as history and list show them."""
@@ -215,7 +217,7 @@ class PromptMaker:
         return int(self._budget(titles).longest_completion(np.zeros(1, dtype=np.int64), every)[0])
 
     def _fit(
-        self, histories: list[list[str]], lists: Sequence[Sequence[str] | None], completions: np.ndarray
+        self, histories: Sequence[Sequence[str]], lists: Sequence[Sequence[str] | None], completions: np.ndarray
     ) -> list[list[str]]:
         width = max(map(len, histories))
         places = np.full((len(histories), width), -1)

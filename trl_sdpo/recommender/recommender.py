@@ -30,7 +30,7 @@ from ..tokenization import CompletionTokenizer, tokenize_dataset
 from .arguments import is_nested, one_for_each, where
 from .loading import load_model_and_tokenizer
 from .prompts import ItemTexts, PromptMaker, select_template
-from .scores import LIKELIHOOD, PMI, REWARD, check_score, reference_model, reference_scores
+from .scores import LIKELIHOOD, PMI, REWARD, beginnings, check_score, reference_model, reference_scores
 from .title_lookup import UNKNOWN_TITLES, TitleLookup
 
 
@@ -243,7 +243,7 @@ class Recommender:
         if unknown_titles not in UNKNOWN_TITLES:
             raise ValueError(f"unknown_titles={unknown_titles!r} is none of {UNKNOWN_TITLES}. Pass one of them.")
         single = not is_nested(history, "history")
-        rows = [history] if single else list(history)
+        rows: list[Any] = [history] if single else list(history)
         found = [self._find(row, where("history", index, single), unknown_titles) for index, row in enumerate(rows)]
         desc = "Recommending" if len(rows) > 1 else None
         if candidates is None:
@@ -334,6 +334,38 @@ class Recommender:
         check_score(score)
         rows = self._items_of_ids(histories, "histories")
         return self._score(rows, self._items_of_ids(candidates, "candidates"), batch_size, "Scoring", score)
+
+    def score_parts(
+        self, histories: Sequence[Sequence[str]], candidates: Sequence[Sequence[str]], batch_size: int = 8
+    ) -> list[np.ndarray]:
+        """
+        Score what stands before the title of a candidate and the title apart, for completions that begin with attributes
+        (`completion_format`), so that a fit can weigh them.
+
+        Args:
+            histories (`Sequence[Sequence[str]]`), candidates (`Sequence[Sequence[str]]`), batch_size (`int`, *optional*,
+                defaults to `8`):
+                As in [`score`].
+
+        Returns:
+            `list[np.ndarray]`: For each history an array of shape `(num_candidates, 2)`, in nats: the log-probability of
+            the tokens before the title, and that of the title after them, with all behind it. Their sum is that of
+            [`score`]. A token that is of both belongs to the title.
+        """
+        rows, items = self._items_of_ids(histories, "histories"), self._items_of_ids(candidates, "candidates")
+        answers = self._texts.answered(items)
+        prompts = self._prompts.make(self._texts.shown(rows), self._texts.shown(items), answers=answers)
+        whole = self._log_probs(self.model, prompts, answers, batch_size, "Scoring")
+        records = self._tokenize(prompts, answers)
+        begun = [[self._texts.before_titles[item] for item, _ in row] for row in items]
+        records, cut = beginnings(records, begun, self.processing_class)
+        pad_token_id, sharing = self.processing_class.pad_token_id, self._prefix_sharing[False]
+        scores = score_tokenized(self.model, records, pad_token_id, batch_size, prefix_sharing=sharing, desc="Scoring")
+        parts = []
+        for total, row, there in zip(whole, scores, cut, strict=True):
+            before = np.where(there, row[: len(total)], 0.0)
+            parts.append(np.column_stack([before, total - before]))
+        return parts
 
     def log_probs(
         self,
@@ -448,7 +480,7 @@ class Recommender:
             raise ValueError(f"score={score!r} scores the whole catalogue, without beams. Leave num_beams out.")
         trie, prompts = self.trie, self._prompts.make(self._texts.shown(histories), None, self._texts.answers)
         asked = (self.model, prompts, self.processing_class, trie)
-        options = {"top_k": top_k, "exclude": excluded, "batch_size": batch_size, "desc": desc}
+        options: dict[str, Any] = {"top_k": top_k, "exclude": excluded, "batch_size": batch_size, "desc": desc}
         if exact or score != LIKELIHOOD:
             found = rank_catalogue(*asked, **options, minus=self._minus(score, batch_size))
         else:

@@ -1,11 +1,12 @@
 """What a recommender ranks by: likelihood, or likelihood less what says nothing of the user."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 from peft import PeftModel
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..scoring.catalogue_ranking import CatalogueScorer
 from ..scoring.title_trie import TitleTrie
@@ -66,3 +67,48 @@ def reference_scores(
             return scorer.score(prompt_ids)
 
     return score
+
+
+def beginnings(
+    records: Sequence[dict[str, Any]], begun: Sequence[Sequence[str]], processing_class: PreTrainedTokenizerBase
+) -> tuple[list[dict[str, Any]], list[np.ndarray]]:
+    """
+    Tokenized records whose completions end before the title.
+
+    Args:
+        records (`Sequence[dict]`):
+            Of [`tokenize_multi_preference`].
+        begun (`Sequence[Sequence[str]]`):
+            For each completion what stands before the title.
+        processing_class ([`~transformers.PreTrainedTokenizerBase`]):
+            Tokenizer.
+
+    Returns:
+        `tuple[list[dict], list[np.ndarray]]`: The records, and for each completion whether anything stands there. Where
+        nothing does, one token stays, since no completion is empty.
+    """
+    cut, flags = [], []
+    for record, texts in zip(records, begun, strict=True):
+        completions = [record["chosen_ids"], *record["rejected_ids"]]
+        texts = [*texts, *texts][: len(completions)]  # a single candidate is there twice
+        counts = [_tokens_within(ids, text, processing_class) for ids, text in zip(completions, texts, strict=True)]
+        some = [ids[: max(1, count)] for ids, count in zip(completions, counts, strict=True)]
+        length = len(record["prompt_ids"]) + sum(map(len, some)) + len(some) - 1
+        cut.append({**record, "chosen_ids": some[0], "rejected_ids": some[1:], "length": length})
+        flags.append(np.array(counts[: len(texts)]) > 0)
+    return cut, flags
+
+
+def _tokens_within(ids: Sequence[int], text: str, processing_class: PreTrainedTokenizerBase) -> int:
+    """How many of the first tokens of a completion are within a text that it begins with, white space aside."""
+    text, count = text.strip(), 0
+    if not text:
+        return 0
+    for end in range(1, len(ids)):
+        begun = processing_class.decode(ids[:end], skip_special_tokens=True).strip()
+        if begun.endswith("\ufffd"):  # a character of several tokens is not whole yet
+            continue
+        if not text.startswith(begun):
+            break
+        count = end
+    return count

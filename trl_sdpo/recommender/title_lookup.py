@@ -135,7 +135,7 @@ class TitleLookup:
         found = self._by_key.get(_key(value), ())
         return found[0] if len(found) == 1 else None
 
-    def _no_such_id(self, value: str | int) -> str:
+    def _no_such_id(self, value: object) -> str:
         if not self.item_ids:
             return f"the id {value} means nothing without a catalogue. Pass titles, or `catalogue=`."
         return f"{value} is no id of the {len(self.item_ids)} items of the catalogue. Pass one, or a title."

@@ -54,7 +54,7 @@ class TitleProcessor(LogitsProcessor):
         titles = json.loads((Path(folder) / "titles.json").read_text(encoding="utf-8"))
         return cls(titles["tokens"], titles["eos_token_id"], prompt_length)
 
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.Tensor:
         allowed = torch.full_like(scores, -torch.inf)
         for row, tokens in enumerate(input_ids[:, self.prompt_length :].tolist()):
             begun = tuple(tokens)

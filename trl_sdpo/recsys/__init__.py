@@ -57,6 +57,7 @@ from .metrics.statistics import (
 from .negatives.candidates import sample_negatives
 from .prompts.templates import CANDIDATE_TEMPLATES, HISTORY_TEMPLATES, TEMPLATES, PromptTemplate, get_template
 from .prompts.token_budget import check_token_boundary
+from .records.compact import load_prepared
 from .records.config import RecordConfig, recipe_options
 from .records.dataset import build_preference_dataset, popularity_scores
 from .records.preparation import prepare
@@ -125,6 +126,7 @@ __all__ = [
     "load_lastfm",
     "load_lastfm_1k",
     "load_movielens",
+    "load_prepared",
     "load_recbole",
     "load_sdpo_json",
     "load_source",

@@ -71,8 +71,9 @@ def rank_catalogue(
         )
     if len(prompts) == 0:
         raise ValueError("There are no prompts. Pass at least one.")
-    trie = titles
-    if not isinstance(titles, TitleTrie):
+    if isinstance(titles, TitleTrie):
+        trie = titles
+    else:
         trie = TitleTrie.from_titles(
             titles, processing_class, prompts[0], completion_prefix, completion_suffix, append_eos
         )

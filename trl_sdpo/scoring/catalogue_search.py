@@ -46,18 +46,20 @@ class TrieLogitsProcessor(LogitsProcessor):
         offsets = [number * trie.num_nodes + nodes for number, nodes in enumerate(closed or ())]
         self._closed = torch.as_tensor(np.concatenate(offsets) if offsets else np.empty(0, dtype=np.int64))
 
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
-        nodes = self.trie.walk(input_ids[:, self.prompt_length :])
-        rows, tokens, children = self.trie.edges(nodes)
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.Tensor:
+        written = input_ids[:, self.prompt_length :]
+        tokens, children, exists = self.trie.children(self.trie.walk(written), level=written.size(1))
         if len(self._closed):
             self._closed = self._closed.to(children.device)
-            keys = rows // self.num_beams * self.trie.num_nodes + children
+            prompts = torch.arange(len(children), device=children.device) // self.num_beams
+            keys = prompts.unsqueeze(1) * self.trie.num_nodes + children
             places = torch.searchsorted(self._closed, keys).clamp(max=len(self._closed) - 1)
-            is_open = self._closed[places] != keys
-            rows, tokens = rows[is_open], tokens[is_open]
-        allowed = torch.full_like(scores, -torch.inf)
-        allowed[rows, tokens] = scores[rows, tokens]
-        return allowed
+            exists = exists & (self._closed[places] != keys)
+        # what does not exist goes to a column behind the vocabulary
+        size = scores.size(1)
+        allowed = scores.new_full((len(scores), size + 1), -torch.inf)
+        allowed.scatter_(1, torch.where(exists, tokens, size), scores.gather(1, torch.where(exists, tokens, 0)))
+        return allowed[:, :size]
 
 
 class EndOfTitleCriteria(StoppingCriteria):
@@ -74,7 +76,7 @@ class EndOfTitleCriteria(StoppingCriteria):
     def __init__(self, trie: TitleTrie, prompt_length: int) -> None:
         self.trie, self.prompt_length = trie, prompt_length
 
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor | None, **kwargs) -> torch.BoolTensor:
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor | None, **kwargs) -> torch.Tensor:
         return self.trie.is_leaf(self.trie.walk(input_ids[:, self.prompt_length :]))
 
 
@@ -144,8 +146,9 @@ def search_catalogue(
         )
     if len(prompts) == 0:
         raise ValueError("There are no prompts. Pass at least one.")
-    trie = titles
-    if not isinstance(titles, TitleTrie):
+    if isinstance(titles, TitleTrie):
+        trie = titles
+    else:
         trie = TitleTrie.from_titles(
             titles, processing_class, prompts[0], completion_prefix, completion_suffix, append_eos
         )

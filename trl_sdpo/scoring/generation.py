@@ -2,6 +2,7 @@
 
 from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -300,7 +301,7 @@ def generation_metrics(
     named = [match_title(answer, titles, rule) for answer, titles in zip(answers, candidates, strict=True)]
     hits, valid = np.array([one == 0 for one in named]), np.array([one is not None for one in named])
     users = None if groups is None else np.array(list(map(str, groups)))
-    metrics = {}
+    metrics: dict[str, Any] = {}
     for name, values in (("hr@1", hits), ("valid_ratio", valid)):
         metrics |= {name: float(np.mean(values)), f"{name}_ci": list(wilson_interval(values, users))}
     if valid.any():

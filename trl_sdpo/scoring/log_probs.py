@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -166,7 +167,8 @@ def _passes(records: list[tuple[int, dict]], prefix_sharing: bool) -> Iterator[l
     Cut records into pieces of some of their completions, and those into forward passes, by the tokens of a row and of a
     pass: a pool of hundreds would be rows of thousands, or hundreds of rows.
     """
-    pieces, width, rows = [], 0, 0
+    pieces: list[Any] = []
+    width, rows = 0, 0
     for index, record in records:
         for piece in _pieces(record, prefix_sharing):
             length = piece["length"]

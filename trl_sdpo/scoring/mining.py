@@ -12,7 +12,7 @@ from .log_probs import completion_log_probs
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-_PARALLEL = ("rejected", "rejected_ids", "rejected_item_ids")
+_PARALLEL = ("rejected", "rejected_ids", "rejected_item_ids", "rejected_scores")
 
 
 def mine_negatives(
@@ -49,7 +49,7 @@ def mine_negatives(
 
     Returns:
         `Dataset`: The records in their order with `num_negatives` rejected, the mined ones first and of these the most
-        likely first. `rejected_item_ids`, where it is there, goes along.
+        likely first. `rejected_item_ids` and `rejected_scores`, where they are there, go along.
 
     Raises:
         ValueError: a number is out of range, or a pool is smaller than `num_negatives`.
@@ -83,6 +83,6 @@ def mine_negatives(
         mined = ranked[:num_mined].tolist()
         left = [place for place in range(len(ranked)) if place not in set(mined)]
         places = mined + left[: num_negatives - num_mined]
-        return {name: [record[name][place] for place in places] for name in _PARALLEL if name in record}
+        return {name: [record[name][place] for place in places] for name in _PARALLEL if record.get(name) is not None}
 
     return dataset.map(keep, with_indices=True, desc="Keeping the mined negatives")

@@ -1,6 +1,7 @@
 """All titles of a catalogue as one tree of tokens."""
 
 from collections.abc import Iterator, Sequence
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -46,7 +47,8 @@ class TitleTrie:
     def __init__(self, paths: Sequence[Sequence[int]], names: Sequence[str] | None = None) -> None:
         self.num_titles = len(paths)
         self._names = names
-        self.example = None  # a completion as it is written, and its tokens
+        # a completion as it is written, its tokens, and the EOS token behind it
+        self.example: tuple[Any, list[int], str] | None = None
         lengths = np.array([len(path) for path in paths])
         if not len(paths):
             raise ValueError("There are no titles. Pass at least one.")
@@ -57,10 +59,10 @@ class TitleTrie:
         tokens[np.arange(self.depth) < lengths[:, None]] = np.concatenate([np.asarray(path) for path in paths])
         self._width = int(tokens.max()) + 1  # of the tokens in a key
         self._grow(tokens, lengths)
-        self._tensors: dict[torch.device, tuple[torch.Tensor, ...]] = {}
+        self._tensors: dict[torch.device, tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = {}
 
     def _grow(self, tokens: np.ndarray, lengths: np.ndarray) -> None:
-        keys, num_nodes = [], 1
+        keys, num_nodes, first_node = [], 1, [ROOT]
         nodes = np.full(tokens.shape, DEAD, dtype=np.int64)  # of every title, level by level
         here = np.full(len(tokens), ROOT)
         for level in range(tokens.shape[1]):
@@ -68,10 +70,13 @@ class TitleTrie:
             level_keys, places = np.unique(here[alive] * self._width + tokens[alive, level], return_inverse=True)
             keys.append(level_keys)
             here[alive] = nodes[alive, level] = num_nodes + places
+            first_node.append(num_nodes)
             num_nodes += len(level_keys)
         self.num_nodes, self._nodes = num_nodes, nodes
         self._keys = np.concatenate(keys)
         self._first_edge = np.searchsorted(self._keys, np.arange(num_nodes + 1) * self._width)
+        # the most edges below a node of each level
+        self._most_edges = np.maximum.reduceat(np.diff(self._first_edge), first_node).tolist()
         # a later title overwrites an earlier one, and the first is to stay
         self._title_of_node = np.full(num_nodes, DEAD, dtype=np.int64)
         self._title_of_node[here[::-1]] = np.arange(len(here))[::-1]
@@ -95,7 +100,7 @@ class TitleTrie:
         cls,
         titles: Sequence[str],
         processing_class: PreTrainedTokenizerBase,
-        prompt: str | list[dict],
+        prompt: str | list[dict] | list[int],
         completion_prefix: str = " ",
         completion_suffix: str = "",
         append_eos: bool = True,
@@ -161,10 +166,10 @@ class TitleTrie:
         Raises:
             `ValueError`: If after a prompt the first title has other tokens than in the trie.
         """
-        all_ids = []
+        all_ids: list[list[int]] = []
         for row, prompt in enumerate(prompts):
             if not isinstance(prompt, str) and not (prompt and isinstance(prompt[0], dict)):
-                all_ids.append(list(prompt))
+                all_ids.append(list(cast("list[int]", prompt)))
                 continue
             if self.example is None:
                 raise ValueError(
@@ -183,7 +188,10 @@ class TitleTrie:
     def paths(self) -> list[list[int]]:
         """The tokens of every title, in their order."""
         tokens = self._keys % self._width  # of the edge to the node behind it
-        return [[int(tokens[node - 1]) for node in row if node != DEAD] for row in self._nodes.tolist()]
+        return [
+            [int(tokens[node - 1]) for node in row if node != DEAD]
+            for row in cast("list[list[int]]", self._nodes.tolist())
+        ]
 
     def distinct_titles(self) -> np.ndarray:
         """The titles without those that share all tokens with an earlier one, ascending."""
@@ -237,7 +245,8 @@ class TitleTrie:
     def _on(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         if device not in self._tensors:
             arrays = (self._keys, self._first_edge, self._title_of_node != DEAD)
-            self._tensors[device] = tuple(torch.as_tensor(array, device=device) for array in arrays)
+            keys, first_edge, is_title = (torch.as_tensor(array, device=device) for array in arrays)
+            self._tensors[device] = keys, first_edge, is_title
         return self._tensors[device]
 
     def steps(self, tokens: torch.Tensor) -> Iterator[torch.Tensor]:
@@ -272,6 +281,30 @@ class TitleTrie:
         """Whether a completion ends at a node, of the shape of `nodes`."""
         _, _, leaf = self._on(nodes.device)
         return leaf[nodes.clamp(min=ROOT)] & (nodes != DEAD)
+
+    def children(self, nodes: torch.Tensor, level: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """
+        The edges below nodes of one level, in a table as wide as the widest node of the level: its size is known without
+        asking the device (STATIC, https://huggingface.co/papers/2602.22647, does so with the rows of a sparse matrix).
+
+        Args:
+            nodes (`torch.Tensor` of shape `(rows,)`):
+                Nodes, -1 for none.
+            level (`int`):
+                How many tokens lead to each of them.
+
+        Returns:
+            `tuple` of three `torch.Tensor` of shape `(rows, width)`: The tokens, the nodes that they lead to, and which of
+            them there are.
+        """
+        keys, first_edge, _ = self._on(nodes.device)
+        width = self._most_edges[level] if level < len(self._most_edges) else 0
+        known = nodes.clamp(min=ROOT)
+        begins = first_edge[known].unsqueeze(1)
+        places = torch.arange(width, device=nodes.device)
+        exists = (places < first_edge[known + 1].unsqueeze(1) - begins) & (nodes != DEAD).unsqueeze(1)
+        edges = (begins + places).clamp(max=len(keys) - 1)
+        return keys[edges] % self._width, edges + 1, exists
 
     def edges(self, nodes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """

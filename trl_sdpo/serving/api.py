@@ -6,8 +6,9 @@ import uuid
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
+import numpy as np
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.docs import get_swagger_ui_html
@@ -150,7 +151,9 @@ def make_app(
     Returns:
         `fastapi.FastAPI`: The application. Its page of the interface is at `/docs`, the description at `/openapi.json`.
     """
-    batcher = Batcher(lambda group, works: _compute(recommender, group, works), max_batch_size, max_waiting)
+    batcher = Batcher(
+        lambda group, works: _compute(recommender, cast(tuple, group), works), max_batch_size, max_waiting
+    )
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -252,7 +255,9 @@ def _compute(recommender: "Recommender", group: tuple, works: Sequence[_Query]) 
     return recommender.recommend_ids(histories, candidates, top_k, num_beams=num_beams, batch_size=len(works))
 
 
-def _scored(recommender: "Recommender", item_ids: Sequence[str], scores: Sequence[float]) -> "list[Recommendation]":
+def _scored(
+    recommender: "Recommender", item_ids: Sequence[str], scores: "Sequence[float] | np.ndarray"
+) -> "list[Recommendation]":
     from ..recommender.recommender import Recommendation
 
     return [

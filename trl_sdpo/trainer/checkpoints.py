@@ -102,7 +102,7 @@ def find_last_checkpoint(
         `tuple[str | None, dict[str, str]]`: The checkpoint with the most steps among the whole ones, `None` if there
         is none, and the folders with more steps that are not whole, each with the reason.
     """
-    skipped = {}
+    skipped: dict[str, str] = {}
     for folder in sorted(Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*"), key=_steps, reverse=True):
         if not folder.is_dir() or _steps(folder) < 0:
             continue

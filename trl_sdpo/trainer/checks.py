@@ -2,12 +2,14 @@
 
 import math
 from collections.abc import Collection
+from typing import Any
 
 import torch
 from accelerate.parallelism_config import ParallelismConfig
 from accelerate.utils import parse_flag_from_env
 from datasets import Dataset, IterableDataset
 from transformers import AutoConfig, PreTrainedModel, TrainerState
+from transformers.utils.peft_utils import find_adapter_config_file
 from trl import DPOConfig
 
 from ..losses.graded import LOG
@@ -126,6 +128,11 @@ def _check_model(model: str | PreTrainedModel, args: DPOConfig) -> None:
             f"`model` is wrapped in `{type(model).__name__}`. Pass the model itself, `model.{inside}`: the trainer wraps it."
         )
     if isinstance(model, str):
+        if find_adapter_config_file(model) is not None:
+            raise ValueError(
+                f"`model={model!r}` is an adapter. Load it on its base, to train it further, with "
+                "`AutoPeftModelForCausalLM.from_pretrained(model, is_trainable=True)`, and pass that."
+            )
         options = args.model_init_kwargs or {}
         config = AutoConfig.from_pretrained(
             model, trust_remote_code=options.get("trust_remote_code", args.trust_remote_code)
@@ -152,7 +159,7 @@ def _check_model(model: str | PreTrainedModel, args: DPOConfig) -> None:
 
 def _check_columns(dataset: Dataset | IterableDataset, name: str) -> None:
     # the columns of a stream may be unknown until it is read
-    columns = dataset.column_names or next(iter(dataset), {})
+    columns: Any = dataset.column_names or next(iter(dataset), {})
     if images := [column for column in ("image", "images") if column in columns]:
         raise ValueError(
             f"The {name} dataset has a column `{images[0]}`: images are not supported, since their tokens would have to be "
@@ -217,12 +224,6 @@ def check_multi_preference_options(args: DPOConfig, loss_types: list[str] | None
     if args.label_smoothing != 0.0:
         _check_label_smoothing(args.label_smoothing, loss_types)
     _check_scores(args, loss_types)
-    if args.torch_compile:
-        raise ValueError(
-            "`torch_compile=True` is not supported with several rejected completions yet: it was never tried whether the "
-            "reference, which exchanges parameters, compiles once or anew in every step. Leave it out, or use "
-            "`to_preference_pairs`, which gives records with one rejected completion."
-        )
     _check_parallelism(args)
     _check_checkpointing(args)
     _check_without_effect(args)

@@ -25,6 +25,7 @@ from accelerate.utils import broadcast, is_peft_model, parse_flag_from_env
 from peft import LoraConfig, PeftConfig, PeftMixedModel, PeftModel
 from torch import nn
 from transformers import BitsAndBytesConfig, PreTrainedModel
+from transformers.utils.peft_utils import find_adapter_config_file
 from trl import DPOConfig
 from trl.trainer.utils import create_model_from_path
 
@@ -268,7 +269,7 @@ def load_like_policy(
 
     Args:
         path (`str`):
-            Folder or name on the Hub.
+            Folder or name on the Hub, of a model or of an adapter.
         model (`str` or [`~transformers.PreTrainedModel`]):
             Policy; type and attention of an instance are taken over.
         args ([`~trl.DPOConfig`]):
@@ -294,7 +295,10 @@ def load_like_policy(
         options.setdefault("dtype", model.dtype)
         options.setdefault("attn_implementation", model.config._attn_implementation)
     try:
-        return create_model_from_path(path, **options)
+        if find_adapter_config_file(path) is None:
+            return create_model_from_path(path, **options)
+        base = create_model_from_path(PeftConfig.from_pretrained(path).base_model_name_or_path, **options)
+        return _without_wrapper(PeftModel.from_pretrained(base, path))
     except OSError as error:
         raise ValueError(
             f"`ref_model={path!r}` is not a model that can be loaded: {error} Pass a folder or the name of a model on the "

@@ -116,6 +116,7 @@ class FixedReferenceTrainer(DPOTrainer):
         datasets |= self.eval_dataset if isinstance(self.eval_dataset, dict) else {"eval": self.eval_dataset}
         check_tokens_have_embeddings(self.model, self._tokenizer, datasets)
         self._models_are_ready = True
+        self._dtype = self.model.dtype
         sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
         keep_4bit_layers_differentiable(self.model)
         if not sharded:
@@ -178,7 +179,20 @@ class FixedReferenceTrainer(DPOTrainer):
         with evaluation_mode(model):
             return super().compute_ref_log_probs(model, inputs)
 
+    def _build_accelerator_args(self, **kwargs) -> dict[str, Any]:
+        args = super()._build_accelerator_args(**kwargs)
+        # `torch_compile`: the layers, which is where the time goes. TRL's LM head, whose tiles have several sizes, does not
+        # trace, and whoever exchanges parameters of the outer modules for the reference does so outside of what is compiled
+        args["dynamo_plugin"].use_regional_compilation = True
+        return args
+
+    def _follow_mode(self, model: torch.nn.Module) -> None:
+        """Compiled by layers, what is called is a copy of the outer modules of `self.model`, whose mode that does not hear."""
+        if model.training:
+            self.model.training = True
+
     def _compute_loss(self, model: torch.nn.Module, inputs: dict[str, torch.Tensor], return_outputs: bool) -> Any:
+        self._follow_mode(model)
         if not has_plain_head(self.accelerator.unwrap_model(model)):
             raise ValueError(
                 "The LM head is wrapped by an adapter (`trainable_token_indices` with tied embeddings, for one), which "
@@ -198,7 +212,7 @@ class FixedReferenceTrainer(DPOTrainer):
         with torch.no_grad(), disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs):
             if isinstance(self.ref_model, InitialPolicy):
                 with self.ref_model.active():
-                    yield self.model
+                    yield self.model_wrapped if self.args.torch_compile else self.model
             elif is_peft_model(self.model) and self.ref_model is None:
                 # When training a PEFT adapter that is sharded, how we obtain the reference depends on the setup:
                 # - New adapter: disabling adapters yields the base model.
@@ -210,7 +224,7 @@ class FixedReferenceTrainer(DPOTrainer):
                 ):
                     yield self.model
             else:
-                yield self.ref_model or self.model
+                yield self.model if self.ref_model is None else self.ref_model
 
     def _check_start(self, inputs: dict[str, torch.Tensor], exists: torch.Tensor | None = None) -> None:
         """Once, before the first step: the policy, without dropout, is its reference."""
@@ -260,8 +274,14 @@ class FixedReferenceTrainer(DPOTrainer):
             )
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs) -> TrainOutput:
+        if torch.finfo(self.model.dtype).bits < torch.finfo(self._dtype).bits:
+            raise ValueError(
+                f"The model was cast from {self._dtype} to {self.model.dtype} after the trainer was built, as `evaluate` does with "
+                "`bf16_full_eval` and `fp16_full_eval`: it would train in that precision. Build the trainer anew, or leave these out."
+            )
         self._take_in_unfrozen()
         if resume_from_checkpoint:
+            assert isinstance(resume_from_checkpoint, str | os.PathLike)  # True is a path by now
             self._reference_files.resume(resume_from_checkpoint)
             warn_of_other_data(resume_from_checkpoint, data_facts(self.train_dataset, self.args))
         self._start_is_checked |= bool(resume_from_checkpoint)

@@ -269,7 +269,8 @@ class SoftmaxDPOTrainer(PolicyPushes, WholeCheckpoints, RowLayoutTrainer):
     def _set_signature_columns_if_needed(self) -> None:
         if self._signature_columns is None:  # what K negatives are drawn by, and rows are grouped by
             super()._set_signature_columns_if_needed()
-            self._signature_columns += [
+            self._signature_columns = [
+                *self._signature_columns,
                 "record_id",
                 "length",
                 *((CHOSEN_SCORE, REJECTED_SCORES) if self._graded_types else ()),
@@ -300,6 +301,7 @@ class SoftmaxDPOTrainer(PolicyPushes, WholeCheckpoints, RowLayoutTrainer):
         if return_outputs:
             raise ValueError(f"`predict` {checks.NO_LOGITS}")
         # The parent splits a batch in halves, chosen and rejected
+        self._follow_mode(model)
         evaluation = not self.model.training
         inputs = self._lay_out(model, inputs)
         exists = inputs["completion_exists"]  # (B, C)

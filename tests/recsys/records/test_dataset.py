@@ -84,6 +84,7 @@ def test_records_hold_what_the_sequences_say():
         shown = [title_of(item) for item in (record["item_id"], *record["rejected_item_ids"])]
         assert sorted(record["candidates"]) == sorted(shown)
     # 240 events; 16 of 20 rounds are for training, the first three of every user have too short a history.
+    assert report["train"].pop("record_facts")["targets_without_train_event"] == 0
     assert report["train"] == {
         "targets": 192,
         "dropped_short_history": 36,

@@ -15,6 +15,18 @@ def test_resuming_from_a_model_alone(llama, records, make_trainer, logged, caplo
     assert "checkpoint-2 holds a model alone" in caplog.text
 
 
+def test_evaluation_in_half_precision_before_training(llama, records, make_trainer):
+    """It casts the model for good, which would train in it."""
+    args = {"bf16_full_eval": True}
+    trainer = make_trainer(llama(), records(8), args=args, eval_dataset=Dataset.from_list(records(4)))
+    trainer.evaluate()
+    with pytest.raises(ValueError, match=r"cast from torch.float32 to torch.bfloat16.*`bf16_full_eval`"):
+        trainer.train()
+    trainer = make_trainer(llama(), records(8), args=args, eval_dataset=Dataset.from_list(records(4)))
+    trainer.train()
+    trainer.evaluate()
+
+
 def test_interrupted_evaluation_counts_once(llama, records, make_trainer):
     """The metrics of an evaluation are those of its records alone, whatever broke off before."""
     rows = records(8)

@@ -309,6 +309,42 @@ class TestAutomaticBatchSize:
             assert right == pytest.approx(left, abs=1e-6)
 
 
-def test_torch_compile_raises(llama, records, make_trainer):
-    with pytest.raises(ValueError, match="`torch_compile=True` is not supported with several rejected completions"):
-        make_trainer(llama(), records(4), args={"torch_compile": True, "torch_compile_backend": "eager"})
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "continued adapter",
+        # ten seconds each: the compiler reads the layers anew
+        pytest.param("all weights", marks=pytest.mark.thorough),
+        pytest.param("new adapter", marks=pytest.mark.thorough),
+    ],
+)
+def test_torch_compile(llama, records, make_trainer, logged, monkeypatch, kind):
+    """The same losses and metrics, evaluations in between included, and no graph that breaks."""
+    for name in ("BACKEND", "MODE"):  # which transformers leaves to the next trainer
+        monkeypatch.setenv(f"ACCELERATE_DYNAMO_{name}", {"BACKEND": "no", "MODE": "default"}[name])
+    rows, runs = records(8, 2, 2), []
+    for compiled in (False, True):
+        torch._dynamo.reset()
+        torch._dynamo.utils.counters.clear()
+        model = llama(num_hidden_layers=1)
+        kwargs = {"ref_model": None, "eval_dataset": Dataset.from_list(rows[:4])}
+        if kind == "new adapter":
+            kwargs["peft_config"] = lora_config()
+        elif kind == "continued adapter":
+            torch.manual_seed(0)
+            model = get_peft_model(model, lora_config(init_lora_weights=False))
+        args = {"beta": 0.3, "max_steps": 3, "eval_strategy": "steps", "eval_steps": 2, "torch_compile": compiled}
+        args |= {"pad_to_multiple_of": 128, "prefix_sharing": "true"}
+        args |= {"torch_compile_backend": "eager"} if compiled else {}
+        trainer = make_trainer(model, rows, args=args, **kwargs)
+        trainer.train()
+        runs.append(trainer)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
+    assert not torch._dynamo.utils.counters["graph_break"]
+    eager, compiled = runs
+    timings = ("runtime", "per_second", "time", "loss")
+    for left, right in zip(eager.state.log_history, compiled.state.log_history, strict=True):
+        assert left.keys() == right.keys()
+        for name in left:
+            if not name.endswith(timings) or name in ("loss", "eval_loss"):
+                assert right[name] == pytest.approx(left[name], rel=1e-4, abs=1e-4), (left["step"], name)

@@ -16,7 +16,7 @@ from .identity import CANDIDATES, POSITION, record_identity
 
 # What scores candidates: histories and candidates of a batch of records as item ids, oldest first, to a score for each
 # candidate of each record.
-Scorer = Callable[[list[list[str]], list[list[str]]], Sequence[Sequence[float]]]
+Scorer = Callable[[list[list[str]], list[list[str]]], Sequence[Sequence[float] | np.ndarray]]
 
 HISTORY, REJECTED = "history_item_ids", "rejected_item_ids"
 SCORES, LISTS = "scores", "item_ids"
@@ -92,7 +92,9 @@ def _read_records(dataset: Any) -> tuple[list[list[str]], list[list[str]]]:
     return histories, [[str(target), *map(str, others)] for target, others in rows]
 
 
-def _checked(batch: Sequence[Sequence[float]], candidates: list[list[str]], begin: int) -> list[np.ndarray]:
+def _checked(
+    batch: Sequence[Sequence[float] | np.ndarray], candidates: list[list[str]], begin: int
+) -> list[np.ndarray]:
     if len(batch) != len(candidates):
         raise ValueError(
             f"The scorer returned scores for {len(batch)} records of {len(candidates)}, from record {begin}. "
@@ -115,7 +117,7 @@ def _checked(batch: Sequence[Sequence[float]], candidates: list[list[str]], begi
     return rows
 
 
-def write_scores(scores: Sequence[Sequence[float]], path: str | Path, records: Any = None) -> None:
+def write_scores(scores: Sequence[Sequence[float] | np.ndarray], path: str | Path, records: Any = None) -> None:
     """
     Write the scores of records to a Parquet file with a column `scores` (a list of `double`) and a row per record.
 

@@ -16,6 +16,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from email.message import Message
 from pathlib import Path
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, build_opener
@@ -307,7 +308,7 @@ def _download_once(url: str, part: Path, timeout: float, checked: bool) -> bool:
         return goes_on
 
 
-def _version(headers: Mapping[str, str]) -> str:
+def _version(headers: Message) -> str:
     # A weak tag (W/"...") says that a file means the same, not that its bytes are the same.
     tag = headers.get("ETag", "")
     return tag if tag.startswith('"') else headers.get("Last-Modified", "")

@@ -262,7 +262,7 @@ def canonical_title(title: str, year: int | None = None) -> str:
     dated = _YEAR_BEHIND.fullmatch(text)
     if dated:
         text, year = dated["body"], int(dated["year"])
-    groups = []
+    groups: list[str] = []
     while group := _GROUP_BEHIND.fullmatch(text):
         text = group["body"]
         groups.insert(0, f" ({_article_to_front(group['group'].strip())})")

@@ -9,6 +9,7 @@ import polars as pl
 # Streams of random numbers that have nothing to do with each other.
 NEGATIVE_STREAM, ORDER_STREAM, TEMPLATE_STREAM, SUBSAMPLE_STREAM = range(4)
 POPULARITY_STREAM, HARD_STREAM, USER_SPLIT_STREAM, TIE_STREAM = range(4, 8)
+LOW_RATED_STREAM = 8
 
 _GOLDEN_GAMMA = 0x9E3779B97F4A7C15
 

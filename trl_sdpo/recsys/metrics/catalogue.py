@@ -2,7 +2,8 @@
 
 import itertools
 import numbers
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -24,7 +25,7 @@ def check_same_kind(ids: Iterable[Hashable], others: Iterable[Hashable], name: s
     """
     found = []
     for values in (ids, others):
-        kinds = {}
+        kinds: dict[Any, Any] = {}
         for value in values:
             if isinstance(value, (str, numbers.Number)):
                 kinds.setdefault("text" if isinstance(value, str) else "numbers", value)
@@ -191,7 +192,7 @@ def _counts(exposure: np.ndarray) -> np.ndarray:
 
 
 def mean_popularity(
-    lists: Sequence[Sequence[Hashable]], popularity: dict[Hashable, float], k: int | None = None
+    lists: Sequence[Sequence[Hashable]], popularity: Mapping[Any, float], k: int | None = None
 ) -> float:
     """
     How popular the items of lists are: the mean over the lists of the mean over their items (Average Recommendation
@@ -233,7 +234,7 @@ def catalogue_metrics(
     ks: tuple[int, ...] = (1, 3, 5, 10),
     *,
     seed: int | None = None,
-    popularity: dict[Hashable, float] | None = None,
+    popularity: Mapping[Any, float] | None = None,
     consumed: Sequence[Sequence[Hashable]] | None = None,
     groups: Sequence[Hashable] | None = None,
 ) -> dict:
@@ -280,7 +281,7 @@ def catalogue_metrics(
         ```
     """
     ranks = recommendation_ranks(recommended, targets)
-    metrics = {}
+    metrics: dict[str, Any] = {}
     for k in ks:
         metrics[f"hr@{k}"] = hit_rate(ranks, k)
         metrics[f"hr@{k}_ci"] = list(wilson_interval(ranks <= k, groups))

@@ -1,7 +1,7 @@
 """Columns of records as a table, from wherever the records are: plain lists, or a data set of any format."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import polars as pl
 
@@ -31,6 +31,10 @@ def read_columns(records: Any, names: Sequence[str]) -> pl.DataFrame:
 
         ```
     """
-    if not hasattr(records, "column_names") or records.format["type"] == "custom":
+    if not hasattr(records, "column_names"):
+        return pl.DataFrame({name: list(records[name]) for name in names})
+    transform = records.format["format_kwargs"].get("transform")
+    if transform is not None and not hasattr(transform, "table"):
         return pl.DataFrame({name: list(records[name][:]) for name in names})
-    return pl.from_arrow(records.select_columns(list(names)).with_format("arrow")[:])
+    table = records.select_columns(list(names)).with_format("arrow")[:]
+    return cast(pl.DataFrame, pl.from_arrow(table if transform is None else transform.table(table)))

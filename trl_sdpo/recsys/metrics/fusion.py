@@ -49,12 +49,12 @@ class Fusion:
     log_likelihood: float
     num_records: int
 
-    def scores(self, scores: Mapping[str, Sequence[Sequence[float]]]) -> list[np.ndarray]:
+    def scores(self, scores: Mapping[str, Sequence[Sequence[float] | np.ndarray]]) -> list[np.ndarray]:
         """
         The sum for the candidates of records.
 
         Args:
-            scores (`Mapping[str, Sequence[Sequence[float]]]`):
+            scores (`Mapping[str, Sequence[Sequence[float] | np.ndarray]]`):
                 For each feature the scores of the candidates of each record, as they were fitted.
 
         Returns:
@@ -90,7 +90,7 @@ class Fusion:
 
 
 def fit_fusion(
-    scores: Mapping[str, Sequence[Sequence[float]]],
+    scores: Mapping[str, Sequence[Sequence[float] | np.ndarray]],
     groups: Sequence[Hashable] | None = None,
     l2: float = 1.0,
 ) -> Fusion:
@@ -106,7 +106,7 @@ def fit_fusion(
     Fit on validation records: on training records every system is better than it will be.
 
     Args:
-        scores (`Mapping[str, Sequence[Sequence[float]]]`):
+        scores (`Mapping[str, Sequence[Sequence[float] | np.ndarray]]`):
             For each feature the scores of the candidates of each record, the target first.
         groups (`Sequence[Hashable]`, *optional*):
             The user of each record, for standard errors over users.
@@ -156,7 +156,7 @@ def fit_fusion(
     )
 
 
-def _flatten(scores: Mapping[str, Sequence[Sequence[float]]]) -> tuple[np.ndarray, np.ndarray]:
+def _flatten(scores: Mapping[str, Sequence[Sequence[float] | np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
     """Features as columns, of shape `(candidates of all records, features)`, and the candidates of each record."""
     columns, lengths = [], None
     for name, rows in scores.items():

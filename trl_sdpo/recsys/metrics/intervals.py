@@ -34,7 +34,9 @@ class GroupSums(NamedTuple):
         return float(counts.sum() ** 2 / (counts**2).sum())
 
 
-def group_sums(values: Sequence[float], groups: Sequence[Hashable] | None = None) -> GroupSums:
+def group_sums(
+    values: Sequence[float] | np.ndarray, groups: Sequence[Hashable] | np.ndarray | None = None
+) -> GroupSums:
     """
     Sum and number of the values of every group.
 
@@ -68,7 +70,7 @@ def group_sums(values: Sequence[float], groups: Sequence[Hashable] | None = None
     return GroupSums(np.bincount(owner, weights=values), np.bincount(owner))
 
 
-def group_codes(groups: Sequence[Hashable], num_records: int) -> np.ndarray:
+def group_codes(groups: Sequence[Hashable] | np.ndarray, num_records: int) -> np.ndarray:
     """The groups of records as whole numbers from 0, of shape `(n,)`; a `ValueError` unless each record has one."""
     groups = list(groups)
     if len(groups) != num_records:
@@ -79,7 +81,10 @@ def group_codes(groups: Sequence[Hashable], num_records: int) -> np.ndarray:
 
 
 def wilson_interval(
-    values: Sequence[float], groups: Sequence[Hashable] | None = None, *, confidence: float = 0.95
+    values: Sequence[float] | np.ndarray,
+    groups: Sequence[Hashable] | np.ndarray | None = None,
+    *,
+    confidence: float = 0.95,
 ) -> tuple[float, float]:
     """
     The interval of a hit rate (Wilson, 1927), which is never of no width: 0 hits of 20 are compatible with .16.
@@ -141,7 +146,10 @@ def wilson_interval(
 
 
 def mean_interval(
-    values: Sequence[float], groups: Sequence[Hashable] | None = None, *, confidence: float = 0.95
+    values: Sequence[float] | np.ndarray,
+    groups: Sequence[Hashable] | np.ndarray | None = None,
+    *,
+    confidence: float = 0.95,
 ) -> tuple[float, float]:
     """
     The interval of a mean of any values, such as of differences: Student's t, over groups where they are given.
@@ -182,7 +190,10 @@ def mean_interval(
 
 
 def difference_interval(
-    differences: Sequence[float], groups: Sequence[Hashable] | None = None, *, confidence: float = 0.95
+    differences: Sequence[float] | np.ndarray,
+    groups: Sequence[Hashable] | np.ndarray | None = None,
+    *,
+    confidence: float = 0.95,
 ) -> tuple[float, float]:
     """
     [`mean_interval`] of differences of two values from 0 to 1, which is never of no width nor beyond -1 and 1.
@@ -245,8 +256,8 @@ def student_quantile(confidence: float, degrees: float) -> float:
 
 
 def bootstrap_interval(
-    values: Sequence[float],
-    groups: Sequence[Hashable] | None = None,
+    values: Sequence[float] | np.ndarray,
+    groups: Sequence[Hashable] | np.ndarray | None = None,
     *,
     seed: int,
     confidence: float = 0.95,

@@ -1,6 +1,7 @@
 """Ranking metrics over the candidates of a record, with their uncertainty and what chance gives."""
 
 from collections.abc import Hashable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -8,7 +9,7 @@ from .intervals import bootstrap_interval as bootstrap_interval
 from .intervals import group_sums, wilson_interval
 
 
-def ranks(scores: np.ndarray | Sequence[Sequence[float]]) -> np.ndarray:
+def ranks(scores: np.ndarray | Sequence[Sequence[float] | np.ndarray]) -> np.ndarray:
     """
     The rank of the target among the candidates of every record, from 1.
 
@@ -143,7 +144,7 @@ def ranking_metrics(
     ranks: np.ndarray,
     ks: tuple[int, ...] = (1, 10),
     *,
-    groups: Sequence[Hashable] | None = None,
+    groups: Sequence[Hashable] | np.ndarray | None = None,
     seed: int | None = None,
 ) -> dict:
     """
@@ -178,7 +179,7 @@ def ranking_metrics(
 
         ```
     """
-    metrics = {}
+    metrics: dict[str, Any] = {}
     for k in ks:
         hits = _hits(ranks, k)
         metrics |= {f"hr@{k}": hit_rate(ranks, k), f"hr@{k}_ci": list(wilson_interval(hits, groups))}
@@ -192,7 +193,7 @@ def ranking_metrics(
     return metrics | {"n": len(ranks)}
 
 
-def mean_per_group(values: Sequence[float], groups: Sequence[Hashable]) -> float:
+def mean_per_group(values: Sequence[float] | np.ndarray, groups: Sequence[Hashable] | np.ndarray) -> float:
     """
     The mean over groups of the mean over their records: every user counts the same, however many records there are.
 
@@ -263,7 +264,7 @@ def chance_metrics(num_candidates: int, ks: tuple[int, ...] = (1, 10)) -> dict:
         ```
     """
     every_rank = np.arange(1, num_candidates + 1)
-    metrics = {}
+    metrics: dict[str, Any] = {}
     for k in ks:
         level = chance_level(num_candidates, k)
         metrics |= {f"hr@{k}": level, f"hr@{k}_ci": [level, level], f"ndcg@{k}": ndcg(every_rank, k)}

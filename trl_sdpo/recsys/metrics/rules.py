@@ -118,7 +118,8 @@ def _never_a_negative(reference: Any) -> Rule:
 
 
 def _neighbours(reference: Any) -> dict[Any, set]:
-    pairs, counts = defaultdict(Counter), Counter()
+    pairs: defaultdict[Any, Counter] = defaultdict(Counter)
+    counts: Counter = Counter()
     for target, history in zip(reference["item_id"], reference["history_item_ids"], strict=True):
         counts[target] += 1
         for item in history:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Hashable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -13,7 +14,9 @@ _DRAWN_PER_CHUNK = 1 << 21
 
 
 def exact_mcnemar_test(
-    hits: Sequence[bool], baseline_hits: Sequence[bool], groups: Sequence[Hashable] | None = None
+    hits: Sequence[bool] | np.ndarray,
+    baseline_hits: Sequence[bool] | np.ndarray,
+    groups: Sequence[Hashable] | np.ndarray | None = None,
 ) -> float:
     """
     The exact McNemar test (McNemar, 1947): whether one of two systems hits more often than the other on the same
@@ -91,9 +94,9 @@ def _exact_sign_flips(differences: np.ndarray) -> float:
 
 
 def sign_flip_test(
-    values: Sequence[float],
-    baseline_values: Sequence[float],
-    groups: Sequence[Hashable] | None = None,
+    values: Sequence[float] | np.ndarray,
+    baseline_values: Sequence[float] | np.ndarray,
+    groups: Sequence[Hashable] | np.ndarray | None = None,
     *,
     seed: int,
     num_resamples: int = 10_000,
@@ -220,7 +223,7 @@ def paired_comparison(
     ks: tuple[int, ...] = (1, 10),
     *,
     seed: int,
-    groups: Sequence[Hashable] | None = None,
+    groups: Sequence[Hashable] | np.ndarray | None = None,
 ) -> dict:
     """
     How much better one system ranks than another, over the same records.
@@ -260,10 +263,10 @@ def paired_comparison(
         raise ValueError(
             f"Ranks count from 1, and so do cut-offs: the least rank is {min(ours.min(), theirs.min())}, ks={ks}."
         )
-    gains = {f"hr@{k}": (lambda ranks, k=k: (ranks <= k).astype(np.float64)) for k in ks}
+    gains: dict[str, Any] = {f"hr@{k}": (lambda ranks, k=k: (ranks <= k).astype(np.float64)) for k in ks}
     gains |= {f"ndcg@{k}": (lambda ranks, k=k: (ranks <= k) / np.log2(1 + ranks)) for k in ks if k > 1}
     gains["mrr"] = lambda ranks: 1 / ranks
-    comparison = {}
+    comparison: dict[str, Any] = {}
     for name, gain in gains.items():
         values, baseline_values = gain(ours), gain(theirs)
         comparison[name] = float(np.mean(values - baseline_values))
@@ -283,7 +286,7 @@ def compare_scores(
     ks: tuple[int, ...] = (1, 10),
     *,
     seed: int,
-    groups: Sequence[Hashable] | None = None,
+    groups: Sequence[Hashable] | np.ndarray | None = None,
 ) -> dict:
     """
     [`paired_comparison`] of two systems by their scores of the candidates of the same records.
@@ -320,7 +323,9 @@ def compare_scores(
     return paired_comparison(ranks(scores), ranks(baseline_scores), ks, seed=seed, groups=groups)
 
 
-def _paired(values: Sequence[float], baseline_values: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+def _paired(
+    values: Sequence[float] | np.ndarray, baseline_values: Sequence[float] | np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     ours, theirs = np.asarray(values, dtype=np.float64), np.asarray(baseline_values, dtype=np.float64)
     if ours.ndim != 1 or ours.shape != theirs.shape or not len(ours):
         raise ValueError(

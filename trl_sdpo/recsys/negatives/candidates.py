@@ -12,8 +12,10 @@ from ..interactions.interactions import ITEM_ID, USER_ID, instants
 from ..interactions.random_streams import ORDER_STREAM, hash_keys, random_numbers, stream_keys
 from .cooccurrence import nearest_by_co_occurrence
 from .eligibility import LAST_PHASE, Arrivals, Seen
+from .grades import Grades, low_rated_draw
 from .strategies import (
     HARD,
+    LOW_RATED,
     NUM_EARLIER,
     POPULARITY,
     POSITION,
@@ -57,6 +59,10 @@ class CandidateSampler:
             The phase of every event, see [`Seen`].
         available_from (`numpy.ndarray`, *optional*):
             Since when every item of the catalogue has been there, see [`Arrivals`].
+        ratings (`polars.DataFrame`, *optional*):
+            Events with `rating`, for the scores of records and for negatives that the user rated low.
+        low_rating (`float`, *optional*):
+            The highest rating of such a negative.
     """
 
     def __init__(
@@ -69,6 +75,8 @@ class CandidateSampler:
         popularity_alpha: float = 1.0,
         phases: np.ndarray | None = None,
         available_from: np.ndarray | None = None,
+        ratings: pl.DataFrame | None = None,
+        low_rating: float | None = None,
     ) -> None:
         self.ids = catalogue[ITEM_ID]
         self.seed = seed
@@ -76,12 +84,22 @@ class CandidateSampler:
         self.arrivals = Arrivals(available_from, len(self.ids))
         self.train_events, self.popularity_alpha = train_events, popularity_alpha
         self._draws: dict[str, Draw] = {UNIFORM: uniform_draw(seed, self.arrivals)}
+        self.grades = None if ratings is None else Grades(ratings, self.ids, self.seen)
+        # what a strategy does not give within so many draws is drawn uniformly
+        self._limits: dict[str, int | None] = {UNIFORM: None}
+        if self.grades is not None and low_rating is not None:
+            self._draws[LOW_RATED], self._limits[LOW_RATED] = low_rated_draw(seed, self.grades, low_rating)
         self.filled_uniformly = 0
         self._lock = threading.Lock()
 
     def prepare(self, strategies: Iterable[str]) -> None:
         """Count what these strategies draw by."""
         for strategy in set(strategies) - self._draws.keys():
+            if strategy == LOW_RATED:
+                raise ValueError(
+                    "negatives of strategy 'low-rated' need the ratings of a source. Make records with "
+                    "`build_preference_dataset(..., negatives='low-rated', low_rating=...)`."
+                )
             if self.train_events is None:
                 raise ValueError(f"negatives of strategy '{strategy}' need train_events. Pass the training events.")
             train_events = self.train_events.lazy().collect()
@@ -170,7 +188,7 @@ class CandidateSampler:
         """The first `count` of a stream that may be negatives, -1 for those that it does not give."""
         result = np.full((len(rows), count), -1, dtype=np.int64)
         taken = taken[:, (taken >= 0).any(axis=0)]
-        limit = None if strategy == UNIFORM else _DRAWS_BEFORE_UNIFORM
+        limit = self._limits.get(strategy, _DRAWS_BEFORE_UNIFORM)
         # The first numbers of a stream are the same however many are drawn, so a row that comes out short is drawn
         # again, longer, with the same beginning.
         waiting, draws = np.arange(len(rows)), taken.shape[1] + count + count // 4 + 4
@@ -180,7 +198,7 @@ class CandidateSampler:
             for begin in range(0, len(waiting), step):
                 part = waiting[begin : begin + step]
                 codes = self._draws[strategy](rows[part], draws)
-                good = self._allowed(rows[part], codes, taken[part])
+                good = self._allowed(rows[part], codes, taken[part], seen=strategy == LOW_RATED)
                 rank = np.cumsum(good, axis=1)
                 found = np.minimum(rank[:, -1], count)
                 done = (found == count) | (limit is not None and draws >= limit)
@@ -193,12 +211,12 @@ class CandidateSampler:
             waiting, draws = np.concatenate(short), draws * 2
         return result
 
-    def _allowed(self, rows: TargetRows, codes: np.ndarray, taken: np.ndarray) -> np.ndarray:
+    def _allowed(self, rows: TargetRows, codes: np.ndarray, taken: np.ndarray, seen: bool = False) -> np.ndarray:
         first = _first_in_row(np.concatenate([taken, codes], axis=1))[:, taken.shape[1] :]
         allowed = first & (codes >= 0) & (codes != rows.items[:, None])
         if not self.arrivals.always:
             allowed &= self.arrivals.places[codes] < rows.num_available[:, None]
-        return allowed & ~self.seen.contains(rows.users, codes, rows.phases)
+        return allowed if seen else allowed & ~self.seen.contains(rows.users, codes, rows.phases)
 
 
 def sample_negatives(

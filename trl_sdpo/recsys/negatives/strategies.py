@@ -19,8 +19,8 @@ from .eligibility import Arrivals
 # A target's place in the sequence of its user, and how many events at the beginning of it came before.
 POSITION, NUM_EARLIER = "position", "num_earlier"
 
-UNIFORM, POPULARITY, HARD = "uniform", "popularity", "hard"
-STRATEGIES = (UNIFORM, POPULARITY, HARD)
+UNIFORM, POPULARITY, HARD, LOW_RATED = "uniform", "popularity", "hard", "low-rated"
+STRATEGIES = (UNIFORM, POPULARITY, HARD, LOW_RATED)
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def parse_negatives(negatives: str | dict[str, float]) -> dict[str, float]:
 
     Args:
         negatives (`str` or `dict[str, float]`):
-            `"uniform"`, `"popularity"` or `"hard"`; or several with shares that make 1, as
+            `"uniform"`, `"popularity"`, `"hard"` or `"low-rated"`; or several with shares that make 1, as
             `{"uniform": 0.5, "hard": 0.5}` or `"uniform:0.5,hard:0.5"`.
 
     Returns:

@@ -122,9 +122,31 @@ def item_texts(
 
         ```
     """
+    return [shown for shown, _ in _texts_and_starts(text, titles, attributes, where)]
+
+
+def title_starts(
+    text: str, titles: Sequence[str], attributes: Mapping[str, Sequence[Any]] | None = None, where: str = "format"
+) -> list[int]:
+    """
+    Where the title begins in each text of [`item_texts`], in characters.
+
+    Example:
+        ```python
+        >>> title_starts("[{genres}: ]{title}", ["Heat", "Ran"], {"genres": [["Crime"], None]})
+        [7, 0]
+
+        ```
+    """
+    return [start for _, start in _texts_and_starts(text, titles, attributes, where)]
+
+
+def _texts_and_starts(
+    text: str, titles: Sequence[str], attributes: Mapping[str, Sequence[Any]] | None, where: str
+) -> list[tuple[str, int]]:
     parts, attributes = parse_item_format(text, where), attributes or {}
     if text == TITLE_ALONE:
-        return list(titles)
+        return [(title, 0) for title in titles]
     missing = [name for name in attributes_of(text) if name not in attributes]
     if missing:
         raise ValueError(
@@ -136,16 +158,21 @@ def item_texts(
     return [_text(parts, dict(zip(names, row, strict=True))) for row in zip(*columns, strict=True)]
 
 
-def _text(parts: list[tuple[bool, list[_Piece]]], values: dict[str, Any]) -> str:
-    texts = []
+def _text(parts: list[tuple[bool, list[_Piece]]], values: dict[str, Any]) -> tuple[str, int]:
+    """An item in the words of a format, and where its title begins."""
+    texts, start = "", None
     for optional, pieces in parts:
         shown = [None if field is None else _shown(values[field], limit) for _, field, limit in pieces]
         if any(field is not None and not value for (_, field, _), value in zip(pieces, shown, strict=True)):
             if optional:
                 continue
-            return values[_TITLE]
-        texts += [literal + (value or "") for (literal, _, _), value in zip(pieces, shown, strict=True)]
-    return "".join(texts)
+            return values[_TITLE], 0
+        for (literal, field, _), value in zip(pieces, shown, strict=True):
+            texts += literal
+            if field == _TITLE and start is None:
+                start = len(texts)
+            texts += value or ""
+    return texts, start or 0
 
 
 def _shown(value: Any, limit: int | None) -> str:

@@ -1,6 +1,7 @@
 """Prompts and completions of many records at once, as Arrow arrays: no Python string is made."""
 
 import string
+from typing import cast
 
 import numpy as np
 import pyarrow as pa
@@ -120,7 +121,11 @@ def join_pieces(pieces: pa.StringArray, rows: np.ndarray) -> pa.StringArray:
 
 def lists(values: pa.Array, lengths: np.ndarray | int, count: int) -> pa.ListArray:
     """Cut an array into lists: of one length, or of those given."""
-    offsets = np.arange(count + 1) * lengths if np.isscalar(lengths) else np.concatenate([[0], np.cumsum(lengths)])
+    offsets = (
+        np.arange(count + 1) * cast(int, lengths)
+        if np.isscalar(lengths)
+        else np.concatenate([[0], np.cumsum(lengths)])
+    )
     return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), values)
 
 

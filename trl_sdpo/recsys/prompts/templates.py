@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .item_texts import TITLE_ALONE, attributes_of, item_texts, parse_item_format
+from .item_texts import TITLE_ALONE, attributes_of, item_texts, parse_item_format, title_starts
 
 
 PROMPT_STYLES = ("history", "candidates")
@@ -204,7 +204,7 @@ class PromptTemplate:
         where = f"template '{self.name}', completion_format"
         texts = item_texts(self.completion_format, titles, attributes, where)
         if self.completion_format != TITLE_ALONE and len({*texts}) < len({*titles}):
-            places = {}
+            places: dict[str, int] = {}
             for place, text in enumerate(texts):
                 if titles[places.setdefault(text, place)] != titles[place]:
                     raise ValueError(
@@ -212,6 +212,11 @@ class PromptTemplate:
                         "another format."
                     )
         return texts
+
+    def before_titles(self, titles: Sequence[str], attributes: Mapping[str, Sequence[Any]] | None = None) -> list[str]:
+        """What stands before the title in each text of [`answers`]: attributes, or nothing."""
+        starts = title_starts(self.completion_format, titles, attributes, f"template '{self.name}', completion_format")
+        return [text[:start] for text, start in zip(self.answers(titles, attributes), starts, strict=True)]
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ honest one, and the one that made the published records.
 
 from dataclasses import dataclass, field, replace
 
-from ..negatives.strategies import parse_negatives
+from ..negatives.strategies import LOW_RATED, parse_negatives
 from ..prompts.templates import DOMAINS, PROMPT_STYLES, PromptTemplate, select_templates
 from .phases import EXCLUSIONS, EXISTENCE, FIRST_EVENT, OFF, PHASE
 from .sequences import CORE_PERIODS, K_CORES, ORDERS, WHOLE
@@ -53,11 +53,17 @@ class RecordConfig:
             Records of the other splits have those of the list.
         negatives (`str` or `dict[str, float]`, *optional*, defaults to `"uniform"`):
             Where the negatives of training records come from, see [`sample_negatives`]: `"uniform"`, `"popularity"`,
-            `"hard"`, or several with shares, as `"uniform:0.5,hard:0.5"`.
+            `"hard"`, `"low-rated"` (see `low_rating`), or several with shares, as `"uniform:0.5,hard:0.5"`.
         eval_negatives (`str` or `dict[str, float]`, *optional*, defaults to `"uniform"`):
             The same for validation and test.
         popularity_alpha (`float`, *optional*, defaults to `1.0`):
             The exponent of popularity.
+        low_rating (`float`, *optional*):
+            The highest rating of a negative of the kind `"low-rated"`: an item that the user took in the training period and
+            never rated above it, nor as high as the target. Training records only.
+        scores (`bool`, *optional*, defaults to `False`):
+            Whether records have `chosen_score`, the user's rating of the target, and `rejected_scores`, null for what the
+            user had not rated by the end of the record's phase.
         candidate_seed (`str`, *optional*, defaults to `"record"`):
             `"record"` draws by (seed, user, position). `"target"` draws by the target alone, as the published S-DPO
             records do, so that a list tells its target: for comparison only, see [`leak_probe`].
@@ -134,13 +140,20 @@ class RecordConfig:
     negatives: str | dict[str, float] = field(
         default="uniform",
         metadata=_help(
-            "Negatives of training records: 'uniform', 'popularity', 'hard', or as 'uniform:0.5,hard:0.5'."
+            "Negatives of training records: 'uniform', 'popularity', 'hard', 'low-rated', or as 'uniform:0.5,hard:0.5'."
         ),
     )
     eval_negatives: str | dict[str, float] = field(
         default="uniform", metadata=_help("Negatives of validation and test records.")
     )
     popularity_alpha: float = field(default=1.0, metadata=_help("Exponent of popularity."))
+    low_rating: float | None = field(
+        default=None, metadata=_help("Highest rating of negatives of the kind 'low-rated'.")
+    )
+    scores: bool = field(
+        default=False,
+        metadata=_help("Write the user's ratings as chosen_score and rejected_scores, where a source has any."),
+    )
     candidate_seed: str = field(
         default="record",
         metadata=_help("Draw candidates by (seed, user, position) or, leaking, by 'target'.", choices=CANDIDATE_SEEDS),
@@ -228,9 +241,24 @@ class RecordConfig:
             raise ValueError(
                 f"candidate_seed='target' draws from all items, existence={self.existence!r} does not. Pass 'off'."
             )
+        self._check_low_rated(*shares)
         _ = self.templates
         for name in ("windows", "eval_windows"):
             parse_windows(getattr(self, name))
+
+    def _check_low_rated(self, training: dict[str, float], evaluation: dict[str, float]) -> None:
+        if LOW_RATED in evaluation:
+            raise ValueError(
+                "eval_negatives='low-rated': candidates would be items that the user has had, which a recommender leaves "
+                "out. Pass it as negatives alone."
+            )
+        if (LOW_RATED in training) != (self.low_rating is not None):
+            raise ValueError(
+                f"negatives={self.negatives!r} and low_rating={self.low_rating}: 'low-rated' and the rating that is low go "
+                "together. Pass both, or neither."
+            )
+        if LOW_RATED in training and self.exclude_seen != PHASE:
+            raise ValueError(f"'low-rated' negatives need exclude_seen='{PHASE}', not {self.exclude_seen!r}.")
 
     @property
     def templates(self) -> tuple[PromptTemplate, ...]:

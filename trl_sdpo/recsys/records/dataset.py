@@ -12,15 +12,14 @@ import pyarrow as pa
 from datasets import Dataset, DatasetDict
 
 from ..interactions.codes import sorted_catalogue
-from ..interactions.interactions import ITEM_ID, USER_ID, Interactions, instants
+from ..interactions.interactions import ITEM_ID, RATING, USER_ID, Interactions, instants
 from ..negatives.candidates import CandidateSampler
 from ..negatives.strategies import parse_negatives
 from ..negatives.target_seeded import TargetSeededSampler
 from ..prompts.rendering import plain
 from ..prompts.token_budget import TokenBudget
 from .config import RecordConfig
-from .consumed import Consumed, ConsumedInOrder, ConsumedInTime
-from .phases import EVER, OFF, available_from, touched_by_phase
+from .phases import EVER, OFF, Consumed, ConsumedInOrder, ConsumedInTime, available_from, touched_by_phase
 from .rows import CHUNK_SIZE, ROW, Chunk, RecordBuilder
 from .sequences import (
     IN_FILE,
@@ -210,6 +209,10 @@ def plan_records(
     if config.max_length is not None and processing_class is None:
         raise ValueError(f"max_length={config.max_length} needs a tokenizer to count with. Pass processing_class.")
     _check_times(interactions, config)
+    if (config.scores or config.low_rating is not None) and RATING not in interactions.events.columns:
+        raise ValueError(
+            f"{interactions.name}: scores and low_rating need a column '{RATING}', which it has not. Leave them out."
+        )
     of_training = config.core_period == TRAINING and config.min_interactions > 1
     sequences, source_report = build_sequences_with_report(
         interactions,
@@ -230,7 +233,7 @@ def plan_records(
         tied = interactions.has_time and config.order == IN_TIME
         events, counts = keep_core_of_training(events, ties_are_sets=tied, **options)
         source_report |= counts
-    report = {"source": interactions.name, "seed": config.seed, **source_report}
+    report: dict[str, Any] = {"source": interactions.name, "seed": config.seed, **source_report}
     report |= {"split": config.split, "leaks": split_leaks(events)}
     catalogue = sorted_catalogue(interactions.items.join(events, on=ITEM_ID, how="semi"))
     events = events.with_row_index(ROW)
@@ -274,12 +277,11 @@ def _make_builder(
     config: RecordConfig,
     processing_class: "PreTrainedTokenizerBase | None",
 ) -> RecordBuilder:
-    by_target = config.candidate_seed == "target"
     touched, phases = interactions.events, None
     if config.exclude_seen != EVER:
         in_time = interactions.has_time and config.order != IN_FILE_UNCHECKED
         touched, phases = touched_by_phase(interactions.events, events, config.split, in_time)
-    sampler = (TargetSeededSampler if by_target else CandidateSampler)(
+    sampler = (TargetSeededSampler if config.candidate_seed == "target" else CandidateSampler)(
         touched,
         catalogue,
         seed=config.seed,
@@ -287,10 +289,12 @@ def _make_builder(
         popularity_alpha=config.popularity_alpha,
         phases=phases,
         available_from=available_from(interactions.events, catalogue, config.resolved_existence),
+        ratings=interactions.events if config.scores or config.low_rating is not None else None,
+        low_rating=config.low_rating,
     )
     sampler.prepare([*parse_negatives(config.negatives), *parse_negatives(config.eval_negatives)])
     sampler.train_events = None  # counted by now, and large
-    if by_target:
+    if isinstance(sampler, TargetSeededSampler):
         sampler.number_items(events[ITEM_ID])
     return RecordBuilder(
         events,
@@ -300,6 +304,7 @@ def _make_builder(
         history_size=config.history_size,
         num_candidates=config.num_candidates,
         conversational=config.conversational,
+        scores=config.scores,
         budget=None if processing_class is None else TokenBudget(processing_class, config.max_length),
     )
 

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import logging
 import os
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,9 @@ from ..interactions.interactions import ITEM_ID, TITLE, Interactions
 from ..interactions.registry import load_source
 from ..metrics.leaks import probe_lists
 from ..metrics.probes import leak_probes
-from . import recommender_files
+from ..prompts.record_texts import RecordTexts
+from . import compact, recommender_files
+from .compact import AUTO, FORMS, IDS, TEXT
 from .config import DEFAULT, RecordConfig, recipe_loader_options, recipe_options
 from .dataset import RecordPlan, plan_records
 from .report import SplitStatistics, plot_report, write_markdown
@@ -31,6 +34,8 @@ logger = logging.getLogger(__name__)
 REPORT = "report.json"
 # Titles are a dictionary in every row group; a larger catalogue than fits falls back to plain text.
 _LARGEST_DICTIONARY = 1 << 26
+# Sixteen row groups: files that the Hub and `datasets` read side by side.
+_RECORDS_PER_FILE = 1 << 19
 _PROBED = 2000
 _LEARNED_FROM = 50_000
 _PROBED_COLUMNS = ["chosen", "rejected", "candidates", "user_id", "item_id", "rejected_item_ids", "history_item_ids"]
@@ -46,14 +51,15 @@ def prepare(
     processing_class: "str | PreTrainedTokenizerBase | None" = None,
     num_workers: int | None = None,
     overwrite: bool = False,
+    form: str = AUTO,
     loader_options: dict | None = None,
     **options,
 ) -> dict:
     """
     Make a data set of multi-preference records and write it to a directory.
 
-    The directory appears when it is whole: `data/SPLIT-00000-of-00001.parquet`, which `datasets.load_dataset(output)`
-    reads as a `DatasetDict`, `report.md` with `report.png` (where matplotlib is installed), `report.json`, and for the
+    The directory appears when it is whole: `data/SPLIT-00000-of-00001.parquet`, of large splits several files, which
+    `datasets.load_dataset(output)` reads as a `DatasetDict` (see `form`), `report.md` with `report.png` (where matplotlib is installed), `report.json`, and for the
     models that are trained on it `recommender.json` and `catalogue.json`, see [`save_recommender_files`]. The bytes are
     a function of the source and the options, whatever the number of threads and processes. Records are written as they
     are made, so that memory holds the events of the source and not the records.
@@ -74,6 +80,11 @@ def prepare(
             Threads; by default the cores, 4 at most.
         overwrite (`bool`, *optional*, defaults to `False`):
             Replace what an earlier call left in `output`.
+        form (`str`, *optional*, defaults to `"auto"`):
+            `"text"`: columns of texts, which `datasets.load_dataset(output)` and any trainer of TRL read. `"ids"`: rows of
+            `catalogue.parquet`, about a tenth of that, which [`load_prepared`], the commands and the trainers of this
+            package render when a record is read. `"auto"`: text, unless it would take more than a gibibyte in memory; log
+            and report say which.
         loader_options (`dict`, *optional*):
             Passed to the loader of the source.
         **options:
@@ -96,6 +107,8 @@ def prepare(
         ```
     """
     output = Path(output)
+    if form not in FORMS:
+        raise ValueError(f"form={form!r} is none of {FORMS}. Pass one of them.")
     _check_free(output, overwrite)
     name = source if isinstance(source, str) else source.name
     config = RecordConfig(**{**recipe_options(recipe, name), **options})
@@ -108,10 +121,13 @@ def prepare(
     loaded = source.report
     plan = plan_records(source, config, processing_class)
     del source  # large, and not needed for the records
+    form, reason = _choose_form(form, plan)
+    plan.builder.as_codes = form == IDS
     num_workers = min(4, os.cpu_count() or 1) if num_workers is None else num_workers
     with writing_directory(output, replace=True) as stage:
         statistics = _write_records(plan, stage / "data", num_workers)
         report = {"recipe": recipe, "source_name": name, "options": _options(config), "loader": loaded, **plan.report}
+        report |= {"form": form, "form_reason": reason}
         report["negatives_drawn_uniformly_instead"] = plan.builder.sampler.filled_uniformly
         for split, gathered in statistics.items():
             report[split] |= gathered.summary()
@@ -121,8 +137,32 @@ def prepare(
         figure = plot_report(report, statistics, stage / "report.png")
         write_markdown(report, stage / "report.md", figure)
         _write_recommender_files(plan, name, stage)
+        if form == IDS:
+            fields = {"history_size", "num_candidates", "conversational"}
+            options = {field: getattr(config, field) for field in fields}
+            compact.write_catalogue(stage / compact.CATALOGUE, plan.catalogue, config.templates, **options)
     logger.info("%s: %s", output, {split: report[split]["records"] for split in statistics})
     return report
+
+
+def _choose_form(form: str, plan: RecordPlan) -> tuple[str, str]:
+    """The form of the records on disk, and why."""
+    size, texts = 0, plan.builder.texts
+    for split, targets in plan.targets.items():
+        pool, list_size = plan.config.num_negatives_of(split), plan.config.num_candidates
+        shown = plan.config.history_size + list_size * (1 + (plan.config.prompt_style == "candidates"))
+        size += targets.height * (int((shown + 1 + pool) * (texts.mean_length() + 4)) + 8 * (1 + pool))
+    about = f"as text the records take about {size / 1e9:.1f} GB in memory"
+    if form != AUTO:
+        return form, f"chosen; {about}"
+    form = IDS if size > compact.LARGEST_TEXT_FORM else TEXT
+    if form == IDS:
+        logger.warning(
+            "Records are written as rows of catalogue.parquet, since %s: read them with `trl_sdpo.recsys.load_prepared` or "
+            "the commands of trl-sdpo. form='text' (--form text) writes texts.",
+            about,
+        )
+    return form, about
 
 
 def _write_records(plan: RecordPlan, folder: Path, num_workers: int) -> dict[str, SplitStatistics]:
@@ -130,21 +170,46 @@ def _write_records(plan: RecordPlan, folder: Path, num_workers: int) -> dict[str
     statistics = {}
     for split, targets in plan.targets.items():
         gathered = SplitStatistics(targets.height, plan.config.num_candidates, plan.train_counts)
-        path, writer = folder / f"{split}-00000-of-00001.parquet", None
-        with tqdm(total=targets.height, desc=f"Records, {split}", unit=" records") as progress:
-            try:
-                for chunk in plan.chunks(split, num_workers):
-                    if writer is None:
-                        writer = _writer(path, chunk.table.schema)
-                    if chunk.table.num_rows:
-                        writer.write_table(chunk.table, row_group_size=chunk.table.num_rows)
-                        gathered.add(chunk)
-                    progress.update(chunk.table.num_rows + chunk.dropped)
-            finally:
-                if writer is not None:
-                    writer.close()
+        writer = _Shards(folder, split, -(-targets.height // _RECORDS_PER_FILE))
+        with tqdm(total=targets.height, desc=f"Records, {split}", unit=" records") as progress, writer:
+            for chunk in plan.chunks(split, num_workers):
+                writer.write(chunk.table)
+                if chunk.table.num_rows:
+                    gathered.add(chunk)
+                progress.update(chunk.table.num_rows + chunk.dropped)
         statistics[split] = gathered
     return statistics
+
+
+class _Shards:
+    """Files of a split, of so many records each; fewer in the last ones where records were dropped."""
+
+    def __init__(self, folder: Path, split: str, count: int) -> None:
+        self.paths = [folder / f"{split}-{number:05d}-of-{count:05d}.parquet" for number in range(count)]
+        self.writers: list[pq.ParquetWriter] = []
+        self.room = 0
+
+    def __enter__(self) -> "_Shards":
+        return self
+
+    def write(self, table: pa.Table) -> None:
+        if not self.writers or (self.room <= 0 and len(self.writers) < len(self.paths)):
+            self._close_last()
+            self.writers.append(_writer(self.paths[len(self.writers)], table.schema))
+            self.room = _RECORDS_PER_FILE
+        if table.num_rows:
+            self.writers[-1].write_table(table, row_group_size=table.num_rows)
+        self.room -= table.num_rows
+        self.schema = table.schema
+
+    def _close_last(self) -> None:
+        if self.writers:
+            self.writers[-1].close()
+
+    def __exit__(self, kind: type | None, *error: object) -> None:
+        self._close_last()
+        for path in self.paths[len(self.writers) :] if kind is None and self.writers else ():
+            _writer(path, self.schema).close()
 
 
 def _writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
@@ -171,20 +236,26 @@ def _probe(statistics: dict[str, SplitStatistics]) -> dict | None:
 
 def _probe_rules(folder: Path, splits: list[str], plan: RecordPlan) -> list[dict]:
     """The rules of [`leak_probes`] on the last split, learned from the training records."""
-    last = splits[-1]
-    reference = None if last == "train" or "train" not in splits else _read_some(folder, "train", _LEARNED_FROM)
+    last, texts = splits[-1], plan.builder.texts if plan.builder.as_codes else None
+    reference = None
+    if last != "train" and "train" in splits:
+        reference = _read_some(folder, "train", _LEARNED_FROM, texts)
     counts = dict(zip(plan.catalogue[ITEM_ID].to_list(), plan.train_counts.tolist(), strict=True))
-    probed = _read_some(folder, last, _LEARNED_FROM)
+    probed = _read_some(folder, last, _LEARNED_FROM, texts)
     return [probe.as_dict() for probe in leak_probes(probed, reference, counts=counts, max_records=_PROBED)]
 
 
-def _read_some(folder: Path, split: str, most: int) -> dict[str, list]:
+def _read_some(folder: Path, split: str, most: int, texts: RecordTexts | None) -> dict[str, list]:
     """Records of a split, of a large one whole row groups and so the records of whole users, evenly spread."""
-    with pq.ParquetFile(folder / f"{split}-00000-of-00001.parquet") as file:
-        groups = file.num_row_groups
-        wanted = max(1, min(groups, groups * most // max(1, file.metadata.num_rows)))
-        chosen = [number * groups // wanted for number in range(wanted)]
-        return file.read_row_groups(chosen, columns=_PROBED_COLUMNS).slice(0, most).to_pydict()
+    with ExitStack() as stack:
+        files = [stack.enter_context(pq.ParquetFile(path)) for path in sorted(folder.glob(f"{split}-*.parquet"))]
+        groups = [(file, number) for file in files for number in range(file.num_row_groups)]
+        rows = sum(file.metadata.num_rows for file in files)
+        wanted = max(1, min(len(groups), len(groups) * most // max(1, rows)))
+        chosen = [groups[number * len(groups) // wanted] for number in range(wanted)]
+        tables = [file.read_row_group(number, columns=_PROBED_COLUMNS) for file, number in chosen]
+    table = pa.concat_tables(tables).slice(0, most)
+    return (table if texts is None else compact.render_table(table, texts)).to_pydict()
 
 
 def _write_recommender_files(plan: RecordPlan, source: str, folder: Path) -> None:

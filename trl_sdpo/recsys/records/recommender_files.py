@@ -7,6 +7,7 @@ trained on it, so that what was trained is what is served.
 import dataclasses
 import difflib
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -197,7 +198,7 @@ class Catalogue:
 
 
 def _check_distinct(name: str, values: tuple[str, ...]) -> None:
-    rows = {}
+    rows: dict[str, int] = {}
     for row, value in enumerate(values):
         if not isinstance(value, str) or not value.strip():
             raise ValueError(f"catalogue: row {row}, {name}: {value!r} is no text. Fill it in or remove the row.")
@@ -252,7 +253,7 @@ def save_recommender_files(
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    wordings = {"templates": [_fields(template) for template in config.templates]}
+    wordings = {"templates": [fields_of_template(template) for template in config.templates]}
     contents = {RECOMMENDER_FILE: {"format_version": FORMAT_VERSION, **dataclasses.asdict(config), **wordings}}
     if catalogue is not None:
         # not `asdict`, which copies value by value; without attributes, versions that know none read it
@@ -264,7 +265,7 @@ def save_recommender_files(
     ]
 
 
-def load_recommender_files(model: str | Path, **hub_kwargs) -> RecommenderFiles:
+def load_recommender_files(model: str | os.PathLike, **hub_kwargs) -> RecommenderFiles:
     """
     Read `recommender.json` and `catalogue.json` of a data set or a model.
 
@@ -316,7 +317,7 @@ def copy_recommender_files(source: str | Path, destination: str | Path) -> list[
     return [write_text(destination / name, (source / name).read_text(encoding="utf-8")) for name in present]
 
 
-def missing_file(model: str | Path, name: str) -> ValueError:
+def missing_file(model: str | os.PathLike, name: str) -> ValueError:
     """
     The error for a model that lacks a file, which says how to make it.
 
@@ -336,7 +337,7 @@ def missing_file(model: str | Path, name: str) -> ValueError:
     return ValueError(f"{model}: has no {name}, so {unknown} is unknown. {_HOW_TO_MAKE}, or pass `{argument}`.")
 
 
-def _fields(template: PromptTemplate) -> dict[str, str]:
+def fields_of_template(template: PromptTemplate) -> dict[str, str]:
     """Without the formats of items that are the title alone, which versions before they came do not know."""
     fields = dataclasses.asdict(template)
     return {name: value for name, value in fields.items() if not (name.endswith("_format") and value == TITLE_ALONE)}
@@ -346,7 +347,10 @@ def _make_config(templates: list[dict[str, str]], **fields) -> RecommenderConfig
     return RecommenderConfig([PromptTemplate(**template) for template in templates], **fields)
 
 
-_READERS = {RECOMMENDER_FILE: ("config", _make_config), CATALOGUE_FILE: ("catalogue", Catalogue)}
+_READERS: dict[str, tuple[str, Callable[..., Any]]] = {
+    RECOMMENDER_FILE: ("config", _make_config),
+    CATALOGUE_FILE: ("catalogue", Catalogue),
+}
 
 
 def _read(path: Path, make: Callable[..., Any]) -> Any:
@@ -368,7 +372,7 @@ def _read(path: Path, make: Callable[..., Any]) -> Any:
         raise ValueError(f"{path}: {error} {_HOW_TO_MAKE}.") from error
 
 
-def find_file(model: str | Path, name: str, **hub_kwargs) -> Path | None:
+def find_file(model: str | os.PathLike, name: str, **hub_kwargs) -> Path | None:
     """The file in a directory, or downloaded from the Hub, see [`load_recommender_files`]; `None` where there is none."""
     if Path(model).is_dir():
         path = Path(model) / hub_kwargs.get("subfolder", "") / name
@@ -393,7 +397,7 @@ def find_file(model: str | Path, name: str, **hub_kwargs) -> Path | None:
         ) from error
 
 
-def check_model(model: str | Path, **hub_kwargs) -> None:
+def check_model(model: str | os.PathLike, **hub_kwargs) -> None:
     """
     Say at once, before anything heavy is imported, that a name is no model: a directory without one, a path that is not
     there, or a repository that the Hub does not have.
@@ -429,7 +433,7 @@ def _nearest(path: Path) -> str:
     return f" Did you mean {str(parent / near[0] / Path(*path.relative_to(parent).parts[1:]))!r}?" if near else ""
 
 
-def _is_cached(model: str | Path, hub_kwargs: dict) -> bool:
+def _is_cached(model: str | os.PathLike, hub_kwargs: dict) -> bool:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 

@@ -8,19 +8,21 @@ import polars as pl
 import pyarrow as pa
 
 from ..interactions.codes import encode
-from ..interactions.interactions import ITEM_ID, TIMESTAMP, TITLE, USER_ID
+from ..interactions.interactions import ITEM_ID, TIMESTAMP, USER_ID
 from ..interactions.random_streams import TEMPLATE_STREAM
 from ..negatives.candidates import CandidateSampler, history_codes, history_ends, shown_candidates
 from ..negatives.strategies import NUM_EARLIER, POSITION, TargetRows
-from ..prompts.rendering import Renderer, lists, message
+from ..prompts.record_texts import CONSUMED, RecordTexts, narrowed, text_or_number
+from ..prompts.rendering import lists
 from ..prompts.templates import PromptTemplate
 from ..prompts.token_budget import TokenBudget
-from .consumed import Consumed
+from .phases import Consumed
 from .splits import SPLIT, SPLITS
 
 
 ROW = "row"
-CONSUMED = "consumed_item_ids"
+COLUMNS = ("prompt", "chosen", "rejected", USER_ID, ITEM_ID, "rejected_item_ids", "history_item_ids", "candidates")
+COLUMNS += (TIMESTAMP, POSITION, NUM_EARLIER, CONSUMED)
 # The records of a chunk, which is also a row group on disk: part of what makes the bytes of a file.
 CHUNK_SIZE = 1 << 15
 # Arrow's strings of an array have 32-bit offsets.
@@ -70,6 +72,8 @@ class RecordBuilder:
             See [`build_preference_dataset`].
         conversational (`bool`, *optional*, defaults to `False`):
             Whether texts become messages.
+        scores (`bool`, *optional*, defaults to `False`):
+            Whether records say how the user rated the target and the negatives.
         budget ([`TokenBudget`], *optional*):
             Shortens histories to a number of tokens.
     """
@@ -84,26 +88,20 @@ class RecordBuilder:
         history_size: int,
         num_candidates: int,
         conversational: bool = False,
+        scores: bool = False,
         budget: TokenBudget | None = None,
     ) -> None:
         self.sampler, self.templates = sampler, templates
         self.history_size, self.num_candidates = history_size, num_candidates
-        self.conversational, self.budget = conversational, budget
+        self.scores, self.budget = scores, budget
+        # Whether tables hold rows of the catalogue instead of texts, see `compact`.
+        self.as_codes = False
         # What users had before: of validation and test records, see `plan_records`.
         self.consumed: Consumed | None = None
         self.event_items = encode(events[ITEM_ID], sampler.ids).astype(np.int32)
-        self._item_ids = _ids(catalogue[ITEM_ID])
-        self._renderers = [_renderer(one, catalogue, history_size, num_candidates) for one in templates]
-        # What completions say of every item: wordings differ in what stands around it.
-        self.answers = self._renderers[0].answers
-        if any(one.completion_format != templates[0].completion_format for one in templates):
-            raise ValueError("templates differ in completion_format. Give all of them the same.")
-        completions = [self.answers] if conversational else [one.completions for one in self._renderers]
-        # Wordings may share completions. In a dictionary that holds one twice, Parquet would write the texts themselves.
-        encoded = pa.concat_arrays(completions).dictionary_encode()
-        self._completions, self._completion_codes = encoded.dictionary, encoded.indices.to_numpy()
+        self.texts = RecordTexts(catalogue, templates, history_size, num_candidates, conversational)
         if budget is not None:
-            budget.measure_completions(templates, self.answers.to_pylist(), conversational)
+            budget.measure_completions(templates, self.texts.answers.to_pylist(), conversational)
 
     def rows(self, targets: pl.DataFrame) -> TargetRows:
         """Targets with `row`, their place among the events, as whole numbers with their histories."""
@@ -113,7 +111,7 @@ class RecordBuilder:
 
     def largest_chunk(self, pool_size: int) -> int:
         """Records whose texts are sure to fit into one array of strings, however long titles and histories are."""
-        longest = max(one.longest for one in self._renderers)
+        longest = self.texts.longest
         affixes = max(sum(map(_length, _words(template))) for template in self.templates)
         titles = self.history_size + self.num_candidates + pool_size + 1
         return max(
@@ -144,7 +142,7 @@ class RecordBuilder:
         if self.budget is not None:
             completions = np.column_stack([rows.items, pool])
             histories, tokens = self.budget.fit(
-                lambda some, histories: self._prompts(wording[some], histories, shown[some]),
+                lambda some, histories: self.texts.prompts(wording[some], histories, shown[some]),
                 rows.histories,
                 self.budget.longest_completion(wording, completions),
             )
@@ -160,63 +158,32 @@ class RecordBuilder:
     def _table(
         self, targets: pl.DataFrame, rows: TargetRows, pool: np.ndarray, shown: np.ndarray, wording: np.ndarray
     ) -> pa.Table:
-        count = len(rows)
-        prompts = self._prompts(wording, rows.histories, shown)
-        chosen = self._texts(wording, rows.items)
-        rejected = self._texts(wording[:, None], pool)
-        if self.conversational:
-            prompts, chosen = message("user", prompts), message("assistant", chosen)
-            rejected = message("assistant", rejected)
-        titles = pa.DictionaryArray.from_arrays(pa.array(shown.ravel(), pa.int32()), self.answers)
-        there = rows.histories >= 0
-        columns = {
-            "prompt": prompts,
-            "chosen": chosen,
-            "rejected": lists(rejected, pool.shape[1], count),
-            USER_ID: _ids(targets[USER_ID]),
-            ITEM_ID: _ids(targets[ITEM_ID]),
-            "rejected_item_ids": lists(self._item_ids.take(pa.array(pool.ravel())), pool.shape[1], count),
-            "history_item_ids": lists(self._item_ids.take(pa.array(rows.histories[there])), there.sum(axis=1), count),
-            "candidates": lists(titles, shown.shape[1], count),
-            TIMESTAMP: targets[TIMESTAMP].to_arrow(),
-            POSITION: targets[POSITION].to_arrow(),
-            NUM_EARLIER: targets[NUM_EARLIER].to_arrow(),
-            CONSUMED: self._consumed(targets),
+        count, there = len(rows), rows.histories >= 0
+        consumed = None
+        # All that the users had before, of validation and test records; those for training have no use of it.
+        if self.consumed is not None and targets.height and targets[SPLIT][0] != SPLITS[0]:
+            consumed = self.consumed(targets)
+        coded = {
+            "prompt": self.texts.prompt_codes(wording, rows.histories, shown),
+            "chosen": self.texts.completion_codes(wording, rows.items),
+            "rejected": lists(self.texts.completion_codes(wording[:, None], pool), pool.shape[1], count),
+            ITEM_ID: pa.array(rows.items),
+            "rejected_item_ids": lists(pa.array(pool.ravel()), pool.shape[1], count),
+            "history_item_ids": lists(pa.array(rows.histories[there]), there.sum(axis=1), count),
+            "candidates": lists(pa.array(shown.ravel()), shown.shape[1], count),
+            CONSUMED: pa.nulls(count, pa.list_(pa.int64()))
+            if consumed is None
+            else lists(pa.array(consumed[1]), consumed[0], count),
         }
+        columns = narrowed(coded, self.texts.code_type) if self.as_codes else self.texts.render(coded)
+        columns[USER_ID] = text_or_number(targets[USER_ID])
+        columns |= {name: targets[name].to_arrow() for name in (TIMESTAMP, POSITION, NUM_EARLIER)}
+        columns = {name: columns[name] for name in COLUMNS}
+        if self.scores:
+            grades = self.sampler.grades
+            columns["chosen_score"] = _scores(grades.of_targets(rows))
+            columns["rejected_scores"] = lists(_scores(grades.of(rows, pool)), pool.shape[1], count)
         return pa.table(columns)
-
-    def _consumed(self, targets: pl.DataFrame) -> pa.Array:
-        """All that the users had before, of validation and test records; nulls of those for training, who have no use."""
-        if self.consumed is None or not targets.height or targets[SPLIT][0] == SPLITS[0]:
-            return pa.nulls(targets.height, pa.list_(self._item_ids.type))
-        lengths, items = self.consumed(targets)
-        return lists(self._item_ids.take(pa.array(items)), lengths, targets.height)
-
-    def _prompts(self, wording: np.ndarray, histories: np.ndarray, shown: np.ndarray) -> pa.StringArray:
-        if len(self._renderers) == 1:
-            return self._renderers[0].prompts(histories, shown)
-        order = np.argsort(wording, kind="stable")
-        parts = []
-        for number, renderer in enumerate(self._renderers):
-            some = order[wording[order] == number]
-            parts.append(renderer.prompts(histories[some], shown[some]))
-        back = np.empty_like(order)
-        back[order] = np.arange(len(order))
-        return pa.concat_arrays(parts).take(pa.array(back))
-
-    def _texts(self, wording: np.ndarray, items: np.ndarray) -> pa.DictionaryArray:
-        """Completions, or bare titles of messages, as rows of a dictionary."""
-        codes = self._completion_codes[items if self.conversational else wording * len(self.answers) + items]
-        return pa.DictionaryArray.from_arrays(pa.array(codes.ravel(), pa.int32()), self._completions)
-
-
-def _renderer(template: PromptTemplate, catalogue: pl.DataFrame, history_size: int, num_candidates: int) -> Renderer:
-    titles = catalogue[TITLE].to_list()
-    attributes = {name: catalogue[name].to_list() for name in template.attributes if name in catalogue.columns}
-    shown, answers = template.shown(titles, attributes), template.answers(titles, attributes)
-    return Renderer(
-        template, pa.array(shown, pa.string()), history_size, num_candidates, pa.array(answers, pa.string())
-    )
 
 
 def _words(template: PromptTemplate) -> tuple[str, ...]:
@@ -229,6 +196,5 @@ def _length(text: str) -> int:
     return len(text.encode())
 
 
-def _ids(ids: pl.Series) -> pa.Array:
-    array = ids.to_arrow()
-    return array.cast(pa.string()) if ids.dtype == pl.String else array
+def _scores(ratings: np.ndarray) -> pa.Array:
+    return pa.array(ratings.ravel(), mask=np.isnan(ratings.ravel()))

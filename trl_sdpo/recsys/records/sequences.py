@@ -2,6 +2,7 @@
 
 import logging
 import math
+from typing import Any, cast
 
 import numpy as np
 import polars as pl
@@ -79,7 +80,7 @@ def build_sequences(
 
         ```
     """
-    options = {"min_rating": min_rating, "min_interactions": min_interactions, "k_core": k_core}
+    options: dict[str, Any] = {"min_rating": min_rating, "min_interactions": min_interactions, "k_core": k_core}
     options |= {"min_length": min_length, "merge_repeats": merge_repeats, "order": order, "seed": seed}
     return build_sequences_with_report(interactions, **options)[0]
 
@@ -264,8 +265,8 @@ def _pack(events: pl.DataFrame, columns: list[str]) -> np.ndarray | None:
     """Columns of whole numbers as one column in the same order, where 64 bits hold their ranges."""
     if any(events[column].dtype != pl.Int64 for column in columns) or events.is_empty():
         return None
-    lowest = [events[column].min() for column in columns]
-    sizes = [events[column].max() - low + 1 for column, low in zip(columns, lowest, strict=True)]
+    lowest = [cast(int, events[column].min()) for column in columns]
+    sizes = [cast(int, events[column].max()) - low + 1 for column, low in zip(columns, lowest, strict=True)]
     if math.prod(sizes) >= 2**64:
         return None
     key = np.zeros(events.height, dtype=np.uint64)

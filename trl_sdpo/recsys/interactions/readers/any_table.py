@@ -81,7 +81,7 @@ class AnyTable:
             )
             return list(dict.fromkeys(key for record in records if isinstance(record, dict) for key in record))
         if self.kind == ".parquet":
-            return pl.read_parquet_schema(self.data).names()
+            return list(pl.read_parquet_schema(self.data))
         raise ValueError(f"{self.label}: is no file that ends in one of {', '.join(_KINDS)}. Pass one.")
 
     def read(self, columns: dict[str, str], nested: tuple[str, ...] = ()) -> pl.DataFrame:
@@ -104,8 +104,8 @@ class AnyTable:
         if frame.is_empty():
             raise ValueError(f"{self.label}: no rows. Check that the table is whole.")
         names = [pl.col(column) == column for column in wanted if frame[column].dtype == pl.String]
-        again = frame.select(pl.all_horizontal(names).arg_true()).to_series() if len(names) > 1 else ()
-        if len(again) and len(names) == len(wanted):
+        again = frame.select(pl.all_horizontal(names).arg_true()).to_series().to_list() if len(names) > 1 else []
+        if again and len(names) == len(wanted):
             self.raise_at(again[0], wanted[0], wanted[0], "is the header again. Remove the line.")
         frame = frame.with_columns(blank_to_null(values) for values in frame)
         return frame.select(pl.col(column).alias(name) for name, column in columns.items())

@@ -4,8 +4,9 @@ import csv
 import io
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import TypeAlias, cast
 
 import polars as pl
 import pyarrow as pa
@@ -17,6 +18,8 @@ from .text_files import TextFile, check_not_empty, decode, decode_line
 
 
 _BLOCK = 1 << 24
+Columns: TypeAlias = Mapping[str, pl.DataType | type[pl.DataType]]
+
 _NEVER_IN_TEXT = "\x01"
 _REMEDY = "Correct the line, or fetch the file again if it was cut off."
 
@@ -65,7 +68,7 @@ def read_records(file: TextFile, quoting: Quoting, columns: list[str]) -> pl.Dat
         if line == first:
             raise ValueError(f"{file.label}: no rows behind the header. Check that the table is whole.") from error
         raise ValueError(f"{file.label}: {error}. {_REMEDY}") from error
-    return pl.from_arrow(table)
+    return cast(pl.DataFrame, pl.from_arrow(table))
 
 
 def check_header(source: Path | bytes, label: str, separator: str, *headers: list[str]) -> list[str]:
@@ -105,9 +108,9 @@ def read_table(
     source: Path | bytes,
     label: str,
     separator: str,
-    columns: dict[str, pl.DataType],
+    columns: Columns,
     header_lines: int = 0,
-    limits: dict[str, tuple[float, float]] | None = None,
+    limits: Mapping[str, tuple[float, float]] | None = None,
     optional: tuple[str, ...] = (),
 ) -> pl.DataFrame:
     """
@@ -120,7 +123,7 @@ def read_table(
             What messages call the file.
         separator (`str`):
             One or more characters.
-        columns (`dict[str, polars.DataType]`):
+        columns (`Mapping[str, polars.DataType]`):
             All columns in the order of the file: `Int64`, `Float64`, `String`, or `Null` for one that is not wanted.
         header_lines (`int`, *optional*, defaults to `0`):
             Lines to skip.
@@ -158,9 +161,7 @@ def read_table(
     return frame.select(wanted)
 
 
-def _read_fast(
-    source: Path | bytes, separator: str, columns: dict[str, pl.DataType], header_lines: int
-) -> pl.DataFrame:
+def _read_fast(source: Path | bytes, separator: str, columns: Columns, header_lines: int) -> pl.DataFrame:
     schema = {name: pl.String if dtype == pl.Null else dtype for name, dtype in columns.items()}
     if len(separator) == 1:
         return _scan(source, separator, schema, header_lines)
@@ -173,7 +174,7 @@ def _read_fast(
     return frame.select(pl.col(name).cast(dtype, strict=False) for name, dtype in schema.items())
 
 
-def _scan(source: Path | bytes, separator: str, schema: dict[str, pl.DataType], header_lines: int) -> pl.DataFrame:
+def _scan(source: Path | bytes, separator: str, schema: Columns, header_lines: int) -> pl.DataFrame:
     return pl.read_csv(
         io.BytesIO(source) if isinstance(source, bytes) else source,
         has_header=False,
@@ -195,9 +196,9 @@ def raise_first_bad_line(
     source: Path | bytes,
     label: str,
     separator: str,
-    columns: dict[str, pl.DataType],
+    columns: Columns,
     header_lines: int = 0,
-    limits: dict[str, tuple[float, float]] | None = None,
+    limits: Mapping[str, tuple[float, float]] | None = None,
     optional: tuple[str, ...] = (),
 ) -> None:
     """Name the first line of a table that [`read_table`] does not accept, if there is one."""
@@ -219,7 +220,7 @@ def raise_first_bad_line(
                     raise ValueError(f"{label}: line {number}, column '{column}': {value!r} {problem}. {_REMEDY}")
 
 
-def _problem(value: str, dtype: pl.DataType, limits: tuple[float, float] | None) -> str | None:
+def _problem(value: str, dtype: pl.DataType | type[pl.DataType], limits: tuple[float, float] | None) -> str | None:
     if dtype == pl.Null:
         return None
     if not value:

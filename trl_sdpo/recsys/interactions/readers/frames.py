@@ -3,7 +3,7 @@
 import decimal
 import math
 import numbers
-from typing import Any
+from typing import Any, cast
 
 import polars as pl
 import pyarrow as pa
@@ -67,7 +67,7 @@ def _from_pandas(column: Any, name: str, label: str) -> pl.Series:
     try:
         if column.dtype == object:
             return _from_objects(column.tolist(), column.isna().tolist(), name)
-        return pl.from_pandas(column.reset_index(drop=True)).alias(name)
+        return cast(pl.Series, pl.from_pandas(column.reset_index(drop=True))).alias(name)
     except (TypeError, ValueError, pa.ArrowException, pl.exceptions.PolarsError) as error:
         raise TypeError(f"{label}: column '{name}' ({column.dtype}): {error}. Cast it to one type.") from error
 

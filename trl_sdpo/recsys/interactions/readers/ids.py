@@ -2,7 +2,7 @@
 
 import unicodedata
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import polars as pl
 
@@ -10,7 +10,7 @@ import polars as pl
 # What Unicode calls white space, as `\\s` does.
 _WHITE = "\t\n\x0b\x0c\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(map(chr, range(0x2000, 0x200B)))
 # Behind these not every whole number is a float: what is read as one may have been another.
-_EXACT = {pl.Float16: 2**11, pl.Float32: 2**24, pl.Float64: 2**53}
+_EXACT: dict[Any, int] = {pl.Float16: 2**11, pl.Float32: 2**24, pl.Float64: 2**53}
 # A leading zero must stay, or "01" and "1" would become one.
 _NUMBER = r"^\s*(-?(?:0|[1-9][0-9]*))(?:\.0*)?\s*$"
 _WHOLE_FLOAT = r"^-?(?:0|[1-9][0-9]*)\.0+$"

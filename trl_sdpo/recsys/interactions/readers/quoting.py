@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 import polars as pl
 
@@ -42,8 +43,12 @@ class Quoting:
 
     def records(self, file: TextFile) -> Iterator[tuple[int, list[str]]]:
         """Records of a file, the header first: the line in which each ends, and its fields. Blank lines are left out."""
-        quoted = {"quotechar": self.quote} if self.quote else {"quoting": csv.QUOTE_NONE}
-        options = {"delimiter": self.separator, "escapechar": self.escape, "doublequote": self.escape is None}
+        quoted: dict[str, Any] = {"quotechar": self.quote} if self.quote else {"quoting": csv.QUOTE_NONE}
+        options: dict[str, Any] = {
+            "delimiter": self.separator,
+            "escapechar": self.escape,
+            "doublequote": self.escape is None,
+        }
         with _long_fields():
             reader = csv.reader(file.csv_lines(), strict=True, **options, **quoted)
             try:
@@ -197,7 +202,7 @@ def _check_records(file: TextFile, quoting: Quoting, guess: bool) -> None:
         before = number
     if not guess:
         return
-    ends = {line: None for pair in several for line in pair}
+    ends: dict[int, int | None] = {line: None for pair in several for line in pair}
     for number, line in file.lines():
         if number in ends:
             ends[number] = line.count(quoting.separator) + 1

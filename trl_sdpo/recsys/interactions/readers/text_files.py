@@ -9,7 +9,7 @@ import tempfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 
 logger = logging.getLogger(__name__)
@@ -145,7 +145,7 @@ class TextFile:
 
 
 def _open(path: Path) -> BinaryIO:
-    return gzip.open(path) if path.suffix == ".gz" else path.open("rb")
+    return cast(BinaryIO, gzip.open(path)) if path.suffix == ".gz" else path.open("rb")
 
 
 def decode(data: bytes, label: str, encodings: tuple[str, ...] = ("utf-8-sig",)) -> str:

@@ -1,6 +1,7 @@
 """Times of events: whole seconds since 1970 and, where a source is finer, the nanoseconds behind them."""
 
 import logging
+from typing import cast
 
 import polars as pl
 
@@ -65,7 +66,7 @@ def _from_datetimes(times: pl.Series) -> tuple[pl.Series, pl.Series]:
     if times.dtype == pl.Date:
         seconds = times.to_physical().cast(pl.Int64) * 86400
         return seconds, seconds * 0
-    count = TIME_UNITS[times.dtype.time_unit]
+    count = TIME_UNITS[cast(pl.Datetime, times.dtype).time_unit]
     whole = times.to_physical().cast(pl.Int64)
     return whole // count, whole % count * (_BILLION // count)
 
@@ -126,7 +127,7 @@ def _from_floats(times: pl.Series, count: int) -> tuple[pl.Series, pl.Series]:
 
 def _check_one_unit(seconds: pl.Series, unit: str, fail: Fail) -> None:
     """Raise where a time lies in the first year of all, and others lie decades later: seconds among milliseconds."""
-    if (seconds.max() or 0) > _BILLION:
+    if cast(int, seconds.max() or 0) > _BILLION:
         early = (seconds > 0) & (seconds < _YEAR)
         _check(early, fail, f"is in 1970 in {unit}, while others are after 2001. Write all times in one unit.")
 

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
@@ -111,7 +112,7 @@ def _read_books(label: str, source: Path | bytes, wanted: tuple[str, ...]) -> pl
         authors = book.get("authors", "").split(",")
         books[int(book[key])] = (book[_TITLE], year, authors, book.get("language_code"))
     titles, years, authors, languages = zip(*books.values(), strict=True) if books else ((), (), (), ())
-    schema = {
+    schema: dict[str, Any] = {
         ITEM_ID: pl.Int64,
         TITLE: pl.String,
         YEAR: pl.Int64,

@@ -4,9 +4,10 @@ import logging
 import re
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 from tqdm.auto import tqdm
@@ -53,7 +54,7 @@ def _not_a_rating(value: object) -> str | None:
     return None if type(value) is int and 0 <= value <= 5 else "is not a whole number from 0 to 5"
 
 
-_RECORD_CHECKS = {
+_RECORD_CHECKS: dict[str, Callable[[Any], str | None]] = {
     "user_id": lambda value: value_problem(value) or (None if str(value or "").strip() else "is empty"),
     "book_id": _not_a_number,
     "is_read": lambda value: None if isinstance(value, bool) else "is neither true nor false",
@@ -313,11 +314,11 @@ def _map_ids(rows: pl.LazyFrame, folder: Path) -> pl.LazyFrame:
     return rows.select(USER_ID, ITEM_ID, RATING, TIMESTAMP)
 
 
-def _read_map(path: Path, number: str, identifier: str, dtype: pl.DataType) -> pl.DataFrame:
+def _read_map(path: Path, number: str, identifier: str, dtype: pl.DataType | type[pl.DataType]) -> pl.DataFrame:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: missing beside {_CSV}, so its books have no titles. Fetch it.")
     header = check_header(path, str(path), ",", [number, identifier], [identifier, number])
-    types = {number: pl.Int64, identifier: dtype}
+    types: dict[str, Any] = {number: pl.Int64, identifier: dtype}
     table = read_table(path, str(path), ",", {name: types[name] for name in header}, header_lines=1)
     _check_unique(table, number, path)
     return table

@@ -1,6 +1,7 @@
 """What the UCSD Book Graph tells of a book beside its title."""
 
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
@@ -10,7 +11,7 @@ from ..readers.json_lines import raise_first_bad_record
 
 ATTRIBUTES = ("authors", "shelves", "language", "description", "year")
 _AUTHORS = "goodreads_book_authors.json"
-_COLUMNS = {
+_COLUMNS: dict[str, dict[str, Any]] = {
     "authors": {"authors": pl.List(pl.Struct({"author_id": pl.String, "role": pl.String}))},
     "shelves": {"popular_shelves": pl.List(pl.Struct({"count": pl.String, "name": pl.String}))},
     "language": {"language_code": pl.String},

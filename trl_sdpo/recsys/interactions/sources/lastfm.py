@@ -21,7 +21,7 @@ from ..interactions import (
     resolve_duplicate_titles,
     with_nanoseconds,
 )
-from ..readers.delimited import check_header, read_table
+from ..readers.delimited import Columns, check_header, read_table
 from ..readers.release_files import open_release
 from ..readers.text_files import decode
 
@@ -32,14 +32,14 @@ _ARTISTS, _TAGS = "artists.dat", "tags.dat"
 _TIMES, _DATES, _PLAYS = "user_taggedartists-timestamps.dat", "user_taggedartists.dat", "user_artists.dat"
 _LAYOUTS = {"tags": ((_TIMES, _ARTISTS), (_DATES, _ARTISTS)), "plays": ((_PLAYS, _ARTISTS),)}
 _IDS = {"userID": pl.Int64, "artistID": pl.Int64}
-_COLUMNS = {
+_COLUMNS: dict[str, Columns] = {
     _TIMES: {**_IDS, "tagID": pl.Null, "timestamp": pl.Int64},
     _DATES: {**_IDS, "tagID": pl.Null, "day": pl.Int64, "month": pl.Int64, "year": pl.Int64},
     _PLAYS: {**_IDS, "weight": pl.Float64},
     _ARTISTS: {"id": pl.Int64, "name": pl.String, "url": pl.Null, "pictureURL": pl.Null},
 }
 # Last.fm began in 2002, but five rows of the published file say 1956 to 1979.
-_LIMITS = {
+_LIMITS: dict[str, dict[str, tuple[float, float]]] = {
     _TIMES: {"timestamp": (-1000 * LATEST, 1000 * LATEST)},
     _DATES: {"day": (1, 31), "month": (1, 12), "year": (1900, 2100)},
     _PLAYS: {"weight": (0, float(LATEST))},

@@ -4,6 +4,7 @@ import logging
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
@@ -97,7 +98,7 @@ def load_movielens(path: str | Path, merge_titles: bool = True, attributes: str 
     if "tags" in wanted and not tags:
         raise FileNotFoundError(f"{path}: none of {', '.join(_TAGS)} beside {ratings}. Leave 'tags' out.")
     events = _read_ratings(ratings_file, ratings, ratings_label)
-    items = _read_movies(movies_file, movies, movies_label)
+    items = _read_movies(movies_file, movies, movies_label, wanted)
     known = items.select(ITEM_ID, *(one for one in ("genres", YEAR) if one in wanted))
     items = items.select(ITEM_ID, TITLE)
     report = {"events_read": events.height, "items_read": items.height}
@@ -121,7 +122,7 @@ def _read_ratings(source: Path | bytes, name: str, label: str) -> pl.DataFrame:
     return read_table(source, label, separator, _RATING_COLUMNS, limits=_LIMITS)
 
 
-def _read_movies(source: Path | bytes, name: str, label: str) -> pl.DataFrame:
+def _read_movies(source: Path | bytes, name: str, label: str, wanted: tuple[str, ...]) -> pl.DataFrame:
     check_not_empty(source, label)
     data = source if isinstance(source, bytes) else source.read_bytes()
     if name == "movies.csv":
@@ -140,7 +141,8 @@ def _read_movies(source: Path | bytes, name: str, label: str) -> pl.DataFrame:
             if line
         )
     # Tens of thousands of items at most, so a loop, which can name the line.
-    ids, titles, genres, years = {}, [], [], []
+    ids: dict[int, Any] = {}
+    titles, genres, years = [], [], []
     for number, fields in rows:
         identifier, title = fields[0], fields[1]
         if not (identifier.isascii() and identifier.isdigit()):
@@ -156,11 +158,11 @@ def _read_movies(source: Path | bytes, name: str, label: str) -> pl.DataFrame:
             raise ValueError(f"{label}: line {number}, column '{TITLE}': {title!r} is empty. Give the item a title.")
         ids[int(identifier)] = number
         titles.append(canonical_title(title))
-        genres.append(_genres(fields))
-        years.append(_year(titles[-1], fields[2]))
+        genres.append(_genres(fields) if "genres" in wanted else None)
+        years.append(_year(titles[-1], fields[2]) if YEAR in wanted else None)
     if not ids:
         raise ValueError(f"{label}: line 1: no items. Fetch the file again.")
-    schema = {ITEM_ID: pl.Int64, TITLE: pl.String, "genres": pl.List(pl.String), YEAR: pl.Int64}
+    schema: dict[str, Any] = {ITEM_ID: pl.Int64, TITLE: pl.String, "genres": pl.List(pl.String), YEAR: pl.Int64}
     return pl.DataFrame([list(ids), titles, genres, years], schema=schema)
 
 

@@ -196,7 +196,9 @@ def _read_items(path: Path, events: pl.DataFrame, names: tuple[str, ...]) -> tup
             f"{path}: line 1: needs '{ITEM_ID}' and one of {', '.join(names)}, has {columns}. Rename a column."
         )
     year_column = next((name for name in _YEAR_COLUMNS if name in columns), None)
-    ids, titles, unreadable, corrected = [], [], 0, 0
+    ids: list[str] = []
+    titles: list[str | None] = []
+    unreadable, corrected = 0, 0
     for number, line in file.lines():
         if number == 1 or not line:
             continue

@@ -1,0 +1,88 @@
+"""What a report says first."""
+
+import re
+
+import pytest
+
+from trl_sdpo.evaluation.report import collect_results, headline, models_of, results_text, to_html, to_markdown
+from trl_sdpo.evaluation.verdict import same_titles, verdict_sentence
+
+
+def row(value, **more):
+    return {"hr@1": value, "hr@1_ci": [value - 0.05, value + 0.05], "users": 7, "n": 40, **more}
+
+
+@pytest.fixture
+def results():
+    comparisons = [
+        {"system": "s-dpo", "baseline": name, "hr@1": gain, "hr@1_ci": [gain - 0.1, gain + 0.1], "hr@1_p": 0.01,
+         "hr@1_p_holm": 0.02, "verdict": verdict}
+        for name, gain, verdict in (
+            ("popularity", 0.2, "better"), ("kNN", 0.1, "better"), ("sft", 0.0, "no measurable difference"))
+    ]  # fmt: skip
+    section = {
+        "protocol": "ranking",
+        "label": "sampled metrics",
+        "metric": "hr@1",
+        "systems": {
+            "chance": {"hr@1": 0.05, "hr@1_ci": [0.05, 0.05], "n": 40},
+            "popularity": row(0.2), "kNN": row(0.3), "sft": row(0.4), "s-dpo": row(0.4),
+        },
+        "comparisons": comparisons,
+        "breakdowns": [
+            {
+                "name": "length of the history", "unit": "titles",
+                "bins": [{"label": "1-5", "n": 1234}, {"label": "6-10", "n": 8}],
+                "systems": {name: [{"value": 0.4, "ci": [0.3, 0.5]}] * 2 for name in ("sft", "s-dpo")},
+            }
+        ],
+        "examples": {"system": "s-dpo", "hits": [], "misses": []},
+        "notes": ["s-dpo: all of the 40 lists hold 'Emma'."],
+    }  # fmt: skip
+    facts = {"s-dpo": {"num_negatives": 15, "steps": 300}}
+    return collect_results(
+        [section], dataset={"name": "mine", "split": "test", "records": 40}, settings={"seed": 0}, facts=facts
+    )
+
+
+def test_the_verdict_is_that_of_the_tests(results):
+    said = (
+        "s-dpo has hr@1 0.400 (0.350 to 0.450), where chance has 0.050: better than popularity and kNN; no measurable "
+        "difference from sft."
+    )
+    assert verdict_sentence(results) == said
+    assert to_markdown(results).startswith(f"# Results\n\n**{said.replace('_', chr(92) + '_')}**")
+    page = to_html(results)
+    assert re.search(r"<h1>Results</h1>\s*<p class=\"verdict\">s-dpo has hr@1 0\.400", page)
+    assert verdict_sentence(results | {"sections": []}) is None
+
+
+def test_what_was_evaluated_is_said_with_date_users_and_steps(results):
+    assert headline(results) == "mine: split test, 40 records of 7 users"
+    assert re.fullmatch(
+        r"Made on \d{4}-\d\d-\d\d\. Systems: kNN, sft, s-dpo \(K 15, steps 300\)\.", models_of(results)
+    )
+    assert "Made on 2" in to_html(results)
+
+
+def test_notes_and_the_size_of_each_bin_stand_on_the_page(results):
+    page = to_html(results)
+    assert "all of the 40 lists hold" in page
+    assert "n = 1,234" in page
+    assert "s-dpo: all of the 40 lists hold 'Emma'." in results_text(results)
+
+
+def test_lines_that_lie_on_each_other_differ_in_width(results):
+    page = to_html(results)
+    figure = page[page.index("by length of the history") - 60_000 :]
+    widths = {float(width) for width in re.findall(r"stroke-width: ([\d.]+)", figure)}
+    assert {1.5, 3.5} <= widths
+
+
+def test_the_same_answer_to_everybody_is_said():
+    rows = [["Emma", str(number)] for number in range(50)]
+    mostly = [["Emma"] if number % 5 else ["Ran"] for number in range(50)]
+    assert same_titles({"x": rows, "y": mostly, "few": rows[:5], "fair": [[str(number)] for number in range(50)]}) == [
+        "x: all of the 50 lists hold 'Emma'.",
+        "y: 80% of the 50 lists begin with 'Emma'.",
+    ]
