@@ -12,13 +12,8 @@ The same words again go on where a run broke off. The paper's setting, for a GPU
 
 import dataclasses
 import logging
-import os
 import sys
 from dataclasses import dataclass, field
-
-
-# Before torch is loaded: its threads then wait without taking the cores from what else runs on this machine
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from peft import LoraConfig
 from transformers import HfArgumentParser
