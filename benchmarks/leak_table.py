@@ -25,6 +25,7 @@ SETTINGS = {
     "default": {},
     "default, renumbered": {},
     "`--split leave-one-out`": {"split": "leave-one-out"},
+    "`--split leave-one-out --existence first-event`": {"split": "leave-one-out", "existence": "first-event"},
     "`--order time-then-item`": {"order": "time-then-item"},
     "`--order time-then-item`, renumbered": {"order": "time-then-item"},
     "`--exclude_seen ever`": {"exclude_seen": "ever"},

@@ -1,5 +1,8 @@
 """The tables of the report in Markdown."""
 
+from trl_sdpo._markdown import markdown_table
+
+
 # What the S-DPO paper (https://huggingface.co/papers/2406.09215) prints for MovieLens-100k in Tables 1 and 2: HR@1 and
 # ValidRatio. The figures of the language models are all k of 95 records.
 PAPER = {
@@ -45,8 +48,7 @@ def table(header: list[str], rows: list[list[str]]) -> str:
     """Nothing where there are no rows."""
     if not rows:
         return ""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return "\n".join(markdown_table(header, rows))
 
 
 def number(value: float | None) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 
 from transformers.utils import logging
 
+from .._markdown import markdown_table
 from ..files import write_text
 from ..recsys.metrics.facts import fact_rows
 from .verdict import CHANCE, POPULARITY, number_of_users, verdict_sentence
@@ -365,10 +366,7 @@ def _markdown_examples(examples: dict) -> list[str]:
 
 
 def _markdown_table(header: list[str], rows: list[list[str]]) -> list[str]:
-    dashes = ["---", *["---:"] * (len(header) - 1)]
-    return [
-        f"| {' | '.join(row)} |" for row in ([*map(_escaped, header)], dashes, *([*map(_escaped, r)] for r in rows))
-    ]
+    return markdown_table([_escaped(name) for name in header], [[_escaped(cell) for cell in row] for row in rows])
 
 
 def _escaped(text: str) -> str:

@@ -7,6 +7,8 @@ from pathlib import Path, PurePath, PureWindowsPath
 
 from huggingface_hub import get_token
 
+from .._markdown import markdown_table
+
 
 TEMPLATES = Path(__file__).parent / "templates"
 SDPO_CITATION = """\
@@ -28,14 +30,8 @@ _TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}")
 
 
 def table(header: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
-    """A table in Markdown. The columns after the first are aligned to the right where they hold numbers."""
-    names, cells = list(header), [[_cell(value) for value in row] for row in rows]
-    numeric = [
-        bool(cells) and all(re.fullmatch(r"[−\-]?[\d.,]*", row[column]) for row in cells)
-        for column in range(len(names))
-    ]
-    rule = ["---:" if number and column else "---" for column, number in enumerate(numeric)]
-    return "\n".join(f"| {' | '.join(row)} |" for row in (names, rule, *cells))
+    """A table in Markdown, with separators of thousands."""
+    return "\n".join(markdown_table(list(header), [[_cell(value) for value in row] for row in rows]))
 
 
 def _cell(value: object) -> str:

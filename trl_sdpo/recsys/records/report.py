@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..._markdown import markdown_table
 from ..metrics.facts import fact_rows
 from ..metrics.leaks import CodedLists
 from .rows import Chunk
@@ -145,22 +146,22 @@ def write_markdown(report: dict, path: Path, figure: bool) -> None:
     on_disk = {"text": "texts", "ids": "rows of `catalogue.parquet`, which `trl_sdpo.recsys.load_prepared` renders"}
     lines += [f"On disk the records are {on_disk[report['form']]} ({report['form_reason']}).", ""]
     lines += ["![Counts, lengths, popularity and leak probe](report.png)", ""] if figure else []
-    lines += ["## Source", "", *_table(["", "count"], _source_rows(report)), ""]
+    lines += ["## Source", "", *markdown_table(["", "count"], _source_rows(report)), ""]
     rows = [[text, *_values(report, splits, key)] for key, text in _COUNTS.items() if _any(report, splits, key)]
-    lines += ["## Records", "", *_table(["", *splits], rows), ""]
+    lines += ["## Records", "", *markdown_table(["", *splits], rows), ""]
     lines += ["## Lengths and popularity", ""]
     for key, text in _SUMMARIES.items():
         if key in report[splits[0]]:
             names = list(report[splits[0]][key])
             rows = [[split, *(_number(report[split][key][name]) for name in names)] for split in splits]
-            lines += [*_table([text, *names], rows), ""]
+            lines += [*markdown_table([text, *names], rows), ""]
     filled = report["negatives_drawn_uniformly_instead"]
     if filled:
         lines += [f"{filled:,} negatives were drawn uniformly, where another strategy had none left to give.", ""]
-    lines += ["## Leaks", "", *_table(["of the split", "count"], _leak_rows(report)), ""]
-    lines += [*_table(["of the records", *splits], _fact_rows(report, splits)), "", *_probe_lines(report), ""]
+    lines += ["## Leaks", "", *markdown_table(["of the split", "count"], _leak_rows(report)), ""]
+    lines += [*markdown_table(["of the records", *splits], _fact_rows(report, splits)), "", *_probe_lines(report), ""]
     options = [[f"`{name}`", f"`{value}`"] for name, value in report["options"].items()]
-    lines += ["## Options", "", *_table(["", ""], options), ""]
+    lines += ["## Options", "", *markdown_table(["", ""], options), ""]
     path.write_text("\n".join(lines), encoding="utf-8")
 
 
@@ -198,7 +199,7 @@ def _probe_lines(report: dict) -> list[str]:
     return [
         f"Leak probe: {probe['n']:,} records of `{probe['split']}`, looked up in {probe['reference']}, 95% interval.",
         "",
-        *_table(["", "hr@1", "95% interval"], rows),
+        *markdown_table(["", "hr@1", "95% interval"], rows),
         "",
         verdict,
         "",
@@ -229,8 +230,8 @@ def _rule_lines(probes: list[dict]) -> list[str]:
         lines[0] += f"; popularity (training events) {first['popularity']:.3f}, {low:.3f} to {high:.3f}"
         header.insert(3, "matched")
         text = "Matched: what the rule would find if targets were drawn from the candidates by their popularity alone."
-        return [f"{lines[0]}:", "", *_table(header, rows), "", text]
-    return [f"{lines[0]}:", "", *_table(header, rows)]
+        return [f"{lines[0]}:", "", *markdown_table(header, rows), "", text]
+    return [f"{lines[0]}:", "", *markdown_table(header, rows)]
 
 
 def _rule_row(probe: dict, known: bool) -> list[str]:
@@ -239,10 +240,6 @@ def _rule_row(probe: dict, known: bool) -> list[str]:
     verdict = f"**{verdict}**{colon}{words}" if probe["leaks"] else probe["verdict"]
     interval = f"{probe['ci'][0]:.3f} to {probe['ci'][1]:.3f}"
     return [probe["name"], f"{probe['hr_at_1']:.3f}", interval, *matched, verdict]
-
-
-def _table(header: list[str], rows: list[list[str]]) -> list[str]:
-    return [f"| {' | '.join(row)} |" for row in (header, ["---", *["---:"] * (len(header) - 1)], *rows)]
 
 
 def _any(report: dict, splits: list[str], key: str) -> bool:
