@@ -116,3 +116,10 @@ def test_a_mistake_in_the_file_of_values_is_named(tmp_path, capsys):
     (tmp_path / "config.yaml").write_text("sede: 3\n")
     assert run("prepare", "movielens", "--output", "out", "--config", str(tmp_path / "config.yaml")) == 2
     assert "--config: 'sede' is no flag. Did you mean 'seed'?" in capsys.readouterr().err
+
+
+def test_a_file_of_flags_that_is_not_there_is_told_with_the_nearest(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.yaml").write_text("prepare: {}\n")
+    assert run("run", "mine.yml") == 1
+    assert "There is no file 'mine.yml'. Did you mean 'mine.yaml'?" in capsys.readouterr().err

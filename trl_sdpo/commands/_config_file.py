@@ -14,7 +14,9 @@ train:
 ```
 """
 
-from collections.abc import Collection
+import difflib
+import os
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,8 @@ from ..cli import COMMANDS, suggest
 
 
 COMMON, ENVIRONMENT = "common", "env"
+# Sections that have a data set, and those that have a model
+_WITH_DATA, _WITH_MODEL = ("sft", "train", "evaluate"), ("sft", "train", "evaluate", "recommend")
 # What flags were called before all commands had one name for one thing, TRL's where TRL has one
 OLD_NAMES = {
     "prepare": {"output": "output_dir"},
@@ -64,7 +68,8 @@ def read_config(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"--config: there is no file {str(path)!r}.")
+        beside = [one.name for one in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
+        raise FileNotFoundError(f"There is no file {str(path)!r}.{suggest(path.name, beside)}")
     try:
         config = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeyLoader)
     except (yaml.YAMLError, UnicodeDecodeError, ValueError) as error:
@@ -153,3 +158,81 @@ def section_of(
     return {name: value for name, value in common.items() if name in known} | own, [
         name for name in common if name not in known
     ]
+
+
+def check_places(sections: Mapping[str, Mapping[str, Any]], all_outputs: Mapping[str, str]) -> None:
+    """
+    Check that what each section reads is there, or is made by a section before it.
+
+    Args:
+        sections (`Mapping[str, Mapping]`):
+            The flags of each command that will run, in their order, with those of `common`.
+        all_outputs (`Mapping[str, str]`):
+            The directory that each command makes.
+
+    Raises:
+        ValueError: two commands make the same directory, or a name is none of a data set or a model. The message names
+            section, key and value, and the nearest name.
+        OSError: a model is neither here nor on the Hub.
+    """
+    seen: dict[str, str] = {}
+    for name, folder in all_outputs.items():
+        place = os.path.normpath(folder)
+        if place in seen:
+            raise ValueError(f"{seen[place]} and {name}: both have output_dir {folder!r}. Give each one of its own.")
+        seen[place] = name
+    made: list[str] = []
+    for name, flags in sections.items():
+        if name in _WITH_DATA and isinstance(flags.get("dataset_name"), str):
+            _check_dataset(f"{name}: dataset_name", flags["dataset_name"], made)
+        if name in _WITH_MODEL:
+            for model in _models_of(name, flags):
+                _check_model(f"{name}: model_name_or_path", model, made)
+        if name == "push" and isinstance(flags.get("directory"), str):
+            _check_folder(f"{name}: directory", flags["directory"], made)
+        if name in all_outputs:
+            made.append(os.path.normpath(all_outputs[name]))
+
+
+def _models_of(name: str, flags: Mapping[str, Any]) -> list[str]:
+    value = flags.get("model_name_or_path")
+    models = [value] if isinstance(value, str) else value if isinstance(value, list) else []
+    if name != "evaluate":
+        return [model for model in models if isinstance(model, str)]
+    return [model if "=" not in model or Path(model).exists() else model.partition("=")[2] for model in models]
+
+
+def _check_dataset(where: str, name: str, made: list[str]) -> None:
+    if Path(name).exists() or os.path.normpath(name) in made:
+        return
+    from ..recsys.interactions.readers.paths import is_hub_name
+
+    hint = _hint(name, made)
+    if hint or not is_hub_name(name):
+        raise ValueError(
+            f"{where}: {name!r} is no file or directory here, and none that a section before makes.{hint} Correct it."
+        )
+
+
+def _check_model(where: str, name: str, made: list[str]) -> None:
+    if os.path.normpath(name) in made:
+        return
+    hint = "" if Path(name).exists() else _hint(name, made)
+    if hint:
+        raise ValueError(f"{where}: {name!r} is no directory here, and none that a section before makes.{hint}")
+    from ..recsys.records.recommender_files import check_model
+
+    try:
+        check_model(name)
+    except (ValueError, OSError) as error:
+        raise type(error)(f"{where}: {error}") from error
+
+
+def _check_folder(where: str, name: str, made: list[str]) -> None:
+    if not Path(name).is_dir() and os.path.normpath(name) not in made:
+        raise ValueError(f"{where}: {name!r} is no directory here, and none that a section makes.{_hint(name, made)}")
+
+
+def _hint(name: str, made: list[str]) -> str:
+    near = difflib.get_close_matches(os.path.normpath(name), made, n=1, cutoff=0.8)
+    return f" Did you mean {near[0]!r}?" if near else ""

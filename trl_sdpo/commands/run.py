@@ -22,8 +22,16 @@ from ..cli import COMMANDS, GOES_ON, suggest
 from ..files import write_text
 from ..pipeline.digests import digest, state_of_files
 from ..pipeline.state import BEGUN, DONE, NEW, StageState
-from ._checks import check_places
-from ._config_file import COMMON, ENVIRONMENT, OLD_NAMES, has_sections, read_config, section_of, with_new_names
+from ._config_file import (
+    COMMON,
+    ENVIRONMENT,
+    OLD_NAMES,
+    check_places,
+    has_sections,
+    read_config,
+    section_of,
+    with_new_names,
+)
 
 
 logger = logging.getLogger(__name__)

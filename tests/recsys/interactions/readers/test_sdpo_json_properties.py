@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from trl_sdpo.recsys import PromptTemplate, load_sdpo_json
 
-from . import independent
+from .. import independent
 
 
 TEMPLATE = PromptTemplate("bare", "candidates", "{history}\x1f{num_candidates}: {candidates}\n->", "\x1e", "\x1d")
