@@ -134,3 +134,10 @@ def test_threads_of_openmp_do_not_spin():
         )
         assert done.returncode == 0, done.stderr
         assert done.stdout.splitlines()[-1] == f"{expected} False"
+
+
+def test_a_file_of_flags_that_is_not_there_is_told_with_the_nearest(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.yaml").write_text("prepare: {}\n")
+    assert run("run", "mine.yml") == 1
+    assert "There is no file 'mine.yml'. Did you mean 'mine.yaml'?" in capsys.readouterr().err
