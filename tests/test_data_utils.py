@@ -418,3 +418,25 @@ class TestDropTooLong:
 
     def test_stream(self):
         assert list(drop_too_long(Dataset.from_list(self.ROWS).to_iterable_dataset(), 8, "train")) == self.ROWS[:2]
+
+
+def test_the_prompt_ends_where_all_completions_leave_it(tokenizer):
+    """A rejected completion that merges with the end of the prompt moves the boundary, whatever the chosen one does."""
+    record = {"prompt": "Next: Re", "chosen": "?", "rejected": ["d River (1948)"]}
+    ids = tokenize_multi_preference(record, 0, tokenizer, tokenizer.eos_token)
+    assert len(ids["prompt_ids"]) < len(tokenizer(record["prompt"])["input_ids"])
+    texts, completions = [record["chosen"], *record["rejected"]], [ids["chosen_ids"], *ids["rejected_ids"]]
+    for text, completion in zip(texts, completions, strict=True):
+        whole = tokenizer(record["prompt"] + text + tokenizer.eos_token)["input_ids"]
+        assert ids["prompt_ids"] + completion == whole
+
+
+@pytest.mark.parametrize("column", ["prompt", "chosen", "rejected"])
+def test_identity_of_a_streamed_record_is_of_all_that_it_holds(tokenizer, column):
+    record = {"prompt": "Next:", "chosen": " Heat (1995)", "rejected": [" Big (1988)", " Ran (1985)"]}
+    other = {**record, column: [" Big (1988)", " Clue (1985)"] if column == "rejected" else "Then: x"}
+    first, again, third = (
+        tokenize_multi_preference(one, 0, tokenizer, tokenizer.eos_token, stream=True)["record_id"]
+        for one in (record, dict(record), other)
+    )
+    assert first == again != third

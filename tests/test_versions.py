@@ -1,6 +1,7 @@
 """The ranges of versions: what pip keeps, what the constraints pin, and what an import says of a TRL outside of them."""
 
 import configparser
+import importlib.util
 import re
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
 from trl_sdpo import _versions
@@ -41,10 +43,10 @@ def pins(name):
     ("name", "version"),
     [
         *(("trl", version) for version in ("1.16.0", "1.16.3")),
-        *(("transformers", version) for version in ("5.23.0", "5.24.0", "5.30.0")),
+        *(("transformers", version) for version in ("5.10.4", "5.17.0", "5.23.0", "5.24.0", "5.30.0")),
         *(("torch", version) for version in ("2.13.0", "2.14.0", "2.14.1", "2.15.0", "2.15.0+cu130")),
-        *(("numpy", version) for version in ("2.4.6", "2.5.5")),
-        *(("peft", version) for version in ("0.21.2", "0.22.0")),
+        *(("numpy", version) for version in ("1.26.4", "2.4.6", "2.5.5")),
+        *(("peft", version) for version in ("0.20.0", "0.21.2", "0.22.0")),
     ],
 )
 def test_what_people_have_is_kept(requirements, name, version):
@@ -62,7 +64,7 @@ def test_only_trl_has_an_upper_bound(requirements):
 
 def test_lower_bounds_are_the_oldest_that_are_tested(requirements):
     oldest = pins("constraints/oldest.txt")
-    assert oldest.keys() == requirements.keys()
+    assert oldest.keys() >= requirements.keys()
     for name, requirement in requirements.items():
         (lower,) = [Version(bound.version) for bound in requirement.specifier if bound.operator == ">="]
         assert oldest[name] == [lower], name
@@ -74,6 +76,51 @@ def test_pinned_versions_are_in_the_range(requirements, file):
     assert set(requirements) <= set(versions)
     for name, requirement in requirements.items():
         assert all(version in requirement.specifier for version in versions[name]), name
+
+
+CONSTRAINTS_OF_CELLS = {
+    "pinned": "constraints.txt",
+    "oldest": "constraints/oldest.txt",
+    **dict.fromkeys(["newest", "py312", "py313"], "constraints/newest.txt"),
+}
+
+
+@pytest.fixture(scope="module")
+def tested_versions():
+    """The script by which `.ci/run` writes the table."""
+    spec = importlib.util.spec_from_file_location("tested_versions", ROOT / ".ci" / "tested_versions.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_table_of_tested_versions_is_of_the_constraints(tested_versions, requirements):
+    rows = tested_versions.table((ROOT / "README.md").read_text(encoding="utf-8"))
+    assert {"pinned"} <= set(rows) <= set(CONSTRAINTS_OF_CELLS) == set(tested_versions.CELLS)
+    for cell, line in rows.items():
+        _, python, *versions, suite = (field.strip() for field in line.strip("|").split("|"))
+        assert suite == ("all" if cell == "pinned" else "core")
+        assert Version(python) in SpecifierSet(">=3.11")
+        pinned = pins(CONSTRAINTS_OF_CELLS[cell])
+        for name, version in zip(tested_versions.LIBRARIES, versions, strict=True):
+            assert Version(version) in requirements[name].specifier
+            # the cell `newest` may take the build of torch for CPUs that is at hand
+            assert Version(version) in pinned[name] or (cell, name) == ("newest", "torch"), (
+                f"README.md has {name} {version} in the row {cell}: run `.ci/run {cell}`, which writes the table"
+            )
+
+
+def test_a_row_is_replaced_and_the_others_stay(tested_versions, tmp_path):
+    readme = tmp_path / "README.md"
+    block = f"{tested_versions.START}\n\n| cell |\n| --- |\n| oldest | a |\n| py313 | b |\n\n{tested_versions.END}"
+    readme.write_text(f"before\n\n{block}\n\nafter\n")
+    row = tested_versions.row("oldest", "core")
+    (tmp_path / "oldest.row").write_text(f"{row}\n")
+    tested_versions.write(readme, [str(tmp_path / "oldest.row")])
+    assert tested_versions.table(readme.read_text()) == {"oldest": row, "py313": "| py313 | b |"}
+    assert readme.read_text().startswith("before\n\n<!--")
+    assert readme.read_text().endswith("-->\n\nafter\n")
+    assert f"| {Version(sys.version.split()[0])} |" in row
 
 
 def test_range_of_trl_is_the_one_that_is_warned_about(requirements):

@@ -77,6 +77,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     from ._terminal import quiet_libraries
 
     quiet_libraries()
+    # Read when torch loads. OpenMP's threads otherwise wait in a loop, which takes the cores from whatever else runs
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         command = importlib.import_module(f".commands.{name}", __package__)
     except KeyboardInterrupt:

@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 import time
@@ -116,3 +117,27 @@ def test_a_mistake_in_the_file_of_values_is_named(tmp_path, capsys):
     (tmp_path / "config.yaml").write_text("sede: 3\n")
     assert run("prepare", "movielens", "--output", "out", "--config", str(tmp_path / "config.yaml")) == 2
     assert "--config: 'sede' is no flag. Did you mean 'seed'?" in capsys.readouterr().err
+
+
+def test_threads_of_openmp_do_not_spin():
+    """Set before torch is loaded, and left as it is where somebody has set it."""
+    code = (
+        "import os, sys; from trl_sdpo.cli import main\ntry: main(['recommend', '--help'])\nexcept SystemExit: pass\n"
+    )
+    code += "print(os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules)"
+    for value, expected in ((None, "PASSIVE"), ("ACTIVE", "ACTIVE")):
+        environment = {**os.environ, "OMP_WAIT_POLICY": value} if value else dict(os.environ)
+        if not value:
+            environment.pop("OMP_WAIT_POLICY", None)
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.splitlines()[-1] == f"{expected} False"
+
+
+def test_a_file_of_flags_that_is_not_there_is_told_with_the_nearest(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.yaml").write_text("prepare: {}\n")
+    assert run("run", "mine.yml") == 1
+    assert "There is no file 'mine.yml'. Did you mean 'mine.yaml'?" in capsys.readouterr().err

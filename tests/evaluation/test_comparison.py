@@ -11,6 +11,7 @@ from trl_sdpo import Catalogue
 from trl_sdpo.evaluation import report as evaluation_report
 from trl_sdpo.evaluation.breakdowns import breakdowns, equal_bins
 from trl_sdpo.evaluation.comparison import (
+    _mean_chance,
     evaluate_answers,
     evaluate_catalogue,
     evaluate_ranking,
@@ -369,3 +370,10 @@ class TestReport:
 
     def test_headline_of_all_records(self):
         assert headline({"dataset": {"name": "x", "records": 1200, "of": 1200}}) == "x: 1,200 records"
+
+
+def test_chance_of_lists_of_several_lengths_is_the_mean_over_records():
+    """Three lists of 2 and one of 4."""
+    chance = _mean_chance(np.array([2, 2, 2, 4]), (1, 3))
+    assert chance["hr@1"] == pytest.approx((3 / 2 + 1 / 4) / 4)
+    assert chance["hr@3"] == pytest.approx((3 + 3 / 4) / 4)

@@ -1,6 +1,7 @@
 """A run in one process, interrupted, taken up, and begun with other settings; real trainers on a few thousand weights."""
 
 import json
+import os
 
 import numpy as np
 import polars as pl
@@ -14,7 +15,13 @@ from trl import SFTConfig
 
 from trl_sdpo import SoftmaxDPOConfig
 from trl_sdpo.pipeline import Run, machine_defaults, make_small_llama, non_overlapping_windows
-from trl_sdpo.pipeline.digests import digest, digest_of_interactions, digest_of_model, digest_of_records
+from trl_sdpo.pipeline.digests import (
+    digest,
+    digest_of_interactions,
+    digest_of_model,
+    digest_of_records,
+    state_of_files,
+)
 from trl_sdpo.recsys import Interactions, load_table
 
 
@@ -203,3 +210,14 @@ def test_windows_do_not_overlap_and_are_cut_anew():
     for user in (1, 2):
         cut = np.sort(np.array(one["position"])[np.array(one["user_id"]) == user])
         assert set(np.diff(cut)) == {11}
+
+
+def test_a_file_that_was_edited_to_the_same_size_is_another(tmp_path):
+    file = tmp_path / "ratings.csv"
+    file.write_text("1,2,3\n")
+    before, time = state_of_files(tmp_path), file.stat().st_mtime_ns
+    assert state_of_files(tmp_path) == before
+    file.write_text("1,2,4\n")
+    os.utime(file, ns=(time + 1_000, time + 1_000))
+    assert state_of_files(tmp_path) != before
+    assert state_of_files(file) == state_of_files(tmp_path)

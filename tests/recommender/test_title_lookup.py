@@ -33,3 +33,13 @@ def test_titles_of_which_nothing_is_left_are_found(lookup, title):
     for other in ("(TV)", "?", "\u200b", "(1990)"):
         with pytest.raises(ValueError, match="is no title"):
             lookup.find(other, "history")
+
+
+def test_a_title_that_may_be_two_is_nobodys():
+    """To the letter each is found; without case both could be meant, and neither is taken."""
+    lookup = TitleLookup(Catalogue(["1", "2", "3"], ["The Ring", "THE RING", "Heat"]))
+    assert lookup.find("The Ring", "history")[0] == 0
+    assert lookup.find("THE RING", "history")[0] == 1
+    assert lookup.find("heat", "history")[0] == 2
+    with pytest.raises(ValueError, match="'the ring' is no title"):
+        lookup.find("the ring", "history")

@@ -68,7 +68,8 @@ def read_config(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"--config: there is no file {str(path)!r}.")
+        beside = [one.name for one in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
+        raise FileNotFoundError(f"There is no file {str(path)!r}.{suggest(path.name, beside)}")
     try:
         config = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeyLoader)
     except (yaml.YAMLError, UnicodeDecodeError, ValueError) as error:

@@ -186,7 +186,9 @@ class PolicyPushes(Trainer):
         try:
             # In case the user calls this method with args.push_to_hub = False
             if self.hub_model_id is None:
-                self.init_hf_repo(token=token, private=private)
+                if private is not None:
+                    args.hub_private_repo = private  # transformers before 5.23 has no other way to say it
+                self.init_hf_repo(token=token)
 
             # Only push from one node.
             if not self.is_world_process_zero():

@@ -266,7 +266,7 @@ def _check_parallelism(args: DPOConfig) -> None:
 
 
 def _check_checkpointing(args: DPOConfig) -> None:
-    options = args.activation_checkpointing_kwargs or {}
+    options = getattr(args, "activation_checkpointing_kwargs", None) or {}  # of transformers 5.23 and later
     if others := sorted(options.keys() & {"every_n_layers", "offload"}):
         raise ValueError(
             f"`activation_checkpointing_kwargs` with {others} is not supported: `trl.models.utils."

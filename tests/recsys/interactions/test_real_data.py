@@ -2,7 +2,8 @@
 The loaders on the files of the publishers, which may not be passed on with the tests.
 
 `TRL_SDPO_DATA` is the folder in which `ml-100k`, `ml-latest-small`, `hetrec2011-lastfm-2k`, `goodbooks-10k-v1` and
-`goodreads` lie, `TRL_SDPO_RECBOLE` the wheel of RecBole 1.2.1. What is not there is not asked for.
+`goodreads` lie, `TRL_SDPO_RECBOLE` the wheel of RecBole 1.2.1. What is not there is not asked for. Run by
+`python -m pytest -m real_data`; the same loaders on made-up files are in tests/recsys/interactions/sources.
 """
 
 import os
@@ -20,6 +21,9 @@ from trl_sdpo.recsys.interactions.movielens_100k import RECBOLE_MOVIELENS_100K
 DATA, WHEEL = (
     Path(os.environ[name]) if os.environ.get(name) else None for name in ("TRL_SDPO_DATA", "TRL_SDPO_RECBOLE")
 )
+
+
+pytestmark = pytest.mark.real_data
 
 
 def at_hand(*names):

@@ -308,3 +308,11 @@ def test_chunks_are_small_enough_for_strings_of_arrow(monkeypatch, style):
         for column in ("prompt", "chosen"):
             assert sum(len(text.encode()) for text in part.table[column].to_pylist()) <= 20_000
         assert sum(len(text.encode()) for row in part.table["rejected"].to_pylist() for text in row) <= 20_000
+
+
+def test_the_wordings_are_drawn_by_the_seed():
+    """The same histories before the same items, in other words."""
+    first, second = (build(**SIMPLE | {"seed": seed, "template": "random"})[0]["test"] for seed in (0, 1))
+    assert first["history_item_ids"] == second["history_item_ids"]
+    differ = sum(one != other for one, other in zip(first["prompt"], second["prompt"], strict=True))
+    assert 0 < differ < len(first)

@@ -1,4 +1,4 @@
-"""The recipe of the published records: on made-up files always, on the publishers' where TRL_SDPO_DATA says where they are."""
+"""The recipe of the published records: on made-up files, and with `-m real_data` on the publishers', where TRL_SDPO_DATA says."""
 
 import json
 import os
@@ -109,6 +109,7 @@ def test_drawing_by_the_target_has_no_pool_and_no_other_strategy():
             build_preference_dataset(interactions, seed=0, candidate_seed="target", **options)
 
 
+@pytest.mark.real_data
 @needs_real_files
 @pytest.mark.parametrize(("split", "file", "count"), [("validation", "val", 2767), ("test", "test", 2495)])
 def test_lastfm_records_are_the_published_ones(tmp_path, split, file, count):
@@ -131,6 +132,7 @@ def test_lastfm_records_are_the_published_ones(tmp_path, split, file, count):
         assert 0.5 < leak_probe(dataset["test"], dataset["validation"]).hr_at_1 < 0.6
 
 
+@pytest.mark.real_data
 @needs_real_files
 def test_movielens_counts_are_the_published_ones():
     source = "movielens-100k"
@@ -142,6 +144,7 @@ def test_movielens_counts_are_the_published_ones():
     assert [len(dataset[name]) for name in ("validation", "test")] == [94, 95]
 
 
+@pytest.mark.real_data
 @needs_real_files
 def test_the_default_recipe_stays_below_popularity():
     interactions = load_source("movielens-100k", Path(REAL) / "ml-100k")

@@ -129,3 +129,17 @@ def test_sizes_of_splits_by_user():
 
 def test_nothing_of_a_temporal_split_comes_after():
     assert split_leaks(temporal_split(USERS, (0.6, 0.2, 0.2)))["train_events_after_evaluation_begins"] == 0
+
+
+def test_cuts_are_rounded_to_the_nearest_event_and_user():
+    """.6 and .8 of 8 events are 4.8 and 6.4; .6 and .2 of 6 users are 3.6 and 1.2."""
+    events = pl.DataFrame({"user_id": range(8), "timestamp": range(8)})
+    assert temporal_split(events, (0.6, 0.2, 0.2))["split"].to_list() == ["train"] * 5 + ["validation"] + ["test"] * 2
+    users = events.head(6)
+    assert user_split(users, (0.6, 0.2, 0.2))["split"].to_list() == ["train"] * 4 + ["validation", "test"]
+
+
+def test_users_stand_in_the_order_of_their_first_events_not_their_last():
+    sequences = pl.DataFrame({"user_id": [1, 1, 2, 2, 3, 3], "timestamp": [10, 90, 20, 80, 30, 70]})
+    split = user_split(sequences, (0.34, 0.33, 0.33))
+    assert split["split"].to_list() == ["train"] * 2 + ["validation"] * 2 + ["test"] * 2

@@ -92,6 +92,10 @@ class CandidateSampler:
         self.filled_uniformly = 0
         self._lock = threading.Lock()
 
+    def release(self) -> None:
+        """Let go of what draws need: there are none after it."""
+        self._draws, self.seen = {}, None
+
     def prepare(self, strategies: Iterable[str]) -> None:
         """Count what these strategies draw by."""
         for strategy in set(strategies) - self._draws.keys():

@@ -40,7 +40,8 @@ class Seen:
             keys = keys[items >= 0]
         del items
         keys.sort()
-        self.phases = (keys % _PHASES).astype(np.uint8)
+        self.phases = np.empty(len(keys), dtype=np.uint8)
+        np.remainder(keys, _PHASES, out=self.phases, casting="unsafe")
         keys //= _PHASES
         again = keys[1:] == keys[:-1]
         if again.any():  # the first of equal pairs has the earliest phase

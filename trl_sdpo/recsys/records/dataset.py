@@ -168,6 +168,12 @@ class RecordPlan:
             )
         self.report[split] |= counts if self.builder.budget is not None else {}
 
+    def release(self) -> None:
+        """Let go of what only the making of records needs: the events as the sampler and the builder know them."""
+        self.targets = {}
+        self.builder.event_items, self.builder.consumed = np.empty(0, dtype=np.int32), None
+        self.builder.sampler.release()
+
 
 def _in_order(function: Callable[[Any], Any], parts: list, num_workers: int) -> Iterator:
     """Map over parts in threads, holding no more results than there are threads."""

@@ -131,6 +131,7 @@ def prepare(
         report["negatives_drawn_uniformly_instead"] = plan.builder.sampler.filled_uniformly
         for split, gathered in statistics.items():
             report[split] |= gathered.summary()
+        plan.release()
         report["leak_probe"] = _probe(statistics)
         report["leak_probes"] = _probe_rules(stage / "data", list(statistics), plan)
         (stage / REPORT).write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
