@@ -33,6 +33,7 @@ _OTHER_NAMES = {
 _LOADER_OPTIONS = (
     *("user", "item", "timestamp", "time_unit", "time_format", "rating", "title", "year", "movie_titles", "separator"),
     *("quote", "escape", "encoding", "items", "users", "events", "time", "read_only", "series", "merge_titles"),
+    "attributes",
 )
 # A value as Python writes it
 _VALUE = r"'[^']*'|\"[^\"]*\"|\[[^\]]*\]|\([^)]*\)|\{[^}]*\}|-?\d+(?:\.\d+)?(?:e[+-]?\d+)?|\w+"

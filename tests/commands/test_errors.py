@@ -56,7 +56,8 @@ ONLY_PYTHON = {
     "recsys/records": {"max_VALUE_records"},
     "recsys/negatives": {"num_negatives"},
     "evaluation": {"metric_for_best_model"},
-    "trainer": {"is_trainable", "ref_model", "init_lora_weights"},
+    # `train` loads an adapter on its base itself
+    "trainer": {"is_trainable", "ref_model", "init_lora_weights", "model"},
 }
 
 

@@ -68,7 +68,8 @@ def test_from_a_table_to_a_recommendation(newcomer, capsys):
     trained = json.loads((output / "train_results.json").read_text())
     assert (trained["epoch"], trained["num_negatives"], trained["beta"]) == (1.0, 15, 1.0)
     results = json.loads((newcomer / "outputs" / "mine" / "report" / "results.json").read_text())
-    assert results["facts"]["s-dpo"] == {"num_negatives": 15, "beta": 1.0}
+    steps = json.loads((output / "trainer_state.json").read_text())["global_step"]
+    assert results["facts"]["s-dpo"] == {"num_negatives": 15, "beta": 1.0, "steps": steps}
 
 
 def test_the_row_of_the_page_is_read(newcomer):

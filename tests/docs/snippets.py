@@ -260,6 +260,8 @@ class Page:
         elif words[0] == "trl-sdpo":
             launched = None
             _parse_only(_run_cli, words[1:])
+        elif words[:2] == ["python", "-m"]:
+            _parse_only(lambda rest: _run_module(words[2], rest), words[3:])
         elif words[0] not in ("python", "python3") or launched is None:
             raise SnippetError(f"nothing here knows how to check the words of {words[0]!r}")
         if launched is not None:
@@ -309,6 +311,11 @@ def _run_script(script: str, words: list[str]) -> None:
         except SystemExit as stop:
             if stop.code:
                 raise SnippetError(f"exit status {stop.code}") from stop
+
+
+def _run_module(name: str, words: list[str]) -> None:
+    with mock.patch.object(sys, "argv", [name, *words]), mock.patch.object(sys, "path", [str(Path.cwd()), *sys.path]):
+        runpy.run_module(name, run_name="__main__")
 
 
 def _parse_only(run: Callable[[list[str]], None], words: list[str]) -> None:

@@ -68,6 +68,6 @@ def test_qlora_runs_on_a_tiny_model(lastfm_files, tmp_path, monkeypatch, llama, 
     assert {name.rpartition(".")[2] for name in config["target_modules"]} == {
         *("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
     }
-    results = json.loads((tmp_path / "outputs" / "qlora" / "s-dpo" / "all_results.json").read_text())
+    results = json.loads((tmp_path / "outputs" / "qlora" / "s-dpo" / "eval_results.json").read_text())
     assert 0 <= results["eval_hr@1"] <= 1
     assert (tmp_path / "outputs" / "qlora" / "report" / "results.html").is_file()

@@ -217,7 +217,7 @@ class TestDataset:
         done = worker.push(folder, "me/records")
         assert done["status"] == 1
         assert re.search(rf"error: {source}: .* redistribution.*\(https://.*\) So it is not pushed.", done["err"])
-        assert "redistribution_permitted=True" in done["err"]
+        assert "--redistribution_permitted" in done["err"]
         assert hub.seen == []
         assert worker.push(folder, "me/records", "--redistribution_permitted")["status"] == 0
         text = hub.repos["datasets", "me/records"].files["README.md"].decode()
