@@ -46,7 +46,7 @@ def pins(name):
         *(("transformers", version) for version in ("5.10.4", "5.17.0", "5.23.0", "5.24.0", "5.30.0")),
         *(("torch", version) for version in ("2.13.0", "2.14.0", "2.14.1", "2.15.0", "2.15.0+cu130")),
         *(("numpy", version) for version in ("1.26.4", "2.4.6", "2.5.5")),
-        *(("peft", version) for version in ("0.20.0", "0.21.2", "0.22.0")),
+        *(("peft", version) for version in ("0.21.0", "0.21.2", "0.22.0")),
     ],
 )
 def test_what_people_have_is_kept(requirements, name, version):
