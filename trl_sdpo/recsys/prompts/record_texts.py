@@ -131,8 +131,9 @@ class RecordTexts:
         return lambda codes: _used(codes, self._completions)
 
     def _prompts_of(self, values: pa.ListArray) -> pa.StringArray:
-        flat, ends = values.flatten().to_numpy(zero_copy_only=False).astype(np.int64), np.cumsum(_lengths(values))
-        begins = np.append(0, ends[:-1]).astype(np.int64)
+        flat, lengths = values.flatten().to_numpy(zero_copy_only=False).astype(np.int64), _lengths(values)
+        ends = np.cumsum(lengths)
+        begins = ends - lengths  # of no rows, none
         wording = flat[begins]
         width = self.num_candidates if self._shows_list else 0
         shown = flat[ends[:, None] - np.arange(width, 0, -1)]
