@@ -105,13 +105,23 @@ class TrainingParser(CommandParser):
             The configuration of the trainer.
         help_groups (`dict[str, tuple[str, ...]]`):
             Flags that `--help` shows besides those that all have.
+        check_values (`Callable`, *optional*):
+            Raises a `ValueError` for values that the configuration would refuse, of which a file is to be told before its
+            first command runs.
         **kwargs:
             Passed to `argparse.ArgumentParser`.
     """
 
-    def __init__(self, config: type, help_groups: dict[str, tuple[str, ...]], **kwargs) -> None:
+    def __init__(
+        self,
+        config: type,
+        help_groups: dict[str, tuple[str, ...]],
+        check_values: Callable[[argparse.Namespace], None] = lambda values: None,
+        **kwargs,
+    ) -> None:
         self.launch_words: list[str] = []
         groups = {"data": DATA_FLAGS, "model": MODEL_FLAGS, **help_groups, "training": RUN_FLAGS}
+        self._check_values = check_values
         super().__init__(
             (RecordArguments, config, ModelConfig),
             groups,
@@ -129,7 +139,10 @@ class TrainingParser(CommandParser):
             self._set_defaults_from_file(path)
         except (ValueError, OSError) as error:
             self.error(str(error))
-        self.parse_known_args([])
+        try:
+            self._check_values(self.parse_known_args([])[0])
+        except ValueError as error:
+            self.error(str(error))
 
     def parse_args(self, args: list[str]) -> TrainingRun:
         """As the parent; dataset, model and output directory must be there."""

@@ -1,9 +1,16 @@
 """`trl-sdpo train --dataset_name DIR --model_name_or_path MODEL --output_dir DIR`: train with Softmax-DPO."""
 
+import argparse
 import sys
 
-from ..trainer.softmax_dpo_config import SoftmaxDPOConfig
+from ..cli import suggest
+from ..losses.loss_types import MULTI_PREFERENCE_LOSS_TYPES
+from ..trainer.softmax_dpo_config import SoftmaxDPOConfig, check_values
 from ._training import TrainingParser, TrainingRun, how_it_goes_on, launch, needs_launch, train_here
+
+
+# TRL's losses that are for records with a single rejected completion alone
+_OF_PLAIN_RECORDS = ("aot", "aot_unpaired")
 
 
 def make_parser(prog: str) -> TrainingParser:
@@ -11,12 +18,21 @@ def make_parser(prog: str) -> TrainingParser:
     return TrainingParser(
         SoftmaxDPOConfig,
         {"Softmax-DPO": ("beta", "num_negatives", "loss_type", "precompute_ref_log_probs", "prefix_sharing")},
+        _check_values,
         prog=prog,
         usage=f"{prog} --dataset_name DIR --model_name_or_path MODEL --output_dir DIR [flags]",
         description="Train a model with Softmax-DPO on multi-preference records. Where the model is an adapter, as "
         "`trl-sdpo sft` leaves it, it is trained further, and as it was it is the reference; otherwise --use_peft begins "
         "one, and without it all weights are trained.",
     )
+
+
+def _check_values(values: argparse.Namespace) -> None:
+    check_values(values)
+    known = [*MULTI_PREFERENCE_LOSS_TYPES, *_OF_PLAIN_RECORDS]
+    for name in [values.loss_type] if isinstance(values.loss_type, str) else values.loss_type:
+        if name not in known:
+            raise ValueError(f"`loss_type` {name!r} is none of {known}.{suggest(name, known)}")
 
 
 def run(args: TrainingRun) -> None:

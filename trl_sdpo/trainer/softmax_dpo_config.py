@@ -1,5 +1,6 @@
 import math
 from dataclasses import dataclass, field, fields
+from typing import Any
 
 from transformers.utils import logging
 from trl import DPOConfig
@@ -172,31 +173,45 @@ class SoftmaxDPOConfig(DPOConfig):
     )
 
     def __post_init__(self) -> None:
+        check_values(self)
         self.prefix_sharing = str(self.prefix_sharing).lower()
-        if self.prefix_sharing not in ("auto", "true", "false"):
-            raise ValueError(f"`prefix_sharing` must be 'auto', 'true' or 'false', got {self.prefix_sharing!r}.")
-        if self.num_negatives is not None and self.num_negatives < 1:
-            raise ValueError(
-                f"`num_negatives` must be at least 1, got {self.num_negatives}. Leave it out to use every rejected "
-                "completion of a record."
-            )
-        if self.max_row_length is not None and self.max_row_length < 1:
-            raise ValueError(
-                f"`max_row_length` must be at least 1, got {self.max_row_length}. Leave it out for `max_length`."
-            )
-        if self.max_tokens_per_pass < 1:
-            raise ValueError(f"`max_tokens_per_pass` must be at least 1, got {self.max_tokens_per_pass}.")
-        if self.score_margin not in SCORE_MARGINS:
-            raise ValueError(f"`score_margin` must be one of {SCORE_MARGINS}, got {self.score_margin!r}.")
-        for name in ("score_margin_scale", "score_temperature"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
-                raise ValueError(f"`{name}` must be above 0 and finite, got {value}.")
-        if self.unrated_score is not None and not math.isfinite(self.unrated_score):
-            raise ValueError(f"`unrated_score` must be finite, got {self.unrated_score}.")
         super().__post_init__()
         if self.hub_token is not None:
             self.hub_token = HubToken(self.hub_token)
+
+
+def check_values(args: Any) -> None:
+    """
+    Check the parameters that are specific to Softmax-DPO, before anything is loaded.
+
+    Args:
+        args ([`SoftmaxDPOConfig`] or `argparse.Namespace`):
+            What has them.
+
+    Raises:
+        `ValueError`: If one is out of range. The message names it.
+    """
+    if (sharing := str(args.prefix_sharing).lower()) not in ("auto", "true", "false"):
+        raise ValueError(f"`prefix_sharing` must be 'auto', 'true' or 'false', got {sharing!r}.")
+    if args.num_negatives is not None and args.num_negatives < 1:
+        raise ValueError(
+            f"`num_negatives` must be at least 1, got {args.num_negatives}. Leave it out to use every rejected "
+            "completion of a record."
+        )
+    if args.max_row_length is not None and args.max_row_length < 1:
+        raise ValueError(
+            f"`max_row_length` must be at least 1, got {args.max_row_length}. Leave it out for `max_length`."
+        )
+    if args.max_tokens_per_pass < 1:
+        raise ValueError(f"`max_tokens_per_pass` must be at least 1, got {args.max_tokens_per_pass}.")
+    if args.score_margin not in SCORE_MARGINS:
+        raise ValueError(f"`score_margin` must be one of {SCORE_MARGINS}, got {args.score_margin!r}.")
+    for name in ("score_margin_scale", "score_temperature"):
+        value = getattr(args, name)
+        if value is not None and not 0 < value < math.inf:
+            raise ValueError(f"`{name}` must be above 0 and finite, got {value}.")
+    if args.unrated_score is not None and not math.isfinite(args.unrated_score):
+        raise ValueError(f"`unrated_score` must be finite, got {args.unrated_score}.")
 
 
 def to_softmax_dpo_config(args: DPOConfig) -> SoftmaxDPOConfig:
