@@ -14,6 +14,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from trl_sdpo._terminal import _LINES, _NO_BARS
+
 
 CTRL_C = b"\x03"
 
@@ -55,7 +57,9 @@ def trl_sdpo(
     process = subprocess.Popen(
         [sys.executable, "-m", "trl_sdpo.cli", *words],
         cwd=folder,
-        env=environment | {"TERM": "xterm", "COLUMNS": "160", "LINES": "50"},
+        # less what a command that ran in the process of the tests, without a terminal, has set for its own children
+        env={name: value for name, value in environment.items() if name not in (*_NO_BARS, *_LINES)}
+        | {"TERM": "xterm", "COLUMNS": "160", "LINES": "50"},
         stdin=slave,
         stdout=slave,
         stderr=slave,

@@ -61,6 +61,13 @@ def test_files_are_copied_to_a_model(tmp_path):
     assert load_recommender_files(tmp_path / "data") == RecommenderFiles(CONFIG, CATALOGUE)
 
 
+def test_no_catalogue_of_other_data_stays_beside_a_model(tmp_path):
+    save_recommender_files(tmp_path / "model", CONFIG, CATALOGUE)
+    save_recommender_files(tmp_path / "data", dataclasses.replace(CONFIG, history_size=3))
+    copy_recommender_files(tmp_path / "data", tmp_path / "model")
+    assert load_recommender_files(tmp_path / "model").catalogue is None
+
+
 def test_a_write_that_fails_leaves_the_file_before_it(tmp_path, monkeypatch):
     save_recommender_files(tmp_path, CONFIG, CATALOGUE)
 

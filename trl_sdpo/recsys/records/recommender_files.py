@@ -294,7 +294,8 @@ def load_recommender_files(model: str | os.PathLike, **hub_kwargs) -> Recommende
 def copy_recommender_files(source: str | Path, destination: str | Path) -> list[Path]:
     """
     Copy `recommender.json` and `catalogue.json` from one directory to another, such as from a prepared data set to a
-    model that was trained on it.
+    model that was trained on it. Where the source has one of them only, the other goes from the destination: it is of
+    other data.
 
     Args:
         source (`str` or `Path`):
@@ -314,6 +315,8 @@ def copy_recommender_files(source: str | Path, destination: str | Path) -> list[
         return []
     load_recommender_files(source)
     destination.mkdir(parents=True, exist_ok=True)
+    for name in set(_READERS) - set(present):  # of another data set, from an earlier training into this directory
+        (destination / name).unlink(missing_ok=True)
     return [write_text(destination / name, (source / name).read_text(encoding="utf-8")) for name in present]
 
 
