@@ -6,7 +6,7 @@ from typing import Any
 from datasets import Dataset
 
 from ..recsys.metrics.facts import record_facts
-from ..recsys.metrics.leaks import leak_probe
+from ..recsys.metrics.leaks import LeakProbe, leak_probe
 from ..recsys.metrics.probes import leak_probes
 from ..recsys.records.recommender_files import Catalogue
 from .sections import users_of
@@ -65,13 +65,16 @@ def probe_records(records: Dataset, train: Dataset | None, seed: int) -> dict | 
     """
     if not {"chosen", "rejected"} <= set(records.column_names):
         return None
-    columns = ["chosen", "rejected", *(["candidates"] if "candidates" in records.column_names else [])]
     parts = [records] if train is None else [records, _some(train)]
-    parts = [part.select_columns(columns) for part in parts]
+
+    def probe_columns(*names: str) -> LeakProbe:
+        read = [part.select_columns([name for name in names if name in part.column_names]) for part in parts]
+        return leak_probe(*read, max_records=_PROBED, seed=seed)
+
     try:
-        probe = leak_probe(*parts, max_records=_PROBED, seed=seed)
+        probe = probe_columns("chosen", "rejected", "user_id", "candidates")
     except ValueError:  # titles of the list are not the texts of the completions
-        probe = leak_probe(*[part.select_columns(columns[:2]) for part in parts], max_records=_PROBED, seed=seed)
+        probe = probe_columns("chosen", "rejected", "user_id")
     return probe._asdict() | {"ci": list(probe.ci)}
 
 

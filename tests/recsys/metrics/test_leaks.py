@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from datasets import Dataset
 
-from trl_sdpo.recsys import leak_probe
+from trl_sdpo.recsys import leak_probe, wilson_interval
 
 
 ITEMS = [f"Title {number}" for number in range(300)]
@@ -85,3 +85,20 @@ def test_bad_records_are_named():
     wrong = {"chosen": ["A"], "rejected": [["B"]], "candidates": [["B", "C"]]}
     with pytest.raises(ValueError, match=r"reference: row 0, column 'candidates': the target 'A' is not among them"):
         leak_probe({"chosen": ["A"], "rejected": [["B"]]}, wrong)
+
+
+def test_the_interval_is_over_users():
+    """Of ten users with ten records each, all alike within a user, nothing more is known than of ten records."""
+    hit = [user % 2 == 0 for user in range(10) for _ in range(10)]
+    records = {
+        "chosen": ["A" if one else "B" for one in hit],
+        "rejected": [["B"] if one else ["A"] for one in hit],
+        "user_id": [user for user in range(10) for _ in range(10)],
+    }
+    reference = {"chosen": ["A"], "rejected": [["B"]]}
+    probe = leak_probe(records, reference)
+    alone = leak_probe({name: records[name] for name in ("chosen", "rejected")}, reference)
+    assert probe.hr_at_1 == alone.hr_at_1 == 0.5
+    assert probe.ci == wilson_interval([float(one) for one in hit], groups=records["user_id"])
+    assert probe.ci[1] - probe.ci[0] > 2 * (alone.ci[1] - alone.ci[0])
+    assert leak_probe({"chosen": ["B"] * 20, "rejected": [["A"]] * 20}, reference).ci[1] > 0.1  # 0 of 20 is not [0, 0]

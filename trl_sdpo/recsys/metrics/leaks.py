@@ -7,7 +7,7 @@ import numpy as np
 import polars as pl
 from tqdm.auto import tqdm
 
-from .ranking import bootstrap_interval
+from .intervals import wilson_interval
 
 
 class LeakProbe(NamedTuple):
@@ -18,7 +18,7 @@ class LeakProbe(NamedTuple):
         hr_at_1 (`float`):
             Share of records whose target the lookup finds.
         ci (`tuple[float, float]`):
-            Its 95% bootstrap interval over records.
+            Its 95% interval, over users where the records have them, see [`wilson_interval`].
         chance (`float`):
             The mean of one over the number of candidates.
         popularity (`float`):
@@ -47,13 +47,13 @@ def leak_probe(records: Any, reference: Any = None, *, max_records: int | None =
     Args:
         records (`Dataset` or `dict[str, Sequence]`):
             Multi-preference records, standard or conversational, with `chosen`, `rejected` and optionally `candidates`,
-            the titles that the prompt shows.
+            the titles that the prompt shows, and `user_id`, for the interval.
         reference (`Dataset` or `dict[str, Sequence]`, *optional*):
             Records to look up in, such as those for training. If `None`, the records before each one.
         max_records (`int`, *optional*, defaults to `5000`):
             Probe this many, evenly spread over the records; `None` for all.
         seed (`int`, *optional*, defaults to `0`):
-            The seed of the bootstrap.
+            Nothing is drawn any longer: the interval was a bootstrap's once.
 
     Returns:
         [`LeakProbe`]: Hit rate of the lookup with its interval, chance, popularity and the number of records. A record
@@ -71,7 +71,14 @@ def leak_probe(records: Any, reference: Any = None, *, max_records: int | None =
 
         ```
     """
-    return probe_lists(*_coded(records, reference), max_records=max_records, seed=seed)
+    del seed
+    probed, seen = _coded(records, reference)
+    try:
+        users = list(records["user_id"])
+    except (KeyError, ValueError):  # a dict, a `Dataset`
+        users = None
+    known = users is not None and None not in users
+    return probe_lists(probed._replace(users=users) if known else probed, seen, max_records=max_records)
 
 
 def leak_probe_hits(records: Any, reference: Any = None) -> np.ndarray:
@@ -102,30 +109,31 @@ class CodedLists(NamedTuple):
             The lists, one behind the other.
         lengths (`numpy.ndarray`):
             How long they are, of shape `(n,)`.
+        users (`Sequence`, *optional*):
+            Whose they are.
     """
 
     targets: np.ndarray
     candidates: np.ndarray
     lengths: np.ndarray
+    users: Sequence | None = None
 
 
-def probe_lists(
-    records: CodedLists, reference: CodedLists | None, *, max_records: int | None = 5000, seed: int = 0
-) -> LeakProbe:
+def probe_lists(records: CodedLists, reference: CodedLists | None, *, max_records: int | None = 5000) -> LeakProbe:
     """As [`leak_probe`], of lists of whole numbers."""
     places = _spread(len(records.targets), max_records)
     hits, popular = _hits_and_popular(records, reference, places)
     chance = float(np.mean(1 / records.lengths[places]))
-    return LeakProbe(
-        float(hits.mean()), bootstrap_interval(hits, seed=seed), chance, float(popular.mean()), len(places)
-    )
+    users = None if records.users is None else [records.users[place] for place in places]
+    interval = wilson_interval(hits, groups=users)
+    return LeakProbe(float(hits.mean()), interval, chance, float(popular.mean()), len(places))
 
 
 def _hits_and_popular(
     records: CodedLists, reference: CodedLists | None, places: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     rows = np.split(records.candidates, np.cumsum(records.lengths)[:-1])
-    index = _Index(*(records if reference is None else reference))
+    index = _Index(*(records if reference is None else reference)[:3])
     hits, popular = np.zeros(len(places)), np.zeros(len(places))
     for number, place in enumerate(tqdm(places, desc="Leak probe", unit=" records")):
         end = place if reference is None else len(reference.targets)

@@ -66,6 +66,7 @@ class SplitStatistics:
         self.target_hits = np.zeros(len(train_counts), dtype=np.int64)
         self.negative_hits = np.zeros(len(train_counts), dtype=np.int64)
         self._lists: list[np.ndarray] = []
+        self._users: list = []
         self._tokens: list[np.ndarray] = []
         self._history_lengths: list[np.ndarray] = []
 
@@ -76,6 +77,7 @@ class SplitStatistics:
         self.negative_hits += np.bincount(chunk.pool.ravel(), minlength=size)
         shown = np.column_stack([chunk.rows.items, chunk.pool[:, : self.num_candidates - 1]])
         self._lists.append(shown[:: self.stride].astype(np.int32))
+        self._users += chunk.table["user_id"].to_pylist()[:: self.stride]
         self._history_lengths.append((chunk.rows.histories >= 0).sum(axis=1))
         if chunk.tokens is not None:
             self._tokens.append(chunk.tokens)
@@ -84,7 +86,7 @@ class SplitStatistics:
     def lists(self) -> CodedLists:
         """Candidate lists, the target first; every so many-th of a large split."""
         lists = np.concatenate(self._lists)
-        return CodedLists(lists[:, 0], lists.ravel(), np.full(len(lists), self.num_candidates))
+        return CodedLists(lists[:, 0], lists.ravel(), np.full(len(lists), self.num_candidates), self._users)
 
     @property
     def tokens(self) -> np.ndarray | None:
