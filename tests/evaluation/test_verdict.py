@@ -57,6 +57,15 @@ def test_the_verdict_is_that_of_the_tests(results):
     assert verdict_sentence(results | {"sections": []}) is None
 
 
+def test_the_verdict_is_on_a_model_and_not_on_another_score_of_it(results):
+    section = results["sections"][0]
+    rewards = {"s-dpo (implicit reward)": row(0.1)}
+    both = section | {"systems": section["systems"] | rewards}
+    assert verdict_sentence(results | {"sections": [both]}) == verdict_sentence(results)
+    alone = section | {"systems": {"chance": section["systems"]["chance"], **rewards}}
+    assert verdict_sentence(results | {"sections": [alone]}).startswith("s-dpo (implicit reward) has")
+
+
 def test_what_was_evaluated_is_said_with_date_users_and_steps(results):
     assert headline(results) == "mine: split test, 40 records of 7 users"
     assert re.fullmatch(

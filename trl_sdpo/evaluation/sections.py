@@ -10,6 +10,7 @@ from ..recsys.metrics.statistics import holm_correction, paired_comparison, verd
 from ..recsys.records.recommender_files import Catalogue
 from ..scoring.generation import candidate_titles
 from .breakdowns import breakdowns
+from .verdict import of_likelihood
 
 
 CHANCE = "chance"
@@ -84,7 +85,7 @@ def make_section(
         "systems": systems,
         "comparisons": _comparisons(placed, ks, seed, users_of(records), f"hr@{k}"),
         "breakdowns": breakdowns(hits, records, catalogue, train=train),
-        "examples": _examples(names[-1], placed, hits, records, catalogue, seed, num_examples, shown),
+        "examples": _examples(of_likelihood(names)[-1], placed, hits, records, catalogue, seed, num_examples, shown),
     }
 
 

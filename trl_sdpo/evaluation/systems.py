@@ -20,6 +20,7 @@ from ..recsys.records.recommender_files import Catalogue, RecommenderConfig, loa
 from ..scoring.generation import END_OF_TITLE, candidate_titles, stop_strings_of
 from ..scoring.log_probs import implicit_rewards
 from .baselines import answers_of_scores, consumed_items, lists_of_scorer, train_baseline
+from .verdict import IMPLICIT_REWARD
 
 
 logger = logging.get_logger(__name__)
@@ -288,7 +289,7 @@ def ask_models(
             keep(name, scores)
             found["ranking"][name] = scores
             if before is not None and not is_reference:
-                found["ranking"][f"{name} (implicit reward)"] = implicit_rewards(scores, before)
+                found["ranking"][f"{name}{IMPLICIT_REWARD}"] = implicit_rewards(scores, before)
             if task.pmi:
                 others = _log_probs(task, recommender, f"{name} without histories", history=False)
                 found["ranking"][f"{name} (mutual information)"] = implicit_rewards(scores, others)

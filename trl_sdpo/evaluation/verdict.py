@@ -6,13 +6,19 @@ from typing import Any
 
 
 CHANCE, POPULARITY = "chance", "popularity"
+IMPLICIT_REWARD = " (implicit reward)"
 # From how many lists on, and from which share of them, one title at their head is said
 _FEWEST, _SHARE = 20, 0.5
 
 
+def of_likelihood(names: Sequence[str]) -> list[str]:
+    """Systems less those that rank by the implicit reward, which is another score of one of them; all if none is left."""
+    return [name for name in names if not name.endswith(IMPLICIT_REWARD)] or list(names)
+
+
 def verdict_sentence(results: Mapping[str, Any]) -> str | None:
     """
-    The verdict on the last system of the first section, which is that of the last training.
+    The verdict on the last system of the first section, which is that of the last training, ranked by likelihood.
 
     Args:
         results (`Mapping`):
@@ -25,7 +31,7 @@ def verdict_sentence(results: Mapping[str, Any]) -> str | None:
         return None
     section = results["sections"][0]
     metric, systems = section["metric"], section["systems"]
-    own = [name for name in systems if name not in (CHANCE, POPULARITY)]
+    own = of_likelihood([name for name in systems if name not in (CHANCE, POPULARITY)])
     if not own or metric not in systems[own[-1]]:
         return None
     name, row = own[-1], systems[own[-1]]
