@@ -68,7 +68,10 @@ def _is_core(path):
 
 # Rooms whose tests need no trainer: `python -m pytest -m quick` runs them in less than two minutes on two cores
 QUICK = ("recsys", "losses", "prefix_sharing/test_rows.py", "prefix_sharing/test_masks.py", "recommender")
-QUICK += ("test_rooms.py", "test_files.py", "test_data_utils.py", "hub/test_cards.py", "pipeline/test_small_llama.py")
+QUICK += ("test_rooms.py", "test_files.py", "test_data_utils.py", "pipeline/test_small_llama.py")
+# which train, or take many seconds
+NOT_QUICK = ("losses/test_loss_types.py", "recommender/test_export.py", "recommender/test_recommender.py")
+NOT_QUICK += ("recsys/records/test_compact.py",)
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m selects by markers
@@ -79,7 +82,7 @@ def pytest_collection_modifyitems(config, items):
         config.hook.pytest_deselected(items=left_out)
     for item in items:
         name = item.path.relative_to(TESTS).as_posix()
-        if name.startswith(QUICK):
+        if name.startswith(QUICK) and name not in NOT_QUICK:
             item.add_marker(pytest.mark.quick)
         if _is_core(item.path):
             item.add_marker(pytest.mark.core)
