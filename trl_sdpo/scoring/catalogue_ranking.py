@@ -7,7 +7,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..prefix_sharing.masks import why_prefix_sharing_is_unsound
-from .generation import check_prompts
+from .catalogue_search import trie_and_prompts
 from .log_probs import score_tokenized, sharing_agrees
 from .title_trie import TitleTrie
 
@@ -65,20 +65,8 @@ def rank_catalogue(
     """
     if top_k < 1:
         raise ValueError(f"top_k={top_k} is below 1. Pass at least 1.")
-    if exclude is not None and len(exclude) != len(prompts):
-        raise ValueError(
-            f"exclude has {len(exclude)} rows for {len(prompts)} prompts. Pass one for each, [] for none."
-        )
-    if len(prompts) == 0:
-        raise ValueError("There are no prompts. Pass at least one.")
-    if isinstance(titles, TitleTrie):
-        trie = titles
-    else:
-        trie = TitleTrie.from_titles(
-            titles, processing_class, prompts[0], completion_prefix, completion_suffix, append_eos
-        )
-    prompt_ids = trie.prompt_ids(prompts, processing_class)
-    check_prompts(prompt_ids, processing_class, batch_size)
+    form = (completion_prefix, completion_suffix, append_eos)
+    trie, prompt_ids = trie_and_prompts(prompts, processing_class, titles, exclude, form, batch_size)
     distinct = trie.distinct_titles()
     scorer = CatalogueScorer(model, trie, processing_class.pad_token_id, batch_size)
     found = []

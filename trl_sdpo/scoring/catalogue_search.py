@@ -80,6 +80,39 @@ class EndOfTitleCriteria(StoppingCriteria):
         return self.trie.is_leaf(self.trie.walk(input_ids[:, self.prompt_length :]))
 
 
+def trie_and_prompts(
+    prompts: Sequence[str | list[dict] | list[int]],
+    processing_class: PreTrainedTokenizerBase,
+    titles: Sequence[str] | TitleTrie,
+    exclude: Sequence[Sequence[int]] | None,
+    form: tuple[str, str, bool],
+    batch_size: int,
+) -> tuple[TitleTrie, list[list[int]]]:
+    """
+    What a search and a ranking of a catalogue begin with: titles as a trie and prompts as tokens, checked.
+
+    Args:
+        form (`tuple[str, str, bool]`):
+            `completion_prefix`, `completion_suffix` and `append_eos` of [`search_catalogue`], as the others.
+
+    Raises:
+        `ValueError`: As [`search_catalogue`].
+    """
+    if exclude is not None and len(exclude) != len(prompts):
+        raise ValueError(
+            f"exclude has {len(exclude)} rows for {len(prompts)} prompts. Pass one for each, [] for none."
+        )
+    if len(prompts) == 0:
+        raise ValueError("There are no prompts. Pass at least one.")
+    if isinstance(titles, TitleTrie):
+        trie = titles
+    else:
+        trie = TitleTrie.from_titles(titles, processing_class, prompts[0], *form)
+    prompt_ids = trie.prompt_ids(prompts, processing_class)
+    check_prompts(prompt_ids, processing_class, batch_size)
+    return trie, prompt_ids
+
+
 def search_catalogue(
     model: PreTrainedModel,
     prompts: Sequence[str | list[dict] | list[int]],
@@ -140,20 +173,8 @@ def search_catalogue(
         raise ValueError(
             f"num_beams={num_beams}, top_k={top_k}: pass at least 2 beams, and top_k from 1 to num_beams."
         )
-    if exclude is not None and len(exclude) != len(prompts):
-        raise ValueError(
-            f"exclude has {len(exclude)} rows for {len(prompts)} prompts. Pass one for each, [] for none."
-        )
-    if len(prompts) == 0:
-        raise ValueError("There are no prompts. Pass at least one.")
-    if isinstance(titles, TitleTrie):
-        trie = titles
-    else:
-        trie = TitleTrie.from_titles(
-            titles, processing_class, prompts[0], completion_prefix, completion_suffix, append_eos
-        )
-    prompt_ids = trie.prompt_ids(prompts, processing_class)
-    check_prompts(prompt_ids, processing_class, batch_size)
+    form = (completion_prefix, completion_suffix, append_eos)
+    trie, prompt_ids = trie_and_prompts(prompts, processing_class, titles, exclude, form, batch_size)
     closed = None if exclude is None else [_closed_nodes(trie, row, titles) for row, titles in enumerate(exclude)]
     order = np.argsort([-len(ids) for ids in prompt_ids], kind="stable")
     found: list[list[tuple[int, float]]] = [[] for _ in prompt_ids]
