@@ -52,7 +52,8 @@ def folder(tmp_path):
 
 def test_reviews(folder):
     """Ids stay text, milliseconds stay; items without a title or a line are counted, equal titles merged."""
-    interactions = load_amazon(folder)
+    interactions = load_amazon(folder, attributes="store, main_category")
+    assert load_amazon(folder).items.columns == ["item_id", "title"]
     assert interactions.name == "amazon-All_Beauty"
     assert interactions.events.select("user_id", "item_id", "rating", "timestamp", "nanosecond").rows() == [
         ("AE2", "B01", 5.0, 1588687728, 923_000_000),

@@ -32,7 +32,8 @@ def folder(tmp_path):
 
 
 def test_users_of_one_name_stay_apart(folder):
-    interactions = load_source("steam", folder)
+    interactions = load_source("steam", folder, attributes=["developer", "genres"])
+    assert load_steam(folder).items.columns == ["item_id", "title"]
     assert interactions.events.rows() == [
         ("@Chaos", "10", 1513468800),
         ("76561198000000001", "10", 1513555200),

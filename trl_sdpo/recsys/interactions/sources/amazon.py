@@ -2,10 +2,12 @@
 
 import logging
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import polars as pl
 
+from ..attributes import wanted_attributes
 from ..interactions import (
     ITEM_ID,
     RATING,
@@ -31,10 +33,10 @@ _COLUMNS = [USER_ID, _ITEM, RATING, TIMESTAMP]
 _NAME = re.compile(r"(?P<category>\w+)\.(?P<kind>jsonl|csv)(\.gz)?")
 _META = "meta_"
 # What a shop says of an item in one word or a few.
-_ATTRIBUTES = ["store", "main_category"]
+_ATTRIBUTES = ("store", "main_category")
 
 
-def load_amazon(path: str | Path) -> Interactions:
+def load_amazon(path: str | Path, *, attributes: str | Sequence[str] = ()) -> Interactions:
     """
     Read a category of Amazon Reviews 2023.
 
@@ -52,9 +54,11 @@ def load_amazon(path: str | Path) -> Interactions:
         path (`str` or `Path`):
             The file of reviews, or a folder with one of them. Files may also be unzipped. A zipped one is unzipped into
             the directory of `tempfile` for the time of reading.
+        attributes (`str` or `Sequence[str]`, *optional*):
+            What the items keep beside their title: `"store"`, `"main_category"`.
 
     Returns:
-        [`Interactions`]: With `rating` from 1 to 5; its items have `store` and `main_category` too. The report counts
+        [`Interactions`]: With `rating` from 1 to 5. The report counts
         what was read, dropped and merged.
 
     Raises:
@@ -68,11 +72,12 @@ def load_amazon(path: str | Path) -> Interactions:
         interactions = load_amazon("Video_Games.jsonl.gz")
         ```
     """
+    wanted = wanted_attributes(attributes, _ATTRIBUTES, "amazon")
     path = _find_reviews(Path(path))
     category = _NAME.fullmatch(path.name)["category"]
     rows = _read_csv(path) if ".csv" in path.name else read_json_lines(TextFile(path), _COLUMNS)
     events = _check_events(rows, str(path))
-    items = _read_items(_find_items(path.parent, category))
+    items = _read_items(_find_items(path.parent, category), wanted)
     report = {"events_read": events.height, "items_read": items.height}
     events, items, dropped = drop_untitled(events, items)
     events, items, merges = resolve_duplicate_titles(events, items)
@@ -133,8 +138,8 @@ def _check_events(rows: pl.DataFrame, label: str) -> pl.DataFrame:
     return with_nanoseconds(events, rest)
 
 
-def _read_items(path: Path) -> pl.DataFrame:
-    rows = read_json_lines(TextFile(path), [_ITEM, TITLE, *_ATTRIBUTES])
+def _read_items(path: Path, attributes: Sequence[str]) -> pl.DataFrame:
+    rows = read_json_lines(TextFile(path), [_ITEM, TITLE, *attributes])
     blank = (rows[_ITEM].is_null() | (rows[_ITEM].str.strip_chars() == "")).arg_true()
     if len(blank):
         raise ValueError(f"{path}: record {blank[0] + 1}, column '{_ITEM}': is blank. Correct or remove the record.")
@@ -145,5 +150,5 @@ def _read_items(path: Path) -> pl.DataFrame:
             "Keep one of them."
         )
     return rows.select(
-        pl.col(_ITEM).alias(ITEM_ID), plain_titles(TITLE).alias(TITLE), *(plain_titles(name) for name in _ATTRIBUTES)
+        pl.col(_ITEM).alias(ITEM_ID), plain_titles(TITLE).alias(TITLE), *(plain_titles(name) for name in attributes)
     )

@@ -2,13 +2,14 @@
 
 import ast
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 from tqdm.auto import tqdm
 
+from ..attributes import wanted_attributes
 from ..interactions import (
     ITEM_ID,
     TIMESTAMP,
@@ -28,10 +29,10 @@ logger = logging.getLogger(__name__)
 _REVIEWS, _GAMES = "steam_reviews.json", "steam_games.json"
 _USERS = ("user_id", "username")
 _REVIEW_KEYS = ("username", "user_id", "product_id", "date")
-_GAME_KEYS = ("id", "title", "app_name", "developer", "genres")
+_GAME_KEYS, _ATTRIBUTES = ("id", "title", "app_name"), ("developer", "genres")
 
 
-def load_steam(path: str | Path, users: str = "user_id") -> Interactions:
+def load_steam(path: str | Path, users: str = "user_id", *, attributes: str | Sequence[str] = ()) -> Interactions:
     """
     Read the reviews of games on Steam (`steam_reviews.json.gz` with `steam_games.json.gz`).
 
@@ -45,9 +46,11 @@ def load_steam(path: str | Path, users: str = "user_id") -> Interactions:
             What tells users apart. `"user_id"` takes the number of the account where there is one, else the name with
             an `@` before it, which no number has. `"username"` takes the name always, as SASRec's code does: users of
             one name are one then.
+        attributes (`str` or `Sequence[str]`, *optional*):
+            What the items keep beside their title: `"developer"`, `"genres"`.
 
     Returns:
-        [`Interactions`]: Its items have `developer` and `genres` too. The report counts what was read, dropped and
+        [`Interactions`]: The report counts what was read, dropped and
         merged, and `events_by_username`, of users that are known by name alone.
 
     Raises:
@@ -64,9 +67,10 @@ def load_steam(path: str | Path, users: str = "user_id") -> Interactions:
     """
     if users not in _USERS:
         raise ValueError(f"users={users!r} is neither 'user_id' nor 'username'. Pass one of them.")
+    wanted = wanted_attributes(attributes, _ATTRIBUTES, "steam")
     path = Path(path)
     reviews = _read(_find(path, _REVIEWS), _REVIEW_KEYS, ("username", "product_id", "date"))
-    games = _read(_find(path, _GAMES), _GAME_KEYS, ())
+    games = _read(_find(path, _GAMES), (*_GAME_KEYS, *wanted), ())
     by_name = reviews["user_id"].is_null() if users == "user_id" else pl.repeat(True, reviews.height, eager=True)
     report = {"events_read": reviews.height, "events_by_username": int(by_name.sum()), "items_read": games.height}
     events = _events(reviews, users, _find(path, _REVIEWS))
@@ -75,8 +79,7 @@ def load_steam(path: str | Path, users: str = "user_id") -> Interactions:
     items = titled.select(
         pl.col("id").alias(ITEM_ID),
         pl.coalesce(plain_titles("title"), plain_titles("app_name")).alias(TITLE),
-        plain_titles("developer"),
-        plain_titles("genres"),
+        *(plain_titles(name) for name in wanted),
     ).unique(ITEM_ID, keep="first", maintain_order=True)
     report["items_repeated"] = titled.height - items.height
     events, items, dropped = drop_untitled(events, items)
