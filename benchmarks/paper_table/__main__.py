@@ -23,7 +23,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from trl_sdpo.files import write_text
-from trl_sdpo.pipeline import TrainedStage, keep_freed_memory
+from trl_sdpo.pipeline import TrainedStage, keep_freed_memory, log_to_terminal
 from trl_sdpo.pipeline.run import environment
 from trl_sdpo.recsys import mean_reciprocal_rank, ranks
 from trl_sdpo.recsys.interactions.movielens_100k import load_movielens_100k
@@ -153,7 +153,6 @@ def main(options: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    log_to_terminal(stream=sys.stdout)
     keep_freed_memory()
     main(parse_arguments())

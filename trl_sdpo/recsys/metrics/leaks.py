@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
-from tqdm.auto import tqdm
 
+from ..._progress import progress
 from .intervals import wilson_interval
 
 
@@ -135,7 +135,7 @@ def _hits_and_popular(
     rows = np.split(records.candidates, np.cumsum(records.lengths)[:-1])
     index = _Index(*(records if reference is None else reference)[:3])
     hits, popular = np.zeros(len(places)), np.zeros(len(places))
-    for number, place in enumerate(tqdm(places, desc="Leak probe", unit=" records")):
+    for number, place in enumerate(progress(places, desc="Leak probe", unit="records")):
         end = place if reference is None else len(reference.targets)
         hits[number] = index.lookup(rows[place], end) == records.targets[place]
         popular[number] = index.most_popular(rows[place], end) == records.targets[place]
