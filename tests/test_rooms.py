@@ -39,7 +39,6 @@ LONG_FILES = {
     "examples/dpo_script.py": "TRL's script, of which two lines are changed: a reader compares the two",
     "trl_sdpo/data_utils.py": "the multi-preference format in one place, half of it docstrings",
     "trl_sdpo/prefix_sharing/rows.py": "the row of a record and its scores, half of it docstrings",
-    "trl_sdpo/recommender/recommender.py": "one class, whose public methods are documented at length",
     "trl_sdpo/recsys/records/recommender_files.py": "the two files that travel with a model, half of it docstrings",
     "trl_sdpo/recsys/baselines/sequential.py": "two networks of one training loop",
     "trl_sdpo/recsys/interactions/interactions.py": "one class and what checks it",
