@@ -285,7 +285,7 @@ class Run:
             },
             settings={"seed": seed, **(settings or {}), **environment()},
             facts={name: _facts(model) for name, model in models.items()},
-            **probe_all(splits, split, records, files.catalogue, seed),
+            **probe_all(splits, split, records, files.catalogue),
         )
         write_report(results, self.directory / "report")
         return results

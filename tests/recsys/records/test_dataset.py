@@ -292,8 +292,16 @@ def test_popularity_of_ragged_and_string_records():
 
 def test_popularity_of_a_data_set_goes_into_the_table():
     dataset, _ = build()
-    metrics = ranking_metrics(ranks(popularity_scores(make_interactions().events, dataset["test"])), seed=0)
-    assert metrics["n"] == 24
+    # all events that stand before the first one of validation are for training
+    train = make_interactions().events.filter(pl.col("timestamp") < min(dataset["validation"]["timestamp"]))
+    metrics = ranking_metrics(ranks(popularity_scores(train, dataset["test"])), seed=0)
+    counts = dict(train.group_by("item_id").len().iter_rows())
+    hits = 0
+    for record in dataset["test"]:
+        others = [counts.get(item, 0) for item in record["rejected_item_ids"]]
+        hits += counts.get(record["item_id"], 0) > max(others)
+    assert (metrics["n"], metrics["hr@1"]) == (24, pytest.approx(hits / 24))
+    assert 0 < hits < 24
 
 
 @pytest.mark.parametrize("style", ["history", "candidates"])
