@@ -10,7 +10,7 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from ..data_utils import plain_records
+from ..data_utils import readable_records
 from ..prefix_sharing.masks import why_prefix_sharing_is_unsound
 from ..recsys.prompts.templates import PromptTemplate
 from ..recsys.records.recommender_files import (
@@ -396,7 +396,7 @@ class Recommender:
         Raises:
             ValueError: without histories, the records are not of one wording that is known.
         """
-        records = dataset if history else self._prompts.records_without_history(plain_records(dataset), self._texts)
+        records = dataset if history else self._prompts.records_without_history(readable_records(dataset), self._texts)
         records = self.tokenize(records)
         return completion_log_probs(
             self.model, records, self.processing_class, batch_size, desc=desc, per_token=per_token
@@ -428,7 +428,7 @@ class Recommender:
     def tokenize(self, dataset: Dataset) -> Dataset:
         """The records with the tokens that the model was trained on: with or without an EOS token, as it was then."""
         # not a function of its own, which would hold the model, and be hashed with its weights
-        return tokenize_dataset(plain_records(dataset), self.processing_class, self._eos_token, desc="Tokenizing")
+        return tokenize_dataset(dataset, self.processing_class, self._eos_token, desc="Tokenizing")
 
     @property
     def trie(self) -> TitleTrie:
