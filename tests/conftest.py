@@ -48,7 +48,8 @@ CORE = (
     "trainer/softmax_dpo_trainer/test_layouts.py",
     "trainer/softmax_dpo_trainer/test_runs.py",
     "trainer/test_checkpoints.py",
-    "trainer/test_reference.py",
+    "trainer/reference/test_reference.py",
+    "trainer/reference/test_start.py",
     "trainer/test_softmax_dpo_config.py",
     "trainer/test_trl_contract.py",
 )

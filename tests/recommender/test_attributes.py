@@ -59,13 +59,13 @@ def test_what_was_trained_is_served(make, options):
     served, records = make(**options)
     histories, candidates = ids(records)
     asked = []
-    tokenize = served._tokenize
-    served._tokenize = lambda prompts, answers: asked.append(prompts) or tokenize(prompts, answers)
+    tokenize = served._ranker.tokenize
+    served._ranker.tokenize = lambda prompts, answers: asked.append(prompts) or tokenize(prompts, answers)
     if options.get("prompt_style") != "candidates":  # there the order of the list is part of the prompt
         for ours, theirs in zip(served.score(histories, candidates), served.log_probs(records), strict=True):
             np.testing.assert_allclose(ours, theirs, atol=1e-4)
     else:
-        by_answer = dict(zip(served._texts.answers, served.catalogue.item_ids, strict=True))
+        by_answer = dict(zip(served._ranker.texts.answers, served.catalogue.item_ids, strict=True))
         served.score(histories, [[by_answer[answer] for answer in row] for row in records["candidates"]])
     assert asked[0] == records["prompt"][:]
 
@@ -139,8 +139,8 @@ class TestNewItems:
         beams = more.recommend_ids([history], top_k=5, num_beams=len(catalogue))[0]
         assert [item.item_id for item in beams] == [item.item_id for item in found[:5]]
         asked = []
-        tokenize = more._tokenize
-        more._tokenize = lambda prompts, answers: asked.append((prompts, answers)) or tokenize(prompts, answers)
+        tokenize = more._ranker.tokenize
+        more._ranker.tokenize = lambda prompts, answers: asked.append((prompts, answers)) or tokenize(prompts, answers)
         more.recommend([["Night Ferry (2024)", "n2"]], [["n1", "Ferry"]])
         ((prompt,), answers) = asked[0]
         assert prompt.endswith("Night Ferry (2024) (War)\nFerry\n")
@@ -182,8 +182,8 @@ def test_attributes_and_title_are_scored_apart(make, options):
     tokenizer, whole = served.processing_class, served.score(histories, candidates)
     for row, (parts, total) in enumerate(zip(found, whole, strict=True)):
         np.testing.assert_allclose(parts.sum(axis=1), total, atol=1e-4)
-        (record,) = served._tokenize(
-            [records[row]["prompt"]], [served._texts.answered(served._items_of_ids([candidates[row]], ""))[0]]
+        (record,) = served._ranker.tokenize(
+            [records[row]["prompt"]], [served._ranker.texts.answered(served._items_of_ids([candidates[row]], ""))[0]]
         )
         for item, part, completion in zip(
             candidates[row], parts, [record["chosen_ids"], *record["rejected_ids"]], strict=True

@@ -53,7 +53,7 @@ def test_generate_alone_gives_the_lists_of_the_recommender(prepared, tmp_path, t
     export_recommender(recommender, tmp_path)
     histories = [TITLES[:3], TITLES[7:8]]
     expected = recommender.recommend(histories, top_k=5, num_beams=30, exclude_history=False)
-    prompts = recommender._prompts.make(histories, None, recommender.catalogue.titles)
+    prompts = recommender._ranker.prompts.make(histories, None, recommender.catalogue.titles)
     run = subprocess.run(
         [sys.executable, "-c", SCRIPT, str(tmp_path), json.dumps(prompts)], capture_output=True, text=True, timeout=200
     )

@@ -19,6 +19,7 @@ from trl_sdpo import (
     save_recommender_files,
 )
 from trl_sdpo.data_utils import tokenize_multi_preference
+from trl_sdpo.recommender.ranking import ItemRanker
 from trl_sdpo.recsys import PromptTemplate, get_template
 
 
@@ -62,8 +63,8 @@ class TestWhatWasTrainedIsServed:
         served, records = recommender(template, style, **options)
         tokenized = training_tokens(records, tokenizer, lines=template == "lines")
         seen = []
-        tokenize = Recommender._tokenize
-        monkeypatch.setattr(Recommender, "_tokenize", lambda *args: seen.extend(tokenize(*args)) or list(seen))
+        tokenize = ItemRanker.tokenize
+        monkeypatch.setattr(ItemRanker, "tokenize", lambda *args: seen.extend(tokenize(*args)) or list(seen))
         # an id where there is one, and of candidates the order in which the list is shown
         results = served.recommend(records["history_item_ids"], records["candidates"], top_k=9)
         with torch.no_grad():
@@ -88,7 +89,7 @@ class TestWhatWasTrainedIsServed:
             history = [titles[str(item)] for item in record["history_item_ids"]]
             for name in ("lines", "watched", "question"):
                 served = Recommender(llama(), tokenizer, files.config, files.catalogue, template=name)
-                if served._prompts.make([history], None) == [record["prompt"]]:
+                if served._ranker.prompts.make([history], None) == [record["prompt"]]:
                     found.add(name)
         assert found == {"lines", "watched", "question"}
 
@@ -124,13 +125,13 @@ class TestWhatWasTrainedIsServed:
         shortened = 0
         for before, record in zip(whole["test"], dataset["test"], strict=True):
             history = [titles[str(item)] for item in before["history_item_ids"]]
-            assert served._prompts.make([history], [record["candidates"]]) == [record["prompt"]]
+            assert served._ranker.prompts.make([history], [record["candidates"]]) == [record["prompt"]]
             shortened += len(record["history_item_ids"]) < len(history)
         assert shortened > 0
 
     def test_a_history_that_does_not_fit_is_said(self, recommender, caplog):
         served, _ = recommender("choose", "candidates")
-        served._prompts.config = dataclasses.replace(served.config, max_length=20)
+        served._ranker.prompts.config = dataclasses.replace(served.config, max_length=20)
         result = served.recommend(TITLES[:2], TITLES[5:8])
         assert len(result) == 3
         assert (

@@ -76,8 +76,8 @@ def test_mutual_information_keeps_the_list(served):
     recommender, records = served("choose", "candidates")
     histories, candidates = ids_of(records)
     asked = []
-    tokenize = recommender._tokenize
-    recommender._tokenize = lambda prompts, answers: asked.append(prompts) or tokenize(prompts, answers)
+    tokenize = recommender._ranker.tokenize
+    recommender._ranker.tokenize = lambda prompts, answers: asked.append(prompts) or tokenize(prompts, answers)
     recommender.score(histories, candidates, score="pmi")
     with_history, without = asked
     titles = dict(zip(recommender.catalogue.item_ids, recommender.catalogue.titles, strict=True))

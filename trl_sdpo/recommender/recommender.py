@@ -1,8 +1,8 @@
 """A trained model as a recommender: a history in, titles with scores out."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,7 +11,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from ..data_utils import readable_records
-from ..prefix_sharing.masks import why_prefix_sharing_is_unsound
 from ..recsys.prompts.templates import PromptTemplate
 from ..recsys.records.recommender_files import (
     CATALOGUE_FILE,
@@ -21,42 +20,19 @@ from ..recsys.records.recommender_files import (
     load_recommender_files,
     missing_file,
 )
-from ..scoring.catalogue_ranking import CatalogueScorer, rank_catalogue
-from ..scoring.catalogue_search import search_catalogue
 from ..scoring.generation import candidate_titles, generate_answers, stop_strings_of, title_of_completion
-from ..scoring.log_probs import completion_log_probs, score_tokenized, sharing_agrees
+from ..scoring.log_probs import completion_log_probs
 from ..scoring.title_trie import TitleTrie
-from ..tokenization import CompletionTokenizer, tokenize_dataset
+from ..tokenization import tokenize_dataset
 from .arguments import is_nested, one_for_each, where
 from .loading import load_model_and_tokenizer
-from .prompts import ItemTexts, PromptMaker, select_template
-from .scores import LIKELIHOOD, PMI, REWARD, beginnings, check_score, reference_model, reference_scores
+from .prompts import select_template
+from .ranking import ItemRanker, Items, Recommendation, Scoring
+from .scores import LIKELIHOOD, check_score
 from .title_lookup import UNKNOWN_TITLES, TitleLookup
 
 
 logger = logging.get_logger(__name__)
-
-# For each history or list its items: a row of the catalogue, if the item is there, and the title.
-_Items: TypeAlias = Sequence[Sequence[tuple[int | None, str]]]
-
-
-class Recommendation(NamedTuple):
-    """
-    An item of the list that [`Recommender.recommend`] returns.
-
-    Args:
-        item_id (`str` or `None`):
-            The id in the catalogue; `None` for a candidate that is not there.
-        title (`str`):
-            The title.
-        score (`float`):
-            The log-probability of the title as the answer, its end included, in nats; or what is asked for in its place,
-            see [`check_score`].
-    """
-
-    item_id: str | None
-    title: str
-    score: float
 
 
 class Recommender:
@@ -109,12 +85,7 @@ class Recommender:
         self.config, self.catalogue, self.name = config, catalogue, name
         self.template = select_template(config, template)
         self.lookup = TitleLookup(catalogue)
-        self._prompts = PromptMaker(self.template, config, processing_class)
-        self._texts = ItemTexts(self.template, catalogue)
-        self._completions = CompletionTokenizer(processing_class, self._eos_token)
-        self._prefix_sharing: dict[bool, bool] = {}
-        self._without_history: np.ndarray | None = None
-        self._trie: TitleTrie | None = None
+        self._ranker = ItemRanker(processing_class, config, catalogue, self.template, name)
 
     @classmethod
     def from_pretrained(
@@ -245,16 +216,16 @@ class Recommender:
         single = not is_nested(history, "history")
         rows: list[Any] = [history] if single else list(history)
         found = [self._find(row, where("history", index, single), unknown_titles) for index, row in enumerate(rows)]
-        desc = "Recommending" if len(rows) > 1 else None
+        how = self._scoring(score, batch_size, "Recommending" if len(rows) > 1 else None)
         if candidates is None:
             excluded = [[item for item, _ in row if item is not None] if exclude_history else [] for row in found]
-            results = self._search(found, excluded, top_k, num_beams, batch_size, desc, score=score)
+            results = self._ranker.search(how, found, excluded, top_k, num_beams)
         else:
             lists = one_for_each(candidates, len(rows))
             chosen = [
                 self._find(row, where("candidates", index, single), unknown_titles) for index, row in enumerate(lists)
             ]
-            results = self._rank(found, chosen, top_k, batch_size, desc, score)
+            results = self._ranker.rank(how, found, chosen, top_k)
         return results[0] if single else results
 
     def recommend_ids(
@@ -298,12 +269,13 @@ class Recommender:
         check_score(score)
         rows = self._items_of_ids(histories, "histories")
         if candidates is not None:
-            return self._rank(rows, self._items_of_ids(candidates, "candidates"), top_k, batch_size, None, score)
+            how = self._scoring(score, batch_size, None)
+            return self._ranker.rank(how, rows, self._items_of_ids(candidates, "candidates"), top_k)
         excluded = [[item for item, _ in row] if exclude_history else [] for row in rows]
         if exclude is not None:
             more = self._items_of_ids(exclude, "exclude")
             excluded = [[*row, *(item for item, _ in other)] for row, other in zip(excluded, more, strict=True)]
-        return self._search(rows, excluded, top_k, num_beams, batch_size, desc, exact, score)
+        return self._ranker.search(self._scoring(score, batch_size, desc), rows, excluded, top_k, num_beams, exact)
 
     def score(
         self,
@@ -332,8 +304,8 @@ class Recommender:
             ValueError: there is no catalogue, or an id is not in it.
         """
         check_score(score)
-        rows = self._items_of_ids(histories, "histories")
-        return self._score(rows, self._items_of_ids(candidates, "candidates"), batch_size, "Scoring", score)
+        rows, items = self._items_of_ids(histories, "histories"), self._items_of_ids(candidates, "candidates")
+        return self._ranker.score(self._scoring(score, batch_size, "Scoring"), rows, items)
 
     def score_parts(
         self, histories: Sequence[Sequence[str]], candidates: Sequence[Sequence[str]], batch_size: int = 8
@@ -353,19 +325,7 @@ class Recommender:
             [`score`]. A token that is of both belongs to the title.
         """
         rows, items = self._items_of_ids(histories, "histories"), self._items_of_ids(candidates, "candidates")
-        answers = self._texts.answered(items)
-        prompts = self._prompts.make(self._texts.shown(rows), self._texts.shown(items), answers=answers)
-        whole = self._log_probs(self.model, prompts, answers, batch_size, "Scoring")
-        records = self._tokenize(prompts, answers)
-        begun = [[self._texts.before_titles[item] for item, _ in row] for row in items]
-        records, cut = beginnings(records, begun, self.processing_class)
-        pad_token_id, sharing = self.processing_class.pad_token_id, self._prefix_sharing[False]
-        scores = score_tokenized(self.model, records, pad_token_id, batch_size, prefix_sharing=sharing, desc="Scoring")
-        parts = []
-        for total, row, there in zip(whole, scores, cut, strict=True):
-            before = np.where(there, row[: len(total)], 0.0)
-            parts.append(np.column_stack([before, total - before]))
-        return parts
+        return self._ranker.score_parts(self._scoring(LIKELIHOOD, batch_size, "Scoring"), rows, items)
 
     def log_probs(
         self,
@@ -396,7 +356,9 @@ class Recommender:
         Raises:
             ValueError: without histories, the records are not of one wording that is known.
         """
-        records = dataset if history else self._prompts.records_without_history(readable_records(dataset), self._texts)
+        records = dataset
+        if not history:
+            records = self._ranker.prompts.records_without_history(readable_records(dataset), self._ranker.texts)
         records = self.tokenize(records)
         return completion_log_probs(
             self.model, records, self.processing_class, batch_size, desc=desc, per_token=per_token
@@ -428,27 +390,18 @@ class Recommender:
     def tokenize(self, dataset: Dataset) -> Dataset:
         """The records with the tokens that the model was trained on: with or without an EOS token, as it was then."""
         # not a function of its own, which would hold the model, and be hashed with its weights
-        return tokenize_dataset(dataset, self.processing_class, self._eos_token, desc="Tokenizing")
+        eos_token = self.processing_class.eos_token if self.config.ends_in_eos else ""
+        return tokenize_dataset(dataset, self.processing_class, eos_token, desc="Tokenizing")
 
     @property
     def trie(self) -> TitleTrie:
         """The titles of the catalogue as the completions of training, to search in."""
-        if self._trie is None:
-            if self.catalogue is None:
-                raise missing_file(self.name, CATALOGUE_FILE)
-            answers = self._texts.answers
-            (prompt,) = self._prompts.make([answers[:1]], None, answers)
-            affixes = self.template.completion_prefix, self.template.completion_suffix
-            self._trie = TitleTrie.from_titles(
-                answers, self.processing_class, prompt, *affixes, self.config.ends_in_eos
-            )
-        return self._trie
+        return self._ranker.trie
 
-    @property
-    def _eos_token(self) -> str:
-        return self.processing_class.eos_token if self.config.ends_in_eos else ""
+    def _scoring(self, score: str, batch_size: int, desc: str | None) -> Scoring:
+        return Scoring(self.model, self.ref_model, score, batch_size, desc)
 
-    def _items_of_ids(self, rows: Sequence[Sequence[str]], name: str) -> _Items:
+    def _items_of_ids(self, rows: Sequence[Sequence[str]], name: str) -> Items:
         if self.catalogue is None:
             raise missing_file(self.name, CATALOGUE_FILE)
         return [
@@ -459,109 +412,3 @@ class Recommender:
         if isinstance(row, str) or not isinstance(row, Sequence | np.ndarray) or not len(row):
             raise ValueError(f"{where}: {row!r} is no list of titles or ids with at least one in it. Pass one.")
         return [self.lookup.find(value, where, unknown) for value in row]
-
-    def _search(
-        self,
-        histories: _Items,
-        excluded: Sequence[Sequence[int]],
-        top_k: int,
-        num_beams: int | None,
-        batch_size: int,
-        desc: str | None,
-        exact: bool = False,
-        score: str = LIKELIHOOD,
-    ) -> list[list[Recommendation]]:
-        if self.template.style == "candidates":
-            raise ValueError(
-                f"{self.name}: template '{self.template.name}' shows candidates, so it needs some. Pass `candidates`, or "
-                "use a model that was trained on prompts without them (prompt_style='history')."
-            )
-        if score != LIKELIHOOD and num_beams is not None:
-            raise ValueError(f"score={score!r} scores the whole catalogue, without beams. Leave num_beams out.")
-        trie, prompts = self.trie, self._prompts.make(self._texts.shown(histories), None, self._texts.answers)
-        asked = (self.model, prompts, self.processing_class, trie)
-        options: dict[str, Any] = {"top_k": top_k, "exclude": excluded, "batch_size": batch_size, "desc": desc}
-        if exact or score != LIKELIHOOD:
-            found = rank_catalogue(*asked, **options, minus=self._minus(score, batch_size))
-        else:
-            found = search_catalogue(
-                *asked, num_beams=max(2, top_k, 10 if num_beams is None else num_beams), **options
-            )
-        item_ids, titles = self.catalogue.item_ids, self.catalogue.titles
-        return [[Recommendation(item_ids[index], titles[index], score) for index, score in row] for row in found]
-
-    def _minus(self, score: str, batch_size: int) -> Callable[[list[list[int]]], np.ndarray] | None:
-        """What a score of the whole catalogue takes off the log-probabilities after prompts."""
-        pad_token_id = self.processing_class.pad_token_id
-        if score == REWARD:
-            return reference_scores(self.model, self.ref_model, self.trie, pad_token_id, batch_size)
-        if score == PMI and self._without_history is None:
-            prompt_ids = self.trie.prompt_ids(self._prompts.without_history([None]), self.processing_class)
-            self._without_history = CatalogueScorer(self.model, self.trie, pad_token_id, batch_size).score(prompt_ids)
-        return None if score == LIKELIHOOD else lambda prompt_ids: self._without_history
-
-    def _rank(
-        self,
-        histories: _Items,
-        candidates: _Items,
-        top_k: int,
-        batch_size: int,
-        desc: str | None,
-        score: str = LIKELIHOOD,
-    ) -> list[list[Recommendation]]:
-        candidates = [list(dict.fromkeys(row)) for row in candidates]
-        scores = self._score(histories, candidates, batch_size, desc, score)
-        results = []
-        for row, values in zip(candidates, scores, strict=True):
-            best = np.argsort(-values, kind="stable")[:top_k]
-            items = [(*row[index], float(values[index])) for index in best]
-            results.append([Recommendation(self.lookup.id_of(item), title, score) for item, title, score in items])
-        return results
-
-    def _score(
-        self, histories: _Items, candidates: _Items, batch_size: int, desc: str | None, score: str = LIKELIHOOD
-    ) -> list[np.ndarray]:
-        shown, answers = self._texts.shown(candidates), self._texts.answered(candidates)
-        prompts = self._prompts.make(self._texts.shown(histories), shown, answers=answers)
-        scores = self._log_probs(self.model, prompts, answers, batch_size, desc)
-        if score == LIKELIHOOD:
-            return scores
-        if score == PMI:
-            prompts = self._prompts.without_history(shown)
-            others = self._log_probs(self.model, prompts, answers, batch_size, desc)
-        else:
-            with reference_model(self.model, self.ref_model) as reference:
-                others = self._log_probs(reference, prompts, answers, batch_size, desc, of_reference=True)
-        return [ours - theirs for ours, theirs in zip(scores, others, strict=True)]
-
-    def _log_probs(
-        self,
-        model: PreTrainedModel,
-        prompts: Sequence[str | list[dict]],
-        answers: Sequence[Sequence[str]],
-        batch_size: int,
-        desc: str | None,
-        of_reference: bool = False,
-    ) -> list[np.ndarray]:
-        records = self._tokenize(prompts, answers)
-        pad_token_id = self.processing_class.pad_token_id
-        if of_reference not in self._prefix_sharing:
-            sound = why_prefix_sharing_is_unsound(model) is None
-            agrees = sharing_agrees(model, records, pad_token_id, batch_size, prefix_sharing=sound)
-            self._prefix_sharing[of_reference] = agrees
-        sharing = self._prefix_sharing[of_reference]
-        scores = score_tokenized(model, records, pad_token_id, batch_size, prefix_sharing=sharing, desc=desc)
-        return [values[: len(row)] for values, row in zip(scores, answers, strict=True)]
-
-    def _tokenize(self, prompts: Sequence[str | list[dict]], answers: Sequence[Sequence[str]]) -> list[dict[str, Any]]:
-        examples = []
-        for prompt, texts in zip(prompts, answers, strict=True):
-            chosen, *rejected = [self._prompts.complete(text) for text in texts]
-            examples.append({"prompt": prompt, "chosen": chosen, "rejected": rejected})
-        records = []
-        for prompt_ids, ids in self._completions(examples):
-            if len(ids) == 1:
-                ids = ids * 2  # a record has at least two completions
-            length = len(prompt_ids) + sum(map(len, ids)) + len(ids) - 1
-            records.append({"prompt_ids": prompt_ids, "chosen_ids": ids[0], "rejected_ids": ids[1:], "length": length})
-        return records

@@ -8,125 +8,15 @@ import math
 
 import pytest
 import torch
-from peft import (
-    AdaLoraConfig,
-    AdaptionPromptConfig,
-    AutoPeftModelForCausalLM,
-    BOFTConfig,
-    C3AConfig,
-    CPTConfig,
-    DeloraConfig,
-    FourierFTConfig,
-    GraloraConfig,
-    HRAConfig,
-    IA3Config,
-    LNTuningConfig,
-    LoHaConfig,
-    LoKrConfig,
-    LoraConfig,
-    MissConfig,
-    OFTConfig,
-    OSFConfig,
-    PeftModel,
-    PrefixTuningConfig,
-    PromptEncoderConfig,
-    PromptTuningConfig,
-    RandLoraConfig,
-    RoadConfig,
-    ShiraConfig,
-    TrainableTokensConfig,
-    VBLoRAConfig,
-    VeraConfig,
-    WaveFTConfig,
-    get_peft_model,
-    initialize_lora_eva_weights,
-)
+from peft import AdaptionPromptConfig, AutoPeftModelForCausalLM, PeftModel, get_peft_model, initialize_lora_eva_weights
 from peft.tuners.lora.config import CordaConfig, LoraGAConfig
 from peft.tuners.lora.loraga import preprocess_loraga
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
+from helpers.tiny_models import NEW_ADAPTERS, lora, moved
 from trl_sdpo.data_utils import tokenize_multi_preference
 from trl_sdpo.trainer.adapters import keep_4bit_layers_differentiable
-from trl_sdpo.trainer.reference import InitialPolicy, check_start
-
-
-def lora(**kwargs):
-    return LoraConfig(
-        **{"task_type": "CAUSAL_LM", "target_modules": ["q_proj", "v_proj", "down_proj"], "r": 2, **kwargs}
-    )
-
-
-def moved(model, by=0.1):
-    """The model after a stage of training that moved what is trainable."""
-    generator = torch.Generator().manual_seed(1)
-    for param in model.parameters():
-        if param.requires_grad and param.is_floating_point():
-            param.data += by * torch.randn(param.shape, generator=generator).to(param)
-    return model
-
-
-def other(config_cls, **kwargs):
-    """An adapter of another kind, on the layers of [`lora`]."""
-    return lambda: config_cls(
-        **{"task_type": "CAUSAL_LM", "target_modules": ["q_proj", "v_proj", "down_proj"], **kwargs}
-    )
-
-
-NEW = {
-    "lora": lora,
-    "gaussian": lambda: lora(init_lora_weights="gaussian"),
-    "random": lambda: lora(init_lora_weights=False),
-    "orthogonal": lambda: lora(init_lora_weights="orthogonal"),
-    "pissa": lambda: lora(init_lora_weights="pissa"),
-    "olora": lambda: lora(init_lora_weights="olora"),
-    "mica": lambda: lora(init_lora_weights="mica"),
-    "eva": lambda: lora(init_lora_weights="eva"),
-    "dora": lambda: lora(use_dora=True),
-    "rslora": lambda: lora(use_rslora=True, rank_pattern={"v_proj": 4}, alpha_pattern={"v_proj": 16}),
-    "bias_all": lambda: lora(bias="all"),
-    "bias_lora_only": lambda: lora(bias="lora_only"),
-    "lora_bias": lambda: lora(lora_bias=True),
-    "dropout": lambda: lora(lora_dropout=0.02),
-    "modules_to_save": lambda: lora(modules_to_save=["embed_tokens"]),
-    "trainable_tokens": lambda: lora(trainable_token_indices=list(range(60))),
-    "ia3": lambda: IA3Config(
-        task_type="CAUSAL_LM", target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"]
-    ),
-    "vera": lambda: VeraConfig(task_type="CAUSAL_LM", target_modules=["q_proj", "o_proj"], r=4),
-    "adalora": lambda: AdaLoraConfig(
-        task_type="CAUSAL_LM", target_modules=["q_proj"], total_step=20, tinit=1, tfinal=2
-    ),
-    "prompt_tuning": lambda: PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3),
-    "prefix_tuning": lambda: PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3),
-    "layer_replication": lambda: lora(layer_replication=[[0, 2], [0, 2]]),
-    "rslora_dora": lambda: lora(use_dora=True, use_rslora=True, r=4, lora_alpha=8),
-    "embeddings": lambda: lora(target_modules=["embed_tokens", "q_proj"]),
-    "modules_to_save_norm": lambda: lora(modules_to_save=["norm"]),
-    "modules_to_save_head": lambda: lora(modules_to_save=["lm_head"]),
-    "target_parameters": lambda: lora(target_modules=[], target_parameters=["q_proj.weight", "down_proj.weight"]),
-    "tokens_alone": lambda: TrainableTokensConfig(task_type="CAUSAL_LM", token_indices=list(range(60))),
-    "loha": other(LoHaConfig, r=2),
-    "lokr": other(LoKrConfig, r=2),
-    "oft": other(OFTConfig, oft_block_size=4),
-    "boft": other(BOFTConfig, boft_block_size=4),
-    "hra": other(HRAConfig, r=2),
-    "miss": other(MissConfig, r=2),
-    "delora": other(DeloraConfig, r=2),
-    "gralora": other(GraloraConfig, r=4),
-    "shira": other(ShiraConfig, r=2),
-    "road": other(RoadConfig, group_size=8),
-    "c3a": other(C3AConfig, block_size=4),
-    "fourierft": other(FourierFTConfig, n_frequency=10),
-    "waveft": other(WaveFTConfig, n_frequency=10),
-    "vblora": other(VBLoRAConfig, r=2, num_vectors=8, vector_length=4, topk=2),
-    "randlora": other(RandLoraConfig, target_modules=["q_proj", "v_proj"], r=2),
-    "osf": other(OSFConfig),
-    "ln_tuning": other(LNTuningConfig, target_modules=["input_layernorm"]),
-    "p_tuning": lambda: PromptEncoderConfig(task_type="CAUSAL_LM", num_virtual_tokens=3, encoder_hidden_size=8),
-    "cpt": lambda: CPTConfig(
-        task_type="CAUSAL_LM", cpt_token_ids=[5, 6, 7], cpt_mask=[1, 1, 1], cpt_tokens_type_mask=[1, 2, 3]
-    ),
-}
+from trl_sdpo.trainer.reference import InitialPolicy
 
 
 def merged(llama, tmp_path):
@@ -205,9 +95,9 @@ def dropout_of(config):
     return {"disable_dropout": False} if getattr(config, "lora_dropout", 0) else {}
 
 
-@pytest.mark.parametrize("adapter", NEW)
+@pytest.mark.parametrize("adapter", NEW_ADAPTERS)
 def test_new_adapter(llama, trains, assert_reloads, tmp_path, adapter):
-    config = NEW[adapter]()
+    config = NEW_ADAPTERS[adapter]()
     dropout = dropout_of(config)
     trainer = trains(llama(attention_bias=True), peft_config=config, args=dropout, tolerance=1 if dropout else 5e-3)
     assert isinstance(trainer.ref_model, InitialPolicy)
@@ -242,10 +132,10 @@ def test_initialisation_from_data(llama, trains, tmp_path, plain_log_probs, toke
         torch.testing.assert_close(right, left, rtol=1e-4, atol=1e-3)
 
 
-@pytest.mark.parametrize("adapter", NEW)
+@pytest.mark.parametrize("adapter", NEW_ADAPTERS)
 def test_continued_adapter(llama, trains, assert_reloads, tmp_path, plain_log_probs, records, tokenizer, adapter):
     """The adapter of an earlier stage, from a folder: the policy begins as what was passed, and saving gives all of it."""
-    config = NEW[adapter]()
+    config = NEW_ADAPTERS[adapter]()
     dropout = dropout_of(config)
     model = moved(get_peft_model(llama(attention_bias=True), config))
     if not config.is_prompt_learning:  # which PEFT does not load for training
@@ -280,7 +170,7 @@ def test_names_and_number_of_adapters(llama, trains, assert_reloads, tmp_path, n
 @pytest.mark.parametrize("adapter", ["lora", "random", "pissa", "bias_all", "prompt_tuning", None])
 def test_second_round_on_the_trained_model(llama, trains, assert_reloads, tmp_path, adapter):
     """Self-play: the model of one round, as it comes out of the trainer, is the reference of the next."""
-    kwargs = {} if adapter is None else {"peft_config": NEW[adapter]()}
+    kwargs = {} if adapter is None else {"peft_config": NEW_ADAPTERS[adapter]()}
     args = {"learning_rate": 1e-3 if adapter is None else 3e-2}
     first = trains(llama(attention_bias=True), args=args, **kwargs)
     second = trains(first.model, args=args)
@@ -394,106 +284,3 @@ def test_reference_that_would_be_trained(llama, make_trainer, records):
 def test_several_kinds_of_adapters_at_once(llama, make_trainer, records):
     with pytest.raises(ValueError, match="PeftMixedModel"):
         make_trainer(get_peft_model(llama(), lora(), mixed=True), records(4), ref_model=None)
-
-
-class TestStart:
-    """At the first step, policy and reference are compared."""
-
-    @pytest.mark.parametrize("kind", ["full", "adapter", "pairs", "precomputed"])
-    def test_policy_that_was_changed_after_the_trainer_was_built(self, llama, make_trainer, records, kind):
-        rows = records(4) if kind != "pairs" else [{**row, "rejected": row["rejected"][0]} for row in records(4)]
-        model = llama() if kind == "full" else get_peft_model(llama(), lora())
-        args = {"precompute_ref_log_probs": kind == "precomputed"}
-        trainer = make_trainer(model, rows, args=args, ref_model=None)
-        moved(trainer.model)
-        with pytest.raises(ValueError, match=r"Policy and reference differ by \d.* nats on the first batch"):
-            trainer.train()
-
-    def test_only_once(self, llama, make_trainer, records, monkeypatch):
-        """A second call of `train`, and a run that goes on, begin with a policy that has moved."""
-        trainer = make_trainer(llama(), records(4), args={"save_strategy": "steps", "save_steps": 2}, ref_model=None)
-        trainer.train()
-        trainer.train()
-        resumed = make_trainer(llama(), records(4), args={"max_steps": 6}, ref_model=None)
-        resumed.train(resume_from_checkpoint=True)
-        assert resumed.state.global_step == 6
-
-    def test_not_against_another_reference(self, llama, make_trainer, records):
-        make_trainer(llama(), records(4), ref_model=llama(seed=1)).train()
-
-    @pytest.mark.parametrize(
-        ("difference", "dtype"), [(0.01, torch.float32), (1.0, torch.bfloat16), (math.nan, torch.float32)]
-    )
-    def test_every_completion_counts(self, difference, dtype):
-        policy = torch.full((2, 4), -3.0)
-        exists = torch.tensor([[True] * 4, [True, True, False, False]])
-        for place in [(0, 0), (0, 3), (1, 1)]:
-            other = policy.clone()
-            other[place] += difference
-            with pytest.raises(ValueError, match="Policy and reference differ"):
-                check_start(policy, other, exists, dtype, lambda tensor: tensor, False)
-        other = policy.clone()
-        other[1, 3] = difference  # no completion is there
-        check_start(policy, other, exists, dtype, lambda tensor: tensor, False)
-
-
-@pytest.mark.parametrize("adapter", ["lora", "random"])
-def test_parameters_that_are_unfrozen_later(llama, make_trainer, records, adapter):
-    """Between building the trainer and training: they belong to the frozen copy, too."""
-    trainer = make_trainer(llama(), records(8), peft_config=NEW[adapter](), args={"learning_rate": 1e-2})
-    head = trainer.model.get_base_model().lm_head.requires_grad_(True).weight
-    before_training = head.detach().clone()
-    batch = next(iter(trainer.get_eval_dataloader(trainer.train_dataset)))
-    before = trainer.compute_ref_log_probs(trainer.ref_model, dict(batch))
-    trainer.train()
-    assert not torch.equal(head, before_training)
-    for left, right in zip(before, trainer.compute_ref_log_probs(trainer.ref_model, dict(batch)), strict=True):
-        torch.testing.assert_close(right, left)
-    trainer.model.get_base_model().model.embed_tokens.requires_grad_(True)
-    with pytest.raises(ValueError, match=r"embed_tokens.weight` was made trainable after a run"):
-        trainer.train()
-
-
-class TestResuming:
-    ARGS = {"save_strategy": "steps", "save_steps": 2, "learning_rate": 1e-2}
-
-    @pytest.mark.parametrize("way", ["full", "path", "sync", "pissa", "bias_all", "random", "lora", "prompt_tuning"])
-    def test_goes_on_against_the_same_reference(self, llama, make_trainer, records, logged, tmp_path, way):
-        llama(attention_bias=True).save_pretrained(tmp_path / "base")
-
-        def trainer(**args):
-            config = NEW[way]() if way in NEW else None
-            model = str(tmp_path / "base") if way == "path" else llama(attention_bias=True)
-            args = {**self.ARGS, **args, "sync_ref_model": way == "sync", "ref_model_sync_steps": 1}
-            if config is not None:
-                return make_trainer(get_peft_model(model, config), records(8), args=args)
-            return make_trainer(model, records(8), args=args, ref_model=None)
-
-        whole = trainer()
-        whole.train()
-        resumed = trainer(output_dir=str(tmp_path / "other"))
-        resumed.train(resume_from_checkpoint=str(tmp_path / "output" / "checkpoint-2"))
-        assert logged(resumed)[-2:] == pytest.approx(logged(whole)[-2:], rel=1e-5)
-
-    def test_other_data(self, llama, make_trainer, records, caplog):
-        make_trainer(llama(), records(8, 4, 4), args={**self.ARGS, "num_negatives": 3}).train()
-        for rows, options, says in (
-            (records(8, 4, 4), {}, None),
-            (records(8, 4, 4), {"num_negatives": 2}, "num_negatives (3 before, 2 here)."),
-            (records(12, 4, 4), {"seed": 7}, "seed (42 before, 7 here), records (8 before, 12 here), tokens."),
-            (records(8, 3, 3), {}, "other data: tokens."),
-        ):
-            args = {**self.ARGS, "num_negatives": 3, "save_strategy": "no", "max_steps": 6, **options}
-            trainer = make_trainer(llama(), rows, args=args)
-            caplog.clear()
-            trainer.train(resume_from_checkpoint=True)
-            assert ("began with other data" in caplog.text) == (says is not None)
-            assert says is None or says in caplog.text
-
-    @pytest.mark.parametrize("way", ["full", "precomputed", "lora"])
-    def test_other_reference(self, llama, make_trainer, records, tmp_path, way):
-        args = {**self.ARGS, "precompute_ref_log_probs": way == "precomputed"}
-        kwargs = {"ref_model": None} | ({"peft_config": lora()} if way == "lora" else {})
-        make_trainer(llama(), records(8), args=args, **kwargs).train()
-        with pytest.raises(ValueError, match=r"the reference here \(sha256 .*is not the one that the run began with"):
-            make_trainer(llama(seed=1), records(8), args=args, **kwargs).train(resume_from_checkpoint=True)
