@@ -11,7 +11,6 @@ paper's setting, for a GPU, is examples/configs/goodreads.yaml.
 """
 
 import dataclasses
-import logging
 import sys
 from dataclasses import dataclass, field
 
@@ -19,7 +18,7 @@ from peft import LoraConfig
 from transformers import HfArgumentParser
 from trl import SFTConfig
 
-from trl_sdpo import SoftmaxDPOConfig
+from trl_sdpo import SoftmaxDPOConfig, pipeline
 from trl_sdpo.evaluation import results_text
 from trl_sdpo.pipeline import Run, keep_freed_memory, machine_defaults, make_small_llama, non_overlapping_windows
 
@@ -110,6 +109,5 @@ def main(args: Arguments) -> dict:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    pipeline.log_to_terminal(stream=sys.stdout)
     main(HfArgumentParser(Arguments).parse_args_into_dataclasses()[0])

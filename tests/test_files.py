@@ -1,7 +1,11 @@
 """Files and directories that are whole, or as they were before."""
 
+import ast
+from pathlib import Path
+
 import pytest
 
+import trl_sdpo
 from trl_sdpo.files import write_text, writing, writing_directory
 
 
@@ -52,3 +56,50 @@ class TestWritingDirectory:
             with writing_directory(tmp_path / "a" / "b") as other:
                 (other / "fast").write_text("")
         assert everything_in(tmp_path / "a") == ["b", f"b/{wins}"]
+
+
+PACKAGE = Path(trl_sdpo.__file__).parent
+# Methods that write a file where they stand, so that an interruption leaves half of it
+WRITING = {"write_text", "write_bytes", "savefig", "to_parquet", "write_parquet", "ParquetWriter", "save_file", "dump"}
+# Where they may: what they write to is a part of a directory or file that appears when it is whole
+WITHIN_WHOLE_ONES = {
+    "files.py": "the atomic writers themselves",
+    "commands/run.py": "a temporary directory",
+    "evaluation/figures.py": "a buffer in memory",
+    "hub/privacy.py": "`writing`",
+    "hub/pushes.py": "a stage that is pushed",
+    "hub/training_curves.py": "`writing`",
+    "recommender/bulk.py": "`writing`",
+    "recsys/interactions/archives.py": "a directory that is renamed",
+    "recsys/interactions/download.py": "a part that is renamed, and that a download goes on with",
+    "recsys/interactions/readers/text_files.py": "a temporary copy",
+    "recsys/records/preparation.py": "`writing_directory`",
+    "recsys/records/report.py": "the same",
+}
+
+
+def writes_in_place(path):
+    """Lines of a module that call a method of `WRITING`, or open a file to write."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if not isinstance(node, ast.Call):
+            continue
+        name = getattr(node.func, "attr", "")
+        words = [
+            value.value
+            for value in [*node.args, *(word.value for word in node.keywords)]
+            if isinstance(value, ast.Constant)
+        ]
+        opens = "open" in (name, getattr(node.func, "id", "")) and any(
+            word in words for word in ("w", "wb", "a", "ab", "x", "xb")
+        )
+        if opens or name in WRITING:
+            yield node.lineno
+
+
+def test_files_are_written_whole_everywhere():
+    found = {path.relative_to(PACKAGE).as_posix(): list(writes_in_place(path)) for path in PACKAGE.rglob("*.py")}
+    lines = {name: lines for name, lines in found.items() if lines and name not in WITHIN_WHOLE_ONES}
+    assert not lines, (
+        f"{lines} write in place: take `trl_sdpo.files.writing` or `write_text`, or say in WITHIN_WHOLE_ONES why not"
+    )
+    assert found["recsys/records/report.py"]  # what the test looks for is found

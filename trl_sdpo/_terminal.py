@@ -6,6 +6,7 @@ import re
 import sys
 import warnings
 from collections.abc import Collection
+from typing import TextIO
 
 from ._errors import in_flags
 
@@ -13,34 +14,52 @@ from ._errors import in_flags
 # Whose notices are for those who write programs on them
 _LIBRARIES = "transformers|torch|trl|peft|datasets|accelerate|huggingface_hub|bitsandbytes|jieba|pydantic"
 _ONLY_WARNINGS = ("httpx", "httpx2", "httpcore", "urllib3", "filelock", "matplotlib", "fsspec")
-# They log counts as Python has them; `prepare` says them in words
-_IN_REPORT = (
-    "trl_sdpo.recsys.records",
-    "trl_sdpo.recsys.interactions.sources",
-    "trl_sdpo.recsys.interactions.interactions",
-)
 # Progress of all libraries: none in a file, and on a terminal a line that goes when it is done
 _NO_BARS = {"TQDM_DISABLE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
 _LINES = {"TQDM_LEAVE": ""}
+_SILENCE = {
+    "transformers.utils.logging": "disable_progress_bar",
+    "datasets": "disable_progress_bars",
+    "huggingface_hub.utils": "disable_progress_bars",
+}
 _RANK = re.compile(r"^\[RANK (\d+)\] ")
 
 
 def quiet_libraries() -> None:
-    """Before other libraries are imported: no bars in files, no notices of what they deprecate."""
-    for name, value in (_LINES if sys.stderr.isatty() else _NO_BARS).items():
+    """No bars of other libraries in files, no notices of what they deprecate. Best before they are imported."""
+    on_terminal = sys.stderr.isatty()
+    for name, value in (_LINES if on_terminal else _NO_BARS).items():
         os.environ.setdefault(name, value)
+    if not on_terminal:  # those that are imported have read the environment
+        for module, function in _SILENCE.items():
+            if module in sys.modules:
+                getattr(sys.modules[module], function)()
     for category in (FutureWarning, DeprecationWarning):
         warnings.filterwarnings("ignore", category=category, module=rf"({_LIBRARIES})\b")
     logging.getLogger("bitsandbytes").setLevel(logging.CRITICAL)  # warns of kernels that it does without
 
 
-def log_to_terminal(flags: Collection[str] = ()) -> None:
-    """Write what is logged to the standard error, our own warnings in the words of a command with these flags."""
-    handler = logging.StreamHandler(sys.stderr)
+def log_to_terminal(flags: Collection[str] = (), stream: TextIO | None = None) -> None:
+    """
+    Write what is logged to a terminal or a file, for a program: our sentences, and of other libraries what matters.
+
+    Args:
+        flags (`Collection[str]`, *optional*):
+            Of a command, in whose words our own warnings are.
+        stream (`TextIO`, *optional*):
+            Where to. By default to the standard error.
+
+    Example:
+        ```python
+        from trl_sdpo.pipeline import log_to_terminal
+
+        log_to_terminal()
+        ```
+    """
+    quiet_libraries()
+    handler = logging.StreamHandler(stream or sys.stderr)
     handler.setFormatter(_Formatter(flags))
-    handler.addFilter(
-        lambda record: record.levelno >= logging.WARNING or not record.name.startswith(_ONLY_WARNINGS + _IN_REPORT)
-    )
+    handler.addFilter(lambda record: record.levelno >= logging.WARNING or not record.name.startswith(_ONLY_WARNINGS))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
 
 

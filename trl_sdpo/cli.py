@@ -115,7 +115,7 @@ def run_command(
     from ._terminal import log_to_terminal, quiet_libraries
 
     args, flags = None, ()
-    quiet_libraries()
+    quiet_libraries()  # a process of `accelerate launch` begins here
 
     def again() -> str:
         if os.environ.get(SPOKEN_FOR) == RUN:

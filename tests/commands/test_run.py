@@ -119,6 +119,45 @@ def test_a_run_that_was_killed_goes_on_from_its_checkpoint(workplace, start):
     assert adapter(out) == whole
 
 
+class Killed(BaseException):
+    """As SIGKILL, which nothing can answer."""
+
+
+@pytest.mark.parametrize("dies", ["prepare", "sft"])
+def test_a_first_run_that_was_killed_goes_on(workplace, monkeypatch, start, dies):
+    """Before its first command was done, when nothing but what a run writes as it begins says whose the directory is."""
+
+    def killed(name, words):
+        if name == dies == "prepare":  # whose directory appears when it is whole
+            raise Killed
+        assert main(name, *words) == 0
+        if name == dies:
+            for path in (workplace / name).iterdir():
+                if path.name not in ("checkpoint-1", "_run.json"):
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+            raise Killed
+        return 0
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_command, "_start", killed)
+        with pytest.raises(Killed):
+            main("run", "mine.yaml")
+    start.clear()
+    assert main("run", "mine.yaml") == 0
+    begun = [("prepare", []), ("sft", [])] if dies == "prepare" else [("sft", ["--resume_from_checkpoint", "True"])]
+    assert start == [*begun, ("train", [])]
+
+
+def test_an_edited_file_of_the_same_size_is_a_setting(workplace, start, capsys):
+    assert main("run", "mine.yaml", "--stages", "prepare") == 0
+    log = workplace / "log.csv"
+    text, size = log.read_text(), log.stat().st_size
+    log.write_text(text.replace("1000", "1001", 1))
+    assert log.stat().st_size == size
+    assert main("run", "mine.yaml", "--stages", "prepare") == 1
+    assert "other settings (the files of `path`)" in capsys.readouterr().err
+
+
 def test_what_was_made_with_other_settings_is_kept_until_told(workplace, start, capsys):
     assert main("run", "mine.yaml") == 0
     before = {name: adapter(workplace / name) for name in ("sft", "s-dpo")}

@@ -257,6 +257,28 @@ class TestTokens:
             ends_in_eos = row["input_ids"][-1] == tokenizer.eos_token_id
             assert ends_in_eos == (kind not in ("lines", "messages"))
 
+    @pytest.mark.parametrize("other", [0, 1])
+    def test_all_completions_are_lines_or_none_is(self, tokenizer, other):
+        """Not the first record decides: in a data set all do, and a stream ends at the one that differs."""
+        lines = {"prompt": "Seen:\nA\n", "chosen": "B\n", "rejected": ["x\n", "y\n"]}
+        text = {"prompt": "Seen: A. Next:", "chosen": " B", "rejected": [" x", " y"]}
+        mixed = Dataset.from_list([text, lines] if other == 0 else [lines, text])
+        assert completions_are_lines(Dataset.from_list([lines, lines]))
+        assert not completions_are_lines(mixed)
+        assert completions_are_lines(mixed.to_iterable_dataset()) == (other == 1)
+        if other == 1:
+            says = r"Row 1, column `chosen`: ' B' does not end in a line break, as other completions do"
+            for dataset in (mixed, mixed.to_iterable_dataset()):
+                with pytest.raises(ValueError, match=says):
+                    list(tokenize_lines(dataset, "train", tokenizer, None))
+                with pytest.raises(ValueError, match=says):
+                    list(chosen_rows(dataset, "train", tokenizer, "", None, None))
+
+    def test_a_rejected_completion_that_is_no_line_is_named(self, tokenizer):
+        rows = [{"prompt": "Seen:\nA\n", "chosen": "B\n", "rejected": ["x\n", "y"]}]
+        with pytest.raises(ValueError, match=r"Row 0, column `rejected\[1\]`: 'y' does not end in a line break"):
+            tokenize_lines(Dataset.from_list(rows), "train", tokenizer, None)
+
     def test_rows_are_dropped_and_never_cut(self, records, tokenizer, caplog):
         dataset = Dataset.from_list([*records(3), {"prompt": "Seen: " * 50, "chosen": " A", "rejected": [" B"]}])
         rows = chosen_rows(dataset, "train", tokenizer, tokenizer.eos_token, 100, None)
@@ -266,7 +288,7 @@ class TestTokens:
             in caplog.text
         )
         with pytest.raises(ValueError, match=r"3 of 3 records .* so none is left. Raise `max_length`"):
-            chosen_rows(dataset.select(range(3)), "train", tokenizer, "", 5, None)
+            chosen_rows(dataset.select(range(3)), "train", tokenizer, tokenizer.eos_token, 5, None)
 
     def test_records_that_are_none_are_named(self, tokenizer):
         bad = Dataset.from_list([{"prompt": "Next:", "chosen": " A", "rejected": [" A"]}])

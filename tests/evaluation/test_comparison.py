@@ -170,12 +170,12 @@ class TestRanking:
             evaluate_ranking(change(scores), records, seed=0)
 
     def test_leak_probe(self, records):
-        clean = probe_records(records, None, seed=0)
+        clean = probe_records(records, None)
         assert clean["chance"] == pytest.approx(1 / 6)
         assert clean["hr_at_1"] < 0.3
         # every list stands among the training records, with its target
-        assert probe_records(records, records, seed=0)["hr_at_1"] == 1
-        assert probe_records(records.select_columns(["item_id"]), None, seed=0) is None
+        assert probe_records(records, records)["hr_at_1"] == 1
+        assert probe_records(records.select_columns(["item_id"]), None) is None
 
 
 def test_answers(records, catalogue):
@@ -304,7 +304,7 @@ class TestReport:
             dataset={"name": "data/tiny", "split": "test", "records": NUM_RECORDS, "of": 900},
             settings={"seed": 0},
             facts=self.FACTS,
-            **probe_all({"test": records}, "test", records, catalogue, seed=0),
+            **probe_all({"test": records}, "test", records, catalogue),
         )
 
     def test_json_is_the_results(self, results, tmp_path):

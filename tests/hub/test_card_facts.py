@@ -87,6 +87,23 @@ def test_a_base_is_only_called_a_repository_if_it_is_one(base, on_hub, words):
     assert (card.data.base_model == base) == ("https" in words)
 
 
+def test_a_data_set_of_this_machine_is_not_called_one_of_the_hub(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data" / "ml-100k").mkdir(parents=True)
+    for name, on_hub in (
+        ("me/records", True),
+        ("data/ml-100k", False),
+        ("./data/ml-100k", False),
+        (str(tmp_path / "data" / "ml-100k"), False),
+        (str(tmp_path / "gone"), False),
+        ("~/data", False),
+    ):
+        card = make_model_card(ModelFacts("m", "me/m", dataset_name=name))
+        assert card.data.datasets == (name if on_hub else None)
+        assert (name in str(card)) == on_hub
+        assert ("huggingface.co/datasets/" in str(card)) == on_hub
+
+
 @pytest.mark.parametrize(
     ("domain", "title"), [("movies", "Alien (1979)"), ("books", "Emma"), ("items", "title of an item")]
 )

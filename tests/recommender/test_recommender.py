@@ -163,6 +163,15 @@ class TestCatalogue:
         with_history = served.recommend(history, top_k=30, num_beams=60, exclude_history=False)
         assert {item.title for item in with_history} == set(served.catalogue.titles)
 
+    def test_as_many_as_are_asked_for(self, recommender):
+        """More than the ten beams that are the default: the search is as wide as the list is long."""
+        served, _ = recommender()
+        history = list(served.catalogue.titles[:4])
+        found = served.recommend(history, top_k=24)
+        assert len({item.title for item in found}) == len(found) == 24
+        assert [len(row) for row in served.recommend_ids([served.catalogue.item_ids[:4]], top_k=24)] == [24]
+        assert len(served.recommend(history, list(served.catalogue.titles[4:]), top_k=24)) == 24
+
     def test_there_may_be_nothing_left(self, recommender):
         served, _ = recommender()
         assert served.recommend(list(served.catalogue.titles)) == []

@@ -17,7 +17,7 @@ from trl.scripts.utils import TrlParser
 
 from .._errors import INTERRUPTED, LAUNCH, SPOKEN_FOR, how_training_goes_on
 from ..cli import suggest
-from ..pipeline.machine import machine_defaults
+from ..pipeline.machine import OLD_CHECKPOINTING, checkpointing_name, machine_defaults
 from ..recsys.records.recommender_files import check_model
 from ._parser import CommandParser, FlagHelpFormatter
 
@@ -130,7 +130,10 @@ class TrainingParser(CommandParser):
             **kwargs,
         )
         self.set_defaults(output_dir=None)
-        self.set_defaults(**machine_defaults())
+        defaults = machine_defaults()
+        # as TRL's flag, which may be given: the other name would win over it
+        defaults = {OLD_CHECKPOINTING if one == checkpointing_name() else one: defaults[one] for one in defaults}
+        self.set_defaults(**defaults)
 
     def check_file(self, path: str) -> None:
         """As the parent, without making the dataclasses: TRL's take an accelerator into this process."""
@@ -158,6 +161,9 @@ class TrainingParser(CommandParser):
         for name in ("dataset_name", "model_name_or_path", "output_dir"):
             if getattr(known, name) is None:
                 self.error(f"--{name} is missing. Usage: {self.usage}")
+        new = checkpointing_name()
+        if new != OLD_CHECKPOINTING and getattr(known, new, None) is None:
+            setattr(known, new, known.gradient_checkpointing)
         return known, []
 
     def set_defaults_with_config(self, **kwargs) -> list[str]:

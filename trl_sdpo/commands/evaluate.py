@@ -290,7 +290,7 @@ def _results(args: EvaluateArguments, task: "Task", found: dict[str, Any], facts
         },
         settings=_settings(args),
         facts=facts,
-        **probe_all(task.splits, args.split, task.records, task.catalogue, args.seed),
+        **probe_all(task.splits, args.split, task.records, task.catalogue),
     )
 
 

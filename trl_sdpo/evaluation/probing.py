@@ -18,7 +18,11 @@ _LEARNED_FROM = 50_000
 
 
 def probe_all(
-    splits: Mapping[str, Dataset], split: str, records: Dataset, catalogue: Catalogue | None, seed: int
+    splits: Mapping[str, Dataset],
+    split: str,
+    records: Dataset,
+    catalogue: Catalogue | None,
+    seed: int | None = None,
 ) -> dict:
     """
     All that a report says of the records themselves.
@@ -30,8 +34,8 @@ def probe_all(
             Those of the split that are.
         catalogue ([`Catalogue`], *optional*):
             With training counts, for popularity and what training has not seen.
-        seed (`int`):
-            Seed of intervals.
+        seed (`int`, *optional*):
+            Deprecated, see [`leak_probe`].
 
     Returns:
         `dict`: `leak_probe`, `leak_probes` and `record_facts`, as [`collect_results`] takes them.
@@ -48,7 +52,7 @@ def probe_all(
     }
 
 
-def probe_records(records: Dataset, train: Dataset | None, seed: int) -> dict | None:
+def probe_records(records: Dataset, train: Dataset | None, seed: int | None = None) -> dict | None:
     """
     The score of a lookup that never sees a history, see [`leak_probe`], or `None` for records without texts.
 
@@ -57,8 +61,8 @@ def probe_records(records: Dataset, train: Dataset | None, seed: int) -> dict | 
             The records that are evaluated.
         train (`Dataset`, *optional*):
             Training records to look up in. If `None`, the records before each one.
-        seed (`int`):
-            Seed of the interval.
+        seed (`int`, *optional*):
+            Deprecated, see [`leak_probe`].
 
     Returns:
         `dict`: The fields of [`LeakProbe`].

@@ -2,7 +2,6 @@
 
 import gc
 import re
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -240,7 +239,7 @@ def ask_baselines(
     found: dict[str, dict[str, Any]] = {protocol: {} for protocol in ("ranking", "generation", "catalogue")}
     for name, scorer in scorers.items():
         if {"ranking", "generation"} & set(task.protocols):
-            scores = score_records(scorer, task.records, desc=_told(name))
+            scores = score_records(scorer, task.records, desc=name)
             if "ranking" in task.protocols:
                 found["ranking"][name] = scores
             if "generation" in task.protocols:
@@ -294,9 +293,7 @@ def ask_models(
                 others = _log_probs(task, recommender, f"{name} without histories", history=False)
                 found["ranking"][f"{name} (mutual information)"] = implicit_rewards(scores, others)
         if "generation" in task.protocols:
-            found["generation"][name] = recommender.answers(
-                task.records, task.batch_size, desc=_told(f"Generating, {name}")
-            )
+            found["generation"][name] = recommender.answers(task.records, task.batch_size, desc=f"Generating, {name}")
         if "catalogue" in task.protocols:
             found["catalogue"][name] = _lists(task, recommender, excluded, name)
         del recommender
@@ -318,7 +315,7 @@ def load_model(task: Task, path: str) -> Recommender:
 
 def _log_probs(task: Task, recommender: Recommender, name: str, history: bool = True) -> list[np.ndarray]:
     options = {"per_token": task.per_token, "history": history}
-    return recommender.log_probs(task.records, task.batch_size, desc=_told(f"Ranking, {name}"), **options)
+    return recommender.log_probs(task.records, task.batch_size, desc=f"Ranking, {name}", **options)
 
 
 def _lists(task: Task, recommender: Recommender, excluded: list[list[str]] | None, name: str) -> list[list[str]]:
@@ -330,17 +327,9 @@ def _lists(task: Task, recommender: Recommender, excluded: list[list[str]] | Non
         exclude=excluded,
         exact=task.exact,
         batch_size=max(1, task.batch_size // 2),
-        desc=_told(f"{'Ranking the catalogue' if task.exact else 'Searching the catalogue'}, {name}"),
+        desc=f"{'Ranking the catalogue' if task.exact else 'Searching the catalogue'}, {name}",
     )
     return [[item.item_id for item in row] for row in found]
-
-
-def _told(what: str) -> str | None:
-    """The words of a bar on a terminal; in a file they are a line, and there is no bar."""
-    if sys.stderr.isatty():
-        return what
-    logger.info(what)
-    return None
 
 
 class ScoreFiles:

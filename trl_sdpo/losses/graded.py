@@ -70,22 +70,16 @@ def softmax_margin_loss(
     time of an item into its margins as well; here a margin may be anything that does not depend on the model.
 
     Args:
-        chosen_logratios (`torch.Tensor` of shape `(B,)`):
-            Log-ratio of policy to reference of the chosen completions, in nats.
-        rejected_logratios (`torch.Tensor` of shape `(B, K)`):
-            Log-ratios of the rejected completions.
+        chosen_logratios (`torch.Tensor` of shape `(B,)`), rejected_logratios (`torch.Tensor` of shape `(B, K)`), mask
+            (`torch.Tensor` of shape `(B, K)`, *optional*):
+            See [`softmax_dpo_loss`].
         margins (`torch.Tensor` of shape `(B, K)`):
             Margins, in units of the reward, see [`score_margins`].
         beta (`float`):
             Weight of the log-ratios, the β of DPO. It does not multiply the margins.
-        mask (`torch.Tensor` of shape `(B, K)`, *optional*):
-            True where a rejected completion exists. A record without any has a loss of 0.
 
     Returns:
-        `torch.Tensor` of shape `(B,)`: The loss of each record, in float32 (float64 for float64 inputs).
-
-    Raises:
-        `ValueError`: If the shapes do not fit.
+        `torch.Tensor` of shape `(B,)`: The loss of each record.
 
     Example:
 
@@ -124,24 +118,16 @@ def infonca_loss(
     the entropy of its target.
 
     Args:
-        chosen_logratios (`torch.Tensor` of shape `(B,)`):
-            Log-ratio of policy to reference of the chosen completions, in nats.
-        rejected_logratios (`torch.Tensor` of shape `(B, K)`):
-            Log-ratios of the rejected completions.
+        chosen_logratios (`torch.Tensor` of shape `(B,)`), rejected_logratios (`torch.Tensor` of shape `(B, K)`), beta
+            (`float`), mask (`torch.Tensor` of shape `(B, K)`, *optional*):
+            See [`softmax_dpo_loss`].
         chosen_scores (`torch.Tensor` of shape `(B,)`), rejected_scores (`torch.Tensor` of shape `(B, K)`):
             Scores of the completions, the explicit rewards of the paper.
-        beta (`float`):
-            Weight of the log-ratios, the β of DPO.
         temperature (`float`, *optional*, defaults to `1.0`):
             α, in units of the scores.
-        mask (`torch.Tensor` of shape `(B, K)`, *optional*):
-            True where a rejected completion exists. A record without any has a loss of 0.
 
     Returns:
-        `torch.Tensor` of shape `(B,)`: The loss of each record, in float32 (float64 for float64 inputs).
-
-    Raises:
-        `ValueError`: If the shapes do not fit.
+        `torch.Tensor` of shape `(B,)`: The loss of each record.
     """
     rewards, scores, exists = _completions(
         chosen_logratios, rejected_logratios, chosen_scores, rejected_scores, beta, mask
@@ -174,22 +160,14 @@ def plackett_luce_loss(
     [`softmax_dpo_loss`], and a ranking without ties of n completions starts at `log(n!)`.
 
     Args:
-        chosen_logratios (`torch.Tensor` of shape `(B,)`):
-            Log-ratio of policy to reference of the chosen completions, in nats.
-        rejected_logratios (`torch.Tensor` of shape `(B, K)`):
-            Log-ratios of the rejected completions.
+        chosen_logratios (`torch.Tensor` of shape `(B,)`), rejected_logratios (`torch.Tensor` of shape `(B, K)`), beta
+            (`float`), mask (`torch.Tensor` of shape `(B, K)`, *optional*):
+            See [`softmax_dpo_loss`].
         chosen_scores (`torch.Tensor` of shape `(B,)`), rejected_scores (`torch.Tensor` of shape `(B, K)`):
             Scores of the completions. Their order alone counts.
-        beta (`float`):
-            Weight of the log-ratios, the β of DPO.
-        mask (`torch.Tensor` of shape `(B, K)`, *optional*):
-            True where a rejected completion exists. A record without any has a loss of 0.
 
     Returns:
-        `torch.Tensor` of shape `(B,)`: The loss of each record, in float32 (float64 for float64 inputs).
-
-    Raises:
-        `ValueError`: If the shapes do not fit.
+        `torch.Tensor` of shape `(B,)`: The loss of each record.
     """
     rewards, scores, exists = _completions(
         chosen_logratios, rejected_logratios, chosen_scores, rejected_scores, beta, mask

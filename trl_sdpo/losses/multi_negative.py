@@ -4,7 +4,8 @@ of pairs are in `pairwise_losses.py`, and `loss_types.py` gives them their names
 
 They take a value of each completion, of shape `(B,)` for the chosen and `(B, K)` for the rejected ones: log-ratios,
 `log π(y|x) − log π_ref(y|x)`, but for `mppo_loss`, which has no reference. `mask` marks the rejected completions that
-exist, for records with fewer than K of them.
+exist, for records with fewer than K of them. What [`softmax_dpo_loss`] says of shapes, precision, masks and errors holds
+for all.
 """
 
 from typing import TYPE_CHECKING
@@ -132,20 +133,12 @@ def nca_loss(
     is [`softmax_dpo_loss`] for a one-hot target.)
 
     Args:
-        chosen_logratios (`torch.Tensor` of shape `(B,)`):
-            Log-ratio of policy to reference of the chosen completions, in nats.
-        rejected_logratios (`torch.Tensor` of shape `(B, K)`):
-            Log-ratios of the rejected completions.
-        beta (`float`):
-            Weight of the log-ratios, the β of DPO.
-        mask (`torch.Tensor` of shape `(B, K)`, *optional*):
-            True where a rejected completion exists. A record without any has a loss of 0.
+        chosen_logratios (`torch.Tensor` of shape `(B,)`), rejected_logratios (`torch.Tensor` of shape `(B, K)`), beta
+            (`float`), mask (`torch.Tensor` of shape `(B, K)`, *optional*):
+            See [`softmax_dpo_loss`].
 
     Returns:
-        `torch.Tensor` of shape `(B,)`: The loss of each record, in float32 (float64 for float64 inputs).
-
-    Raises:
-        `ValueError`: If the shapes do not fit.
+        `torch.Tensor` of shape `(B,)`: The loss of each record.
     """
     chosen, rejected, exists = _in_float32(chosen_logratios, rejected_logratios, mask)
     noise = -F.logsigmoid(-beta * chosen) - F.logsigmoid(-beta * rejected).masked_fill(~exists, 0.0).sum(dim=1)
@@ -171,20 +164,12 @@ def dmpo_loss(
     same for K = 1. All rejected completions have the same weight in its gradient, however hard they are.
 
     Args:
-        chosen_logratios (`torch.Tensor` of shape `(B,)`):
-            Log-ratio of policy to reference of the chosen completions, in nats.
-        rejected_logratios (`torch.Tensor` of shape `(B, K)`):
-            Log-ratios of the rejected completions.
-        beta (`float`):
-            Weight of the log-ratios, the β of DPO.
-        mask (`torch.Tensor` of shape `(B, K)`, *optional*):
-            True where a rejected completion exists. A record without any has a loss of 0.
+        chosen_logratios (`torch.Tensor` of shape `(B,)`), rejected_logratios (`torch.Tensor` of shape `(B, K)`), beta
+            (`float`), mask (`torch.Tensor` of shape `(B, K)`, *optional*):
+            See [`softmax_dpo_loss`].
 
     Returns:
-        `torch.Tensor` of shape `(B,)`: The loss of each record, in float32 (float64 for float64 inputs).
-
-    Raises:
-        `ValueError`: If the shapes do not fit.
+        `torch.Tensor` of shape `(B,)`: The loss of each record.
     """
     chosen, rejected, exists = _in_float32(chosen_logratios, rejected_logratios, mask)
     mean_rejected = rejected.sum(dim=1) / exists.sum(dim=1).clamp(min=1)
@@ -214,13 +199,10 @@ def mppo_loss(
         rejected_avg_logps (`torch.Tensor` of shape `(B, K)`):
             Log-probabilities of the rejected completions, in nats per token.
         mask (`torch.Tensor` of shape `(B, K)`, *optional*):
-            True where a rejected completion exists. A record without any has a loss of 0.
+            See [`softmax_dpo_loss`].
 
     Returns:
-        `torch.Tensor` of shape `(B,)`: The loss of each record, in float32 (float64 for float64 inputs).
-
-    Raises:
-        `ValueError`: If the shapes do not fit.
+        `torch.Tensor` of shape `(B,)`: The loss of each record.
     """
     chosen, rejected, exists = _in_float32(chosen_avg_logps, rejected_avg_logps, mask)
     margins = (chosen.exp().unsqueeze(1) - rejected.exp()).masked_fill(~exists, 0.0).sum(dim=1)

@@ -9,6 +9,7 @@ off. It may import everything but the commands.
 from typing import TYPE_CHECKING
 
 from .._lazy import lazy_names
+from .._terminal import log_to_terminal
 from .machine import keep_freed_memory, machine_defaults
 
 
@@ -32,6 +33,7 @@ __all__ = [
     "load_model",
     "load_records",
     "load_tokenizer",
+    "log_to_terminal",
     "machine_defaults",
     "make_sft_trainer",
     "make_small_llama",

@@ -5,11 +5,15 @@ import platform
 from typing import Any
 
 
+OLD_CHECKPOINTING = "gradient_checkpointing"
+
+
 def machine_defaults() -> dict[str, Any]:
     """
     The arguments of a trainer that a machine without an accelerator needs, and nothing for one with an accelerator.
 
-    TRL's own defaults, bfloat16 and gradient checkpointing, are for a GPU.
+    TRL's own defaults, bfloat16 and gradient checkpointing (`activation_checkpointing` from transformers 5.23 on, where
+    the old name is deprecated), are for a GPU.
 
     Returns:
         `dict`: Keyword arguments of [`~transformers.TrainingArguments`].
@@ -24,9 +28,19 @@ def machine_defaults() -> dict[str, Any]:
     """
     import torch
 
+    checkpointing = checkpointing_name()
     if torch.accelerator.is_available():
-        return {}
-    return {"use_cpu": True, "bf16": False, "gradient_checkpointing": False, "dataloader_pin_memory": False}
+        # what TRL's default is, by the name that is not deprecated
+        return {} if checkpointing == OLD_CHECKPOINTING else {checkpointing: True}
+    return {"use_cpu": True, "bf16": False, checkpointing: False, "dataloader_pin_memory": False}
+
+
+def checkpointing_name() -> str:
+    """What the installed `transformers` calls gradient checkpointing in its arguments of training."""
+    from transformers import TrainingArguments
+
+    fields = TrainingArguments.__dataclass_fields__
+    return next(name for name in ("activation_checkpointing", OLD_CHECKPOINTING) if name in fields)
 
 
 def keep_freed_memory() -> None:

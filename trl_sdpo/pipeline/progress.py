@@ -16,13 +16,12 @@ from transformers import (
     TrainingArguments,
 )
 
+from .._progress import SECONDS_BETWEEN_LINES, duration
 from ..hub.training_facts import pool_sizes
 from ..recsys.metrics.ranking import chance_metrics
 
 
 logger = logging.getLogger(__name__)
-
-_SECONDS_BETWEEN_LINES = 60  # in a file
 
 
 class ProgressLine(TrainerCallback):
@@ -60,7 +59,7 @@ class ProgressLine(TrainerCallback):
             return
         if self._on_terminal:
             self._write(self._line(state))
-        elif time.monotonic() - self._said > _SECONDS_BETWEEN_LINES or state.global_step == self._first + 1:
+        elif time.monotonic() - self._said > SECONDS_BETWEEN_LINES or state.global_step == self._first + 1:
             self._said = time.monotonic()
             logger.info(self._line(state))
 
@@ -71,14 +70,14 @@ class ProgressLine(TrainerCallback):
             self._write("")
         steps, seconds = state.global_step - self._first, time.monotonic() - self._start
         loss = f", training loss {self._logs['train_loss']:.3f}" if "train_loss" in self._logs else ""
-        logger.info(f"Trained {_count(steps, 'step')} in {_duration(seconds)}{loss}.")
+        logger.info(f"Trained {_count(steps, 'step')} in {duration(seconds)}{loss}.")
 
     def _line(self, state: TrainerState) -> str:
         done = state.global_step - self._first
         pace = (time.monotonic() - self._start) / max(done, 1)
         parts = [f"step {state.global_step:,} of {state.max_steps:,}"]
         parts += [f"loss {self._logs['loss']:.3f}"] if "loss" in self._logs else []
-        parts += [f"{pace:.2g} s a step", f"{_duration(pace * (state.max_steps - state.global_step))} left"]
+        parts += [f"{pace:.2g} s a step", f"{duration(pace * (state.max_steps - state.global_step))} left"]
         return ", ".join(parts)
 
     def _write(self, line: str) -> None:
@@ -89,12 +88,6 @@ class ProgressLine(TrainerCallback):
 
 def _count(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def show_progress(trainer: Trainer) -> None:

@@ -24,6 +24,7 @@ from ..recommender.recommender import Recommender
 from ..recsys.interactions.interactions import Interactions
 from ..recsys.records.preparation import prepare
 from ..recsys.records.recommender_files import load_recommender_files
+from ..recsys.records.splits import SPLITS
 from ..scoring.log_probs import implicit_rewards
 from .datasets import load_records, select_split
 from .digests import digest, digest_of_interactions, digest_of_model, digest_of_records, state_of_files
@@ -118,8 +119,10 @@ class Run:
                     f"{self.data}: holds {state.what_is_there()}. Pass another directory, or resume=False to begin anew."
                 )
             ours = (self.data / STATE_FILE).is_file()
-            prepare(source, self.data, path=path, overwrite=ours, **options)
+            report = prepare(source, self.data, path=path, overwrite=ours, **options)
             state.write(done=True)
+            counts = ", ".join(f"{report[split]['records']:,} {split}" for split in SPLITS if split in report)
+            logger.info("%s: %s records.", self.data, counts)
         return load_records(str(self.data))
 
     def sft(
@@ -282,7 +285,7 @@ class Run:
             },
             settings={"seed": seed, **(settings or {}), **environment()},
             facts={name: _facts(model) for name, model in models.items()},
-            **probe_all(splits, split, records, files.catalogue, seed),
+            **probe_all(splits, split, records, files.catalogue),
         )
         write_report(results, self.directory / "report")
         return results

@@ -1,5 +1,6 @@
 """What the stages do to records before a trainer takes them: the same tokens for both."""
 
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ def completions_are_lines(dataset: Dataset | IterableDataset) -> bool:
 
     Args:
         dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
-            Records. Of a stream the first one is looked at.
+            Records. Of a stream the first one is looked at; the others are checked when they are read.
 
     Returns:
         `bool`: The answer; `False` for messages, tokens and preference data of TRL.
@@ -62,11 +63,19 @@ def tokenize_lines(
         `rejected_ids` in the place of texts.
 
     Raises:
-        `ValueError`: If a record is malformed, see [`check_multi_preference`].
+        `ValueError`: If a record is malformed, see [`check_multi_preference`], or a completion is no line.
     """
+    dataset = plain_records(dataset)
     # a stream takes neither `desc` nor `num_proc`
     options = {"desc": f"Tokenizing {dataset_name} dataset", "num_proc": num_proc}
     with global_then_local_main_first():
+        if isinstance(dataset, Dataset):
+            batches = dataset.select_columns(["chosen", "rejected"]).iter(1_000)
+            pairs = (zip(batch["chosen"], batch["rejected"], strict=True) for batch in batches)
+            for row, (chosen, rejected) in enumerate(chain.from_iterable(pairs)):
+                _check_lines(chosen, rejected, row)
+        else:
+            dataset = dataset.map(_check_lines, with_indices=True, input_columns=["chosen", "rejected"])
         return tokenize_dataset(
             dataset,
             processing_class,
@@ -106,7 +115,8 @@ def chosen_rows(
         [`~datasets.Dataset`] or [`~datasets.IterableDataset`]: `input_ids` and `completion_mask`.
 
     Raises:
-        `ValueError`: If a record is malformed, see [`check_multi_preference`], or none fits.
+        `ValueError`: If a record is malformed, see [`check_multi_preference`], is no line where the others are, or none
+            fits.
     """
     dataset = readable_records(dataset)
     columns = list(dataset.column_names or next(iter(dataset), {}))
@@ -163,6 +173,18 @@ def non_overlapping_windows(dataset: Dataset, window: int, epochs: int = 1, seed
     return dataset.select(np.concatenate(chosen))
 
 
+def _check_lines(chosen: Any, rejected: Any, row: int) -> dict:
+    """Raise at a completion without a line break at its end, where no EOS token is put behind one. Changes no column."""
+    others = enumerate(rejected) if isinstance(rejected, list) else ()
+    for column, text in (("chosen", chosen), *((f"rejected[{place}]", text) for place, text in others)):
+        if isinstance(text, str) and not text.endswith("\n"):
+            raise ValueError(
+                f"Row {row}, column `{column}`: {text!r} does not end in a line break, as other completions do. No EOS token is "
+                "put behind lines, so that nothing would say where it ends. End all completions with a line break, or none."
+            )
+    return {}
+
+
 def _chosen_rows(examples: dict[str, list], indices: list[int], tokenizer: CompletionTokenizer) -> dict[str, list]:
     records = []
     for values, index in zip(zip(*examples.values(), strict=True), indices, strict=True):
@@ -170,6 +192,8 @@ def _chosen_rows(examples: dict[str, list], indices: list[int], tokenizer: Compl
         if isinstance(record.get("rejected"), str) or _is_messages(record.get("rejected")):
             record["rejected"] = [record["rejected"]]
         check_multi_preference(record, index)
+        if tokenizer.eos_token == "":
+            _check_lines(record.get("chosen"), None, index)
         records.append(record)
     tokens = tokenizer([{**record, "rejected": []} for record in records if "rejected_ids" not in record])
     rows: dict[str, list] = {"input_ids": [], "completion_mask": []}

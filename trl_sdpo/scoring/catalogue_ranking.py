@@ -3,9 +3,9 @@
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from .._progress import progress
 from ..prefix_sharing.masks import why_prefix_sharing_is_unsound
 from .catalogue_search import trie_and_prompts
 from .log_probs import score_tokenized, sharing_agrees
@@ -70,7 +70,7 @@ def rank_catalogue(
     distinct = trie.distinct_titles()
     scorer = CatalogueScorer(model, trie, processing_class.pad_token_id, batch_size)
     found = []
-    with tqdm(total=len(prompt_ids), desc=desc, unit=" prompts", disable=desc is None) as progress:
+    with progress(total=len(prompt_ids), desc=desc, unit="prompts") as bar:
         for begin in range(0, len(prompt_ids), batch_size):
             some = prompt_ids[begin : begin + batch_size]
             of_batch = scorer.score(some) - (0 if minus is None else minus(some))
@@ -79,7 +79,7 @@ def rank_catalogue(
                     scores[np.isin(distinct, trie.first_titles(exclude[number]))] = -np.inf
                 best = np.argsort(-scores, kind="stable")[:top_k]
                 found.append([(int(distinct[one]), float(scores[one])) for one in best if scores[one] > -np.inf])
-            progress.update(len(some))
+            bar.update(len(some))
     return found
 
 

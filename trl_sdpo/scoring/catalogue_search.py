@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 from transformers import (
     GenerationConfig,
     LogitsProcessor,
@@ -15,6 +14,7 @@ from transformers import (
     StoppingCriteriaList,
 )
 
+from .._progress import progress
 from ..prefix_sharing.masks import base_model, why_prefix_sharing_is_unsound
 from .generation import check_prompts, generating, left_padded
 from .title_trie import DEAD, TitleTrie
@@ -178,8 +178,7 @@ def search_catalogue(
     closed = None if exclude is None else [_closed_nodes(trie, row, titles) for row, titles in enumerate(exclude)]
     order = np.argsort([-len(ids) for ids in prompt_ids], kind="stable")
     found: list[list[tuple[int, float]]] = [[] for _ in prompt_ids]
-    bar = tqdm(total=len(prompt_ids), desc=desc, unit=" prompts", disable=desc is None)
-    with generating(model), bar as progress:
+    with generating(model), progress(total=len(prompt_ids), desc=desc, unit="prompts") as bar:
         for start in range(0, len(order), batch_size):
             indices = order[start : start + batch_size]
             batch = left_padded([prompt_ids[index] for index in indices], processing_class, model.device)
@@ -189,7 +188,7 @@ def search_catalogue(
             )
             for index, result in zip(indices, results, strict=True):
                 found[index] = result
-            progress.update(len(indices))
+            bar.update(len(indices))
     return found
 
 

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
-from tqdm.auto import tqdm
 from transformers import (
     GenerationConfig,
     PreTrainedModel,
@@ -17,6 +16,7 @@ from transformers import (
 )
 from trl.data_utils import is_conversational
 
+from .._progress import progress
 from ..prefix_sharing.masks import base_model
 from ..recsys.metrics.intervals import wilson_interval
 from ..recsys.metrics.matching import match_title
@@ -139,7 +139,7 @@ def generate_answers(
     # the longest first, so that memory runs out at the start or not at all
     order = np.argsort([-len(ids) for ids in prompts], kind="stable")
     answers = [""] * len(prompts)
-    with generating(model), tqdm(total=len(prompts), desc=desc, unit=" prompts") as progress:
+    with generating(model), progress(total=len(prompts), desc=desc, unit="prompts") as bar:
         for start in range(0, len(order), batch_size):
             indices = order[start : start + batch_size]
             batch = left_padded([prompts[index] for index in indices], processing_class, model.device)
@@ -147,7 +147,7 @@ def generate_answers(
             texts = processing_class.batch_decode(output[:, batch["input_ids"].size(1) :], skip_special_tokens=True)
             for index, text in zip(indices, texts, strict=True):
                 answers[index] = title_of(text, stop_strings)
-            progress.update(len(indices))
+            bar.update(len(indices))
     return answers
 
 

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from .._progress import progress
 from ..prefix_sharing.collator import DataCollatorForMultiPreference
 from ..prefix_sharing.masks import base_model, why_prefix_sharing_is_unsound
 from ..prefix_sharing.rows import (
@@ -144,7 +144,7 @@ def score_tokenized(
     collator = DataCollatorForMultiPreference(pad_token_id, prefix_sharing=prefix_sharing)
     order = _longest_first(records)
     scores: list[list[np.ndarray]] = [[] for _ in range(len(records))]
-    with _scoring(model), tqdm(total=len(records), desc=desc, unit=" records", disable=desc is None) as progress:
+    with _scoring(model), progress(total=len(records), desc=desc, unit="records") as bar:
         for start in range(0, len(order), batch_size):
             indices = order[start : start + batch_size].tolist()
             for pieces in _passes([(index, records[index]) for index in indices], prefix_sharing):
@@ -157,7 +157,7 @@ def score_tokenized(
                 log_probs = log_probs.cpu().numpy()
                 for (index, piece), row in zip(pieces, log_probs, strict=True):
                     scores[index].append(row[: piece["num_completions"]])
-            progress.update(len(indices))
+            bar.update(len(indices))
     return [np.concatenate(pieces) for pieces in scores]
 
 

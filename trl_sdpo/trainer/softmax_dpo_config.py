@@ -175,6 +175,9 @@ class SoftmaxDPOConfig(DPOConfig):
     def __post_init__(self) -> None:
         check_values(self)
         self.prefix_sharing = str(self.prefix_sharing).lower()
+        # TRL's default has the name that `transformers` deprecates, and that is no fault of who leaves it as it is
+        if getattr(self, "activation_checkpointing", False) is None:
+            self.activation_checkpointing = self.gradient_checkpointing
         super().__post_init__()
         if self.hub_token is not None:
             self.hub_token = HubToken(self.hub_token)

@@ -42,6 +42,9 @@ CANONICAL = [
     ("(500) Days of Summer (2009)", "(500) Days of Summer (2009)"),
     ("(Untitled) (2009)", "(Untitled) (2009)"),
     ("Desu (2006–2007)", "Desu (2006–2007)"),
+    # what is no year of four digits is a part of the title
+    ("Heat, The (95)", "The Heat (95)"),
+    ("Heat, The (19955)", "The Heat (19955)"),
     ("unknown", "unknown"),
 ]
 
@@ -56,6 +59,7 @@ def test_canonical_title_takes_the_year_of_a_column_only_where_the_title_has_non
     assert canonical_title("Postman, The (Postino, Il)", 1994) == "The Postman (Il Postino) (1994)"
     assert canonical_title("Blade Runner 2049", 2017) == "Blade Runner 2049 (2017)"
     assert canonical_title("Heat (1995)", 1996) == "Heat (1995)"
+    assert canonical_title("Heat (95)", 1995) == "Heat (95) (1995)"
 
 
 @pytest.mark.parametrize("title", ["", "  \t"])

@@ -79,6 +79,12 @@ def test_a_sample_is_spread_over_the_records():
     assert leak_probe(records, records, max_records=10).n == 10
 
 
+def test_a_seed_is_without_effect_and_says_so():
+    records = make_records(20, leaking=True)
+    with pytest.warns(FutureWarning, match="draws nothing, so `seed` is without effect"):
+        assert leak_probe(records, seed=1) == leak_probe(records)
+
+
 def test_bad_records_are_named():
     with pytest.raises(ValueError, match="records: no rows"):
         leak_probe({"chosen": [], "rejected": []})

@@ -115,7 +115,7 @@ def test_what_reads_records_reads_both_forms_alike(tmp_path):
     assert one_file["train"][:] == texts["test"][:]
     train, test = texts["train"], texts["test"]
     catalogue = load_recommender_files(tmp_path / "ids").catalogue
-    assert probe_all(rendered, "test", rendered["test"], catalogue, 0) == probe_all(texts, "test", test, catalogue, 0)
+    assert probe_all(rendered, "test", rendered["test"], catalogue) == probe_all(texts, "test", test, catalogue)
     assert record_facts(rendered["test"], [rendered["train"]]) == record_facts(test, [train])
     assert training_steps(rendered["train"]) == training_steps(train)
     assert consumed_items(rendered["test"]) == consumed_items(test)

@@ -232,15 +232,17 @@ def test_a_share_of_0_leaves_the_split_out():
 def test_counts_are_logged(caplog):
     with caplog.at_level(logging.INFO, logger="trl_sdpo.recsys"):
         build()
-    assert "'dropped_short_history': 36" in caplog.text
-    assert "Temporal split" in caplog.text
+    assert "tiny, train: 156 records of 192 targets (36 dropped short history)." in caplog.text
+    assert (
+        "Split by time: 192 train, 24 validation, 24 test events; validation from 1970-01-01 00:26:40" in caplog.text
+    )
 
 
 def test_errors_say_what_to_change():
     with pytest.raises(ValueError, match="the source has no time"):
         build_preference_dataset(make_interactions(has_time=False), seed=0)
     with pytest.raises(
-        ValueError, match=r"split 'train' has no record: .*'dropped_short_history': 192.*min_history=30"
+        ValueError, match=r"split 'train' has no record of .*\(192 dropped short history\).*min_history=30"
     ):
         build(min_history=30)
     with pytest.raises(ValueError, match=r"user \d+ leaves 58 of 78 items to draw 63 negatives"):
@@ -290,8 +292,16 @@ def test_popularity_of_ragged_and_string_records():
 
 def test_popularity_of_a_data_set_goes_into_the_table():
     dataset, _ = build()
-    metrics = ranking_metrics(ranks(popularity_scores(make_interactions().events, dataset["test"])), seed=0)
-    assert metrics["n"] == 24
+    # all events that stand before the first one of validation are for training
+    train = make_interactions().events.filter(pl.col("timestamp") < min(dataset["validation"]["timestamp"]))
+    metrics = ranking_metrics(ranks(popularity_scores(train, dataset["test"])), seed=0)
+    counts = dict(train.group_by("item_id").len().iter_rows())
+    hits = 0
+    for record in dataset["test"]:
+        others = [counts.get(item, 0) for item in record["rejected_item_ids"]]
+        hits += counts.get(record["item_id"], 0) > max(others)
+    assert (metrics["n"], metrics["hr@1"]) == (24, pytest.approx(hits / 24))
+    assert 0 < hits < 24
 
 
 @pytest.mark.parametrize("style", ["history", "candidates"])

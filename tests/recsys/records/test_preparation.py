@@ -162,9 +162,20 @@ def test_popularity_in_the_report_is_of_training_events(interactions, tmp_path):
     report = prepare(
         interactions, tmp_path / "out", seed=0, num_candidates=6, negatives="popularity", popularity_alpha=3.0
     )
-    popular, uniform = report["train"]["train_events_of_negatives"], report["test"]["train_events_of_negatives"]
-    assert popular["mean"] > uniform["mean"]
-    assert popular["max"] <= 40
+    loaded = load_dataset(str(tmp_path / "out"), cache_dir=str(tmp_path / "cache"))
+    # the last event that is for training, by the times of the first that is not
+    end = min(loaded["validation"]["timestamp"])
+    train = interactions.events.filter(pl.col("timestamp") < end)
+    assert 900 > train.height > 700
+    counts = dict(train.group_by("item_id").len().iter_rows())
+    found = {}
+    for split in ("train", "test"):
+        drawn = sorted(counts.get(item, 0) for row in loaded[split]["rejected_item_ids"] for item in row)
+        found[split] = report[split]["train_events_of_negatives"]
+        assert found[split]["mean"] == pytest.approx(np.mean(drawn), abs=0.006)
+        quantiles = [drawn[-(-len(drawn) * share // 100) - 1] for share in (50, 95)]
+        assert [found[split][name] for name in ("median", "95%", "max")] == [*quantiles, drawn[-1]]
+    assert found["train"]["mean"] > found["test"]["mean"]
 
 
 def test_without_matplotlib_there_is_a_warning_and_no_figure(interactions, tmp_path, monkeypatch, caplog):

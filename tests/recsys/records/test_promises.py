@@ -172,3 +172,11 @@ def test_since_when_an_item_has_been_there():
     assert available_from(frame, catalogue, "first-event").tolist() == [41, 2 * year + 1, 3 * year + 1]
     # the year in the title where that is earlier
     assert available_from(frame, catalogue, "release-year").tolist() == [41, year, 3 * year + 1]
+
+
+def test_a_year_has_four_digits_and_stands_at_the_end_of_the_title():
+    titles = ["A (71)", "B (971)", "C (19711)", "D (1971) again", "E 1971", "F (1971)", "G ( 1971)"]
+    frame = pl.DataFrame({"user_id": 1, "item_id": range(7), "timestamp": 3 * 31_536_000}, strict=False)
+    catalogue = pl.DataFrame({"item_id": range(7), "title": titles})
+    since = available_from(frame.select(pl.all().cast(pl.Int64)), catalogue, "release-year")
+    assert since.tolist() == [31_536_000 if title == "F (1971)" else 3 * 31_536_000 + 1 for title in titles]

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from tqdm.auto import tqdm
 
+from ..._progress import progress
 from ...files import writing
 from ..interactions.interactions import ITEM_ID, USER_ID
 from .identity import CANDIDATES, POSITION, record_identity
@@ -62,12 +62,12 @@ def score_records(
         raise ValueError(f"batch_size={batch_size} is below 1. Pass at least 1.")
     histories, candidates = _read_records(dataset)
     scores = []
-    with tqdm(total=len(histories), desc=desc, unit=" records", disable=desc is None) as progress:
+    with progress(total=len(histories), desc=desc, unit="records") as bar:
         for begin in range(0, len(histories), batch_size):
             some = slice(begin, begin + batch_size)
             batch = scorer(histories[some], candidates[some])
             scores += _checked(batch, candidates[some], begin)
-            progress.update(len(batch))
+            bar.update(len(batch))
     return scores
 
 

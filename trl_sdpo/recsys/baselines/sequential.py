@@ -10,8 +10,8 @@ import numpy as np
 import polars as pl
 import torch
 import torch.nn.functional as F
-from tqdm.auto import tqdm
 
+from ..._progress import progress
 from ..interactions.codes import encode
 from ..interactions.interactions import ITEM_ID
 from ..metrics.ranking import hit_rate, ranks
@@ -355,16 +355,16 @@ def _fit(
         model.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay, betas=(0.9, 0.98)
     )
     best = None
-    with tqdm(range(1, options.num_epochs + 1), desc=name, unit=" epochs") as progress:
-        for epoch in progress:
+    with progress(range(1, options.num_epochs + 1), desc=name, unit="epochs") as bar:
+        for epoch in bar:
             loss = _run_epoch(model, optimizer, codes, begins, ends, generator, options)
             if validation is None:
-                progress.set_postfix(loss=f"{loss:.3f}")
+                bar.set_postfix(loss=f"{loss:.3f}")
                 scorer.num_epochs = epoch
                 continue
             scores = score_records(scorer, validation, desc=None)
             scorer.validation_hit_rates.append(hit_rate(ranks(scores)))
-            progress.set_postfix(loss=f"{loss:.3f}", hr=f"{scorer.validation_hit_rates[-1]:.3f}")
+            bar.set_postfix(loss=f"{loss:.3f}", hr=f"{scorer.validation_hit_rates[-1]:.3f}")
             if scorer.validation_hit_rates[-1] > max(scorer.validation_hit_rates[:-1], default=-1):
                 scorer.num_epochs = epoch
                 best = {name: value.clone() for name, value in model.state_dict().items()}

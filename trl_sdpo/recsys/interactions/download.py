@@ -21,8 +21,7 @@ from pathlib import Path
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, build_opener
 
-from tqdm.auto import tqdm
-
+from ..._progress import progress
 from .archives import unpack_zip
 
 
@@ -297,7 +296,7 @@ def _download_once(url: str, part: Path, timeout: float, checked: bool) -> bool:
         _check_room(part, total and total - have)
         with (
             part.open("ab" if goes_on else "wb") as sink,
-            tqdm(total=total, initial=have, unit="B", unit_scale=True, desc=part.stem) as bar,
+            progress(total=total, initial=have, unit="B", desc=part.stem) as bar,
         ):
             # read1 gives what is there: what came before a break is kept
             while block := response.read1(2**16):

@@ -374,7 +374,12 @@ def resolve_duplicate_titles(
         "events_remapped": remapped,
         "events_dropped_by_merge": events.height - merged.height,
     }
-    logger.info("Equal titles: %s", report)
+    if any(report.values()):
+        logger.info(
+            "Equal titles: %s items are told apart by their years, %s are one with another of the same title, to "
+            "which %s events went; %s were dropped as repeats.",
+            *(f"{count:,}" for count in report.values()),
+        )
     return merged, kept, report
 
 

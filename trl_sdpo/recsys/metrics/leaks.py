@@ -1,12 +1,13 @@
 """How much candidate lists tell about their targets, without a look at the history."""
 
+import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
-from tqdm.auto import tqdm
 
+from ..._progress import progress
 from .intervals import wilson_interval
 
 
@@ -34,7 +35,9 @@ class LeakProbe(NamedTuple):
     n: int
 
 
-def leak_probe(records: Any, reference: Any = None, *, max_records: int | None = 5000, seed: int = 0) -> LeakProbe:
+def leak_probe(
+    records: Any, reference: Any = None, *, max_records: int | None = 5000, seed: int | None = None
+) -> LeakProbe:
     """
     Guess the target of every record from its candidate list alone.
 
@@ -52,8 +55,8 @@ def leak_probe(records: Any, reference: Any = None, *, max_records: int | None =
             Records to look up in, such as those for training. If `None`, the records before each one.
         max_records (`int`, *optional*, defaults to `5000`):
             Probe this many, evenly spread over the records; `None` for all.
-        seed (`int`, *optional*, defaults to `0`):
-            Nothing is drawn any longer: the interval was a bootstrap's once.
+        seed (`int`, *optional*):
+            Deprecated: nothing is drawn any longer, where the interval was a bootstrap's once. Passing it warns.
 
     Returns:
         [`LeakProbe`]: Hit rate of the lookup with its interval, chance, popularity and the number of records. A record
@@ -71,7 +74,10 @@ def leak_probe(records: Any, reference: Any = None, *, max_records: int | None =
 
         ```
     """
-    del seed
+    if seed is not None:
+        warnings.warn(
+            "leak_probe draws nothing, so `seed` is without effect. Leave it out.", FutureWarning, stacklevel=2
+        )
     probed, seen = _coded(records, reference)
     try:
         users = list(records["user_id"])
@@ -135,7 +141,7 @@ def _hits_and_popular(
     rows = np.split(records.candidates, np.cumsum(records.lengths)[:-1])
     index = _Index(*(records if reference is None else reference)[:3])
     hits, popular = np.zeros(len(places)), np.zeros(len(places))
-    for number, place in enumerate(tqdm(places, desc="Leak probe", unit=" records")):
+    for number, place in enumerate(progress(places, desc="Leak probe", unit="records")):
         end = place if reference is None else len(reference.targets)
         hits[number] = index.lookup(rows[place], end) == records.targets[place]
         popular[number] = index.most_popular(rows[place], end) == records.targets[place]

@@ -27,6 +27,7 @@ from .sequences import (
     IN_TIME,
     TRAINING,
     build_sequences_with_report,
+    in_words,
     keep_core_of_training,
 )
 from .splits import (
@@ -107,7 +108,8 @@ def build_preference_dataset(
     for split in plan.targets:
         tables = [pa.table(_plain_columns(chunk.table)) for chunk in plan.chunks(split, num_workers)]
         dataset[split] = Dataset(pa.concat_tables(tables))
-    logger.info("%s: records: %s", interactions.name, plan.report)
+        counts = {name: value for name, value in plan.report[split].items() if name.startswith(("targets", "dropped"))}
+        logger.info("%s, %s: %s records of %s.", interactions.name, split, dataset[split].num_rows, in_words(counts))
     return dataset, plan.report
 
 

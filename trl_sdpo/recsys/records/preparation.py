@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
-from tqdm.auto import tqdm
 
+from ..._progress import progress
 from ...files import writing_directory
 from ..interactions.interactions import ITEM_ID, TITLE, Interactions
 from ..interactions.registry import load_source
@@ -142,7 +142,6 @@ def prepare(
             fields = {"history_size", "num_candidates", "conversational"}
             options = {field: getattr(config, field) for field in fields}
             compact.write_catalogue(stage / compact.CATALOGUE, plan.catalogue, config.templates, **options)
-    logger.info("%s: %s", output, {split: report[split]["records"] for split in statistics})
     return report
 
 
@@ -172,12 +171,12 @@ def _write_records(plan: RecordPlan, folder: Path, num_workers: int) -> dict[str
     for split, targets in plan.targets.items():
         gathered = SplitStatistics(targets.height, plan.config.num_candidates, plan.train_counts)
         writer = _Shards(folder, split, -(-targets.height // _RECORDS_PER_FILE))
-        with tqdm(total=targets.height, desc=f"Records, {split}", unit=" records") as progress, writer:
+        with progress(total=targets.height, desc=f"Records, {split}", unit="records") as bar, writer:
             for chunk in plan.chunks(split, num_workers):
                 writer.write(chunk.table)
                 if chunk.table.num_rows:
                     gathered.add(chunk)
-                progress.update(chunk.table.num_rows + chunk.dropped)
+                bar.update(chunk.table.num_rows + chunk.dropped)
         statistics[split] = gathered
     return statistics
 

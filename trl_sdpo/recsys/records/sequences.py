@@ -2,6 +2,7 @@
 
 import logging
 import math
+from collections.abc import Mapping
 from typing import Any, cast
 
 import numpy as np
@@ -125,15 +126,35 @@ def build_sequences_with_report(
     report["events_below_min_length"] = core.height - kept.height
     if kept.is_empty():
         raise ValueError(
-            f"{interactions.name}: no event is left of {report}. Lower min_rating={min_rating}, "
+            f"{interactions.name}: no event is left of {in_words(report)}. Lower min_rating={min_rating}, "
             f"min_interactions={min_interactions} or min_length={min_length}."
         )
+    counts = in_words(report)
     report |= {"users": kept[USER_ID].n_unique(), "items": kept[ITEM_ID].n_unique()}
-    logger.info("%s: sequences: %s", interactions.name, report)
+    logger.info(
+        "%s: %s events of %s users with %s items stay of %s.",
+        *(interactions.name, f"{kept.height:,}", f"{report['users']:,}", f"{report['items']:,}", counts),
+    )
     tied = interactions.has_time and order == IN_TIME
     kept = _with_positions(kept, tied)
     report["events_tied_in_time"] = _count_tied(kept) if interactions.has_time else None
     return kept, report
+
+
+def in_words(report: Mapping[str, int]) -> str:
+    """
+    Counts for people: the first, and those of the others that are not 0.
+
+    Example:
+        ```python
+        >>> in_words({"events": 1200, "events_below_min_rating": 0, "events_repeated": 20})
+        '1,200 events (20 repeated)'
+
+        ```
+    """
+    (first, total), *others = report.items()
+    said = [f"{count:,} {name.removeprefix(f'{first}_').replace('_', ' ')}" for name, count in others if count]
+    return f"{total:,} {first}" + (f" ({', '.join(said)})" if said else "")
 
 
 def keep_core_of_training(
@@ -172,7 +193,7 @@ def keep_core_of_training(
     report["events_below_min_length"] = kept.height - long.height
     if long.is_empty():
         raise ValueError(
-            f"no event is left of {events.height}: {report}. Lower min_interactions={min_interactions} or "
+            f"no event is left of {in_words({'events': events.height} | report)}. Lower min_interactions={min_interactions} or "
             f"min_length={min_length}, which core_period='train' asks of the training events."
         )
     long = _with_positions(long.drop(POSITION, NUM_EARLIER), ties_are_sets)

@@ -2,11 +2,13 @@
 
 import logging
 import math
+from collections.abc import Mapping
+from datetime import UTC, datetime
 
 import numpy as np
 import polars as pl
 
-from ..interactions.interactions import ITEM_ID, TIMESTAMP, USER_ID, instants
+from ..interactions.interactions import ITEM_ID, NANOSECOND, TIMESTAMP, USER_ID, instants
 from ..interactions.random_streams import USER_SPLIT_STREAM, hash_keys, random_numbers, stream_keys
 
 
@@ -78,9 +80,11 @@ def temporal_split(sequences: pl.DataFrame, ratios: tuple[float, float, float] =
         if ratio > 0 and not counts[key]:
             raise ValueError(
                 f"split '{key}' gets none of {sequences.height} events, ratio {ratio}: too few events, or too many in "
-                f"one second. Events per split: {counts}. Pass other ratios or more data."
+                f"one second. There are {_in_words(counts)} events. Pass other ratios or more data."
             )
-    logger.info("Temporal split at %s: %s events", cuts, counts)
+    units = 10**9 if NANOSECOND in sequences.columns else 1
+    begins = [f"{key} from {_date(cut, units)}" for key, cut in zip(SPLITS[1:], cuts, strict=True) if counts[key]]
+    logger.info("Split by time: %s events; %s UTC.", _in_words(counts), ", ".join(begins))
     return split
 
 
@@ -136,7 +140,7 @@ def leave_one_out_split(sequences: pl.DataFrame, *, file_order: bool = False) ->
         raise ValueError(
             f"none of {sequences[USER_ID].n_unique()} users has three events to leave one out. Use more data."
         )
-    logger.info("Leave-one-out split: %s events", counts)
+    logger.info("Split that leaves one out: %s events.", _in_words(counts))
     return split
 
 
@@ -196,7 +200,7 @@ def user_split(
             raise ValueError(f"split '{key}' gets none of {users.height} users, ratio {ratio}. Pass other ratios.")
     names = pl.Series(SPLIT, np.repeat(SPLITS, sizes)).cast(SPLIT_TYPE)
     split = sequences.join(users.select(USER_ID, names), on=USER_ID, how="left", maintain_order="left")
-    logger.info("Split by user: %s users", dict(zip(SPLITS, sizes.tolist(), strict=True)))
+    logger.info("Split by user: %s users.", _in_words(dict(zip(SPLITS, sizes.tolist(), strict=True))))
     return split
 
 
@@ -248,6 +252,17 @@ def _split(name: str) -> pl.Expr:
 
 def _count(split: pl.DataFrame) -> dict[str, int]:
     return split.select(**{key: (pl.col(SPLIT) == key).sum() for key in SPLITS}).row(0, named=True)
+
+
+def _in_words(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count:,} {split}" for split, count in counts.items())
+
+
+def _date(instant: int, per_second: int) -> str:
+    try:
+        return f"{datetime.fromtimestamp(instant // per_second, UTC):%Y-%m-%d %H:%M:%S}"
+    except (ValueError, OverflowError, OSError):  # beyond the year 9999
+        return f"the time {instant:,}"
 
 
 def _check_ratios(ratios: tuple[float, float, float]) -> None:

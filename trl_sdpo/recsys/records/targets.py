@@ -8,6 +8,7 @@ import polars as pl
 from ..interactions.interactions import ITEM_ID, USER_ID, instants
 from ..interactions.random_streams import SUBSAMPLE_STREAM, hash_keys, random_numbers, stream_keys
 from ..negatives.strategies import NUM_EARLIER, POSITION
+from .sequences import in_words
 from .splits import SPLIT
 
 
@@ -103,7 +104,7 @@ def select_targets(
     keep("dropped_by_subsampling", rows if limit is None else _subsample(events, rows, limit, seed))
     if not len(rows):
         raise ValueError(
-            f"split '{split}' has no record: {report}. Lower min_history={min_history}, change the ratios, or use "
+            f"split '{split}' has no record of {in_words(report)}. Lower min_history={min_history}, change the ratios, or use "
             "more data."
         )
     kept = events[rows]

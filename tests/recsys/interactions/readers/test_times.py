@@ -82,6 +82,12 @@ def test_formats(texts, form, expected):
     assert [(1577836800, rest) for rest in expected] == seconds_and_rest(texts, time_format=form)
 
 
+def test_years_of_two_digits_are_read_where_the_format_says_so():
+    texts = ["02.01.98", "02.01.70", "31.12.05"]
+    expected = [datetime.datetime.strptime(text, "%d.%m.%y").replace(tzinfo=datetime.UTC) for text in texts]
+    assert seconds_and_rest(texts, time_format="%d.%m.%y") == [(int(time.timestamp()), 0) for time in expected]
+
+
 @pytest.mark.parametrize("form", ["%H:%M %Z", "%Y %f"])
 def test_directives_that_cannot_be_honoured_are_refused(form):
     with pytest.raises(ValueError, match=r"time_format=.*(%Z|'\.%f')"):
@@ -94,6 +100,8 @@ def test_directives_that_cannot_be_honoured_are_refused(form):
         (["2020-01-01", "01.01.2020"], {"time_format": "%Y-%m-%d"}, "row 1 .*'01.01.2020' is not a time in the form"),
         (["2020-01-01", None, "2020-02-30"], {"time_format": "%Y-%m-%d"}, "row 2 .*'2020-02-30'"),
         (["1", "2020-01-01"], {}, "row 1 .*'2020-01-01' is not a number"),
+        (["1998-01-02", "98-01-02"], {"time_format": "%Y-%m-%d"}, "row 1 .*'98-01-02' is before the year 1000.*%y"),
+        (["1998-01-02"], {"time_format": "%y-%m-%d"}, "row 0 .*'1998-01-02' is not a time in the form"),
         (
             [1_714_720_000_000, 1_714_720_000],
             {"time_unit": "ms"},

@@ -53,6 +53,14 @@ def test_titles_get_their_year_and_equal_ones_are_told_apart_by_it(folder):
     }
 
 
+@pytest.mark.parametrize("year", ["94", "19944", "c. 1994"])
+def test_what_is_no_year_of_four_digits_is_counted_and_left_out(folder, year):
+    (folder / "tiny.item").write_text(ITEM.replace("1994", year), encoding="utf-8")
+    interactions = load_recbole(folder)
+    assert interactions.report["years_unreadable"] == 3
+    assert interactions.items["title"].to_list()[0] == "The Harbour"
+
+
 def test_equal_titles_of_one_year_are_merged(folder):
     (folder / "tiny.item").write_text(ITEM.replace("1964", "1994"), encoding="utf-8")
     interactions = load_recbole(folder / "tiny.inter")

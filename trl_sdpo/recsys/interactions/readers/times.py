@@ -16,6 +16,8 @@ TIME_UNITS = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 _BILLION = 10**9
 _DECIMAL = r"^\s*([+-]?)([0-9]{1,18})(?:\.([0-9]*))?\s*$"
 _YEAR = 366 * 86400
+# The seconds of the year 1000: polars takes "98" for %Y, and means the year 98.
+_FOUR_DIGITS = -30_610_224_000
 
 
 def read_times(times: pl.Series, unit: str, time_format: str | None, fail: Fail) -> tuple[pl.Series, pl.Series]:
@@ -55,6 +57,9 @@ def read_times(times: pl.Series, unit: str, time_format: str | None, fail: Fail)
         seconds = rest = pl.Series([None] * len(times), dtype=pl.Int64)
     form = f"a time in the form {time_format!r}" if time_format else "a number (pass time_format for other times)"
     _check(seconds.is_null() & times.is_not_null(), fail, f"is not {form}. Correct the row.")
+    if time_format is not None:
+        early = "is before the year 1000. Write years with four digits, or pass %y in time_format where all have two."
+        _check(seconds < _FOUR_DIGITS, fail, early)
     late = f"is after the year 5138 in {unit}. Pass time_unit as 'ms', 'us' or 'ns'."
     _check(seconds > LATEST, fail, late)
     if unit != "s" and time_format is None and not dtype.is_temporal():

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
-from tqdm.auto import tqdm
 
+from ...._progress import progress
 from ..attributes import wanted_attributes, with_attributes
 from ..interactions import (
     ITEM_ID,
@@ -237,7 +237,7 @@ def _progress(spool: Path, name: str) -> Iterator[None]:
     done = threading.Event()
 
     def watch() -> None:
-        with tqdm(desc=f"{name}, spooled", unit="B", unit_scale=True, delay=2) as bar:
+        with progress(desc=f"{name}, spooled", unit="B", delay=2) as bar:
             while not done.wait(0.5):
                 bar.update((spool.stat().st_size if spool.exists() else 0) - bar.n)
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
-from tqdm.auto import tqdm
 
+from ...._progress import progress
 from ..attributes import wanted_attributes
 from ..interactions import (
     ITEM_ID,
@@ -113,7 +113,7 @@ def _text(value: Any) -> str | None:
 
 def _records(path: Path) -> Iterator[tuple[str, dict]]:
     file = TextFile(path)
-    for number, line in tqdm(file.lines(), desc=path.name, unit=" lines", delay=2):
+    for number, line in progress(file.lines(), desc=path.name, unit="lines", delay=2):
         if not line.strip():
             continue
         where = f"{file.label}: line {number}"
