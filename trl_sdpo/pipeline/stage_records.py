@@ -65,7 +65,7 @@ def tokenize_lines(
     Raises:
         `ValueError`: If a record is malformed, see [`check_multi_preference`], or a completion is no line.
     """
-    dataset = plain_records(dataset)
+    dataset = readable_records(dataset)
     # a stream takes neither `desc` nor `num_proc`
     options = {"desc": f"Tokenizing {dataset_name} dataset", "num_proc": num_proc}
     with global_then_local_main_first():
