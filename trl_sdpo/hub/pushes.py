@@ -235,7 +235,10 @@ def _written(dataset: "Dataset | DatasetDict") -> Iterator[Path]:
         for split, records in splits.items():
             path = Path(stage) / "data" / f"{split}-00000-of-00001.parquet"
             path.parent.mkdir(exist_ok=True)
-            plain_records(records).to_parquet(path)  # what a transform shows, not what it reads
+            # what a transform shows, not what it reads
+            rendered = str(Path(stage) / "rendered.arrow")
+            plain_records(records, cache_file_name=rendered).to_parquet(path)
+            Path(rendered).unlink(missing_ok=True)
         yield Path(stage)
 
 

@@ -10,7 +10,7 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from ..data_utils import plain_records
+from ..data_utils import readable_records
 from ..recsys.prompts.templates import PromptTemplate
 from ..recsys.records.recommender_files import (
     CATALOGUE_FILE,
@@ -358,7 +358,7 @@ class Recommender:
         """
         records = dataset
         if not history:
-            records = self._ranker.prompts.records_without_history(plain_records(dataset), self._ranker.texts)
+            records = self._ranker.prompts.records_without_history(readable_records(dataset), self._ranker.texts)
         records = self.tokenize(records)
         return completion_log_probs(
             self.model, records, self.processing_class, batch_size, desc=desc, per_token=per_token
@@ -391,7 +391,7 @@ class Recommender:
         """The records with the tokens that the model was trained on: with or without an EOS token, as it was then."""
         # not a function of its own, which would hold the model, and be hashed with its weights
         eos_token = self.processing_class.eos_token if self.config.ends_in_eos else ""
-        return tokenize_dataset(plain_records(dataset), self.processing_class, eos_token, desc="Tokenizing")
+        return tokenize_dataset(dataset, self.processing_class, eos_token, desc="Tokenizing")
 
     @property
     def trie(self) -> TitleTrie:

@@ -40,8 +40,10 @@ class RenderRecords:
         ValueError: the file is damaged or of a later version.
     """
 
-    # What reads all records may hand over many at a time, see `data_utils.plain_records`.
+    # What reads all records may hand over many at a time, see `data_utils.plain_records`, and as often as it likes, see
+    # `data_utils.rendered_columns`.
     batched = True
+    renders = CODED
 
     def __init__(self, path: str | Path) -> None:
         self.path = str(path)
@@ -153,6 +155,20 @@ def render_splits(splits: Any, catalogue: str | Path) -> Any:
     if isinstance(splits, DatasetDict):
         return DatasetDict({name: records.with_transform(transform) for name, records in splits.items()})
     return type(splits)({name: records.map(transform, batched=True) for name, records in splits.items()})
+
+
+def find_catalogue(path: Path) -> Path | None:
+    """The `catalogue.parquet` of a prepared data set, given its directory or one of its Parquet files."""
+    folders = [path] if path.is_dir() else [path.parent, path.parent.parent]
+    return next((one / CATALOGUE for one in folders if (one / CATALOGUE).is_file()), None)
+
+
+def missing_catalogue(name: str | Path) -> ValueError:
+    """What to say where there is none."""
+    return ValueError(
+        f"{name}: its records are rows of a catalogue, and there is no {CATALOGUE} to render them of. Copy it from where "
+        "`trl-sdpo prepare` wrote the records."
+    )
 
 
 def holds_codes(records: Any) -> bool:
