@@ -1,6 +1,7 @@
 """Items ranked after histories: a given list, or the whole catalogue."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -14,6 +15,7 @@ from ..scoring.catalogue_search import search_catalogue
 from ..scoring.log_probs import score_tokenized, sharing_agrees
 from ..scoring.title_trie import TitleTrie
 from ..tokenization import CompletionTokenizer
+from .kept_trie import KeptTrie
 from .prompts import ItemTexts, PromptMaker
 from .scores import LIKELIHOOD, PMI, REWARD, beginnings, reference_model, reference_scores
 
@@ -79,6 +81,7 @@ class ItemRanker:
         self._prefix_sharing: dict[bool, bool] = {}
         self._without_history: np.ndarray | None = None
         self._trie: TitleTrie | None = None
+        self.kept_trie: KeptTrie | None = None  # where it is kept
 
     @property
     def trie(self) -> TitleTrie:
@@ -87,11 +90,15 @@ class ItemRanker:
             if self.catalogue is None:
                 raise missing_file(self.name, CATALOGUE_FILE)
             answers = self.texts.answers
-            (prompt,) = self.prompts.make([answers[:1]], None, answers)
+            (prompt,) = self.prompts.render([answers[:1]], [None])
             affixes = self.template.completion_prefix, self.template.completion_suffix
-            self._trie = TitleTrie.from_titles(
-                answers, self.processing_class, prompt, *affixes, self.config.ends_in_eos
-            )
+            ends_in_eos = self.config.ends_in_eos
+            make = partial(TitleTrie.from_titles, answers, self.processing_class, prompt, *affixes, ends_in_eos)
+            if self.kept_trie is None:
+                self._trie = make()
+            else:
+                depends_on = [prompt, *affixes, self.template.completion_format, ends_in_eos]
+                self._trie = self.kept_trie.get(make, self.processing_class, depends_on)
         return self._trie
 
     def search(
@@ -111,7 +118,11 @@ class ItemRanker:
             )
         if how.score != LIKELIHOOD and num_beams is not None:
             raise ValueError(f"score={how.score!r} scores the whole catalogue, without beams. Leave num_beams out.")
-        trie, prompts = self.trie, self.prompts.make(self.texts.shown(histories), None, self.texts.answers)
+        trie, longest = self.trie, None
+        if not isinstance(self.texts.answers, list):  # too many to count their tokens again
+            without_end = not self.config.conversational and not self.config.ends_in_eos
+            longest = trie.depth + without_end  # a budget has room for the end
+        prompts = self.prompts.make(self.texts.shown(histories), None, self.texts.answers, longest=longest)
         asked = (how.model, prompts, self.processing_class, trie)
         options: dict[str, Any] = {"top_k": top_k, "exclude": excluded}
         options |= {"batch_size": how.batch_size, "desc": how.desc}

@@ -25,6 +25,7 @@ from ..scoring.log_probs import completion_log_probs
 from ..scoring.title_trie import TitleTrie
 from ..tokenization import tokenize_dataset
 from .arguments import is_nested, one_for_each, where
+from .kept_trie import KeptTrie
 from .loading import load_model_and_tokenizer
 from .prompts import select_template
 from .ranking import ItemRanker, Items, Recommendation, Scoring
@@ -114,7 +115,7 @@ class Recommender:
                 The wording: a name among those of `recommender.json`, or a template, which a model without that file
                 needs.
             catalogue ([`Catalogue`], `str` or `Path`, *optional*):
-                What can be recommended, or a directory or Hub id with a `catalogue.json`, such as a prepared data set.
+                What can be recommended, or a directory or Hub id with a catalogue, such as a prepared data set.
                 By default that of the model.
             config ([`RecommenderConfig`], *optional*):
                 How prompts are made, in the place of the `recommender.json` of the model.
@@ -147,12 +148,14 @@ class Recommender:
             if not isinstance(template, PromptTemplate):
                 raise missing_file(model, RECOMMENDER_FILE)
             config = RecommenderConfig([template])
+        kept_at: tuple[str | Path, dict] = model, hub_kwargs
         if catalogue is None:
             catalogue = files.catalogue
         elif not isinstance(catalogue, Catalogue):
             source, catalogue = catalogue, load_recommender_files(catalogue).catalogue
             if catalogue is None:
                 raise missing_file(source, CATALOGUE_FILE)
+            kept_at = source, {}
         select_template(config, template)  # before the weights, which take longer
         options = {"base_model": base_model, "device": device, "dtype": dtype, **model_kwargs}
         loaded, tokenizer = load_model_and_tokenizer(model, hub_kwargs=hub_kwargs, **options)
@@ -160,7 +163,10 @@ class Recommender:
         if ref_model is not None:
             shared = {name: value for name, value in hub_kwargs.items() if name != "revision"}
             reference, _ = load_model_and_tokenizer(ref_model, hub_kwargs=shared, **{**options, "base_model": None})
-        return cls(loaded, tokenizer, config, catalogue, template, name=str(model), ref_model=reference)
+        recommender = cls(loaded, tokenizer, config, catalogue, template, name=str(model), ref_model=reference)
+        if catalogue is not None:
+            recommender._ranker.kept_trie = KeptTrie(catalogue, kept_at[0], **kept_at[1])
+        return recommender
 
     def recommend(
         self,

@@ -8,18 +8,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import DatasetDict, IterableDatasetDict, load_dataset
 
+from ..interactions.interactions import ITEM_ID, TITLE
 from ..prompts.record_texts import CODED, OF_ITEMS, RecordTexts
 from ..prompts.rendering import plain
 from ..prompts.templates import PromptTemplate
 from . import recommender_files
+from .catalogue.files import PARQUET_FILE, as_catalogue
 
 
-CATALOGUE = "catalogue.parquet"
+CATALOGUE = PARQUET_FILE
 TEXT, IDS, AUTO = FORMS = ("text", "ids", "auto")
 _SETTINGS = b"trl_sdpo.records"
 _FORMAT_VERSION = 1
@@ -106,8 +109,12 @@ def write_catalogue(
     history_size: int,
     num_candidates: int,
     conversational: bool,
+    train_counts: np.ndarray | None = None,
 ) -> None:
-    """Write the items, and what renders them, to `catalogue.parquet`; see [`RecordTexts`] for the arguments."""
+    """
+    Write the items, and what renders them, to `catalogue.parquet`; see [`RecordTexts`] for the arguments. Where that file is
+    to be the catalogue of a recommender, too, it gets `train_counts`, the training events of every item.
+    """
     settings = {
         "format_version": _FORMAT_VERSION,
         "templates": [recommender_files.fields_of_template(template) for template in templates],
@@ -117,7 +124,11 @@ def write_catalogue(
     }
     table = catalogue.to_arrow()
     metadata = {**(table.schema.metadata or {}), _SETTINGS: json.dumps(settings, ensure_ascii=False).encode()}
-    pq.write_table(table.replace_schema_metadata(metadata), path, compression="zstd")
+    table = table.replace_schema_metadata(metadata)
+    if train_counts is not None:
+        attributes = [name for name in catalogue.columns if name not in (ITEM_ID, TITLE)]
+        table = as_catalogue(table, attributes, train_counts)
+    pq.write_table(table, path, compression="zstd")
 
 
 def load_prepared(path: str | Path, *, streaming: bool = False) -> DatasetDict | IterableDatasetDict:
@@ -146,7 +157,7 @@ def load_prepared(path: str | Path, *, streaming: bool = False) -> DatasetDict |
         ```
     """
     splits = load_dataset(str(path), streaming=streaming)
-    return render_splits(splits, Path(path) / CATALOGUE) if (Path(path) / CATALOGUE).is_file() else splits
+    return render_splits(splits, Path(path) / CATALOGUE) if any(map(holds_codes, splits.values())) else splits
 
 
 def render_splits(splits: Any, catalogue: str | Path) -> Any:
