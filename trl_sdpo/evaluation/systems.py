@@ -214,7 +214,7 @@ def read_systems(task: Task, files: Mapping[str, str], kind: str) -> dict[str, l
             theirs = {column: [values[index] for index in task.rows] for column, values in theirs.items()}
         if len(rows) != len(task.records):
             raise ValueError(
-                f"{path}: {kind} of {len(rows)} records, where --split {task.split} has {task.total} and "
+                f"{path}: {kind} of {len(rows)} records, where --dataset_split {task.split} has {task.total} and "
                 f"{len(task.records)} are evaluated. {'Score' if kind == 'scores' else 'Make lists for'} the same records."
             )
         if "candidates" not in check_same_records(theirs, ours, str(path)):
