@@ -3,6 +3,7 @@ import polars as pl
 import pytest
 import torch
 
+from helpers.closeness import assert_same_numbers, assert_same_scores
 from trl_sdpo.recsys import hit_rate, popularity_scorer, ranks, score_records
 from trl_sdpo.recsys.baselines.sequential import draw_windows, train_gru4rec, train_sasrec
 
@@ -67,7 +68,7 @@ def test_the_pattern_is_learned_far_above_popularity(trained, events, records):
 def test_scores_are_log_probabilities(trained):
     log_probs = trained.log_probs([["1", "2", "3"], []])
     assert log_probs.shape == (2, NUM_ITEMS)
-    np.testing.assert_allclose(np.exp(log_probs).sum(axis=1), 1, rtol=0, atol=1e-5)
+    assert_same_scores(np.exp(log_probs).sum(axis=1), np.ones(2))
     scores = trained([["1", "2", "3"], []], [["4", "unknown", "9"], []])[0]
     columns = [trained.item_ids.to_list().index(item) for item in ("4", "9")]
     assert scores[[0, 2]].tolist() == log_probs[0, columns].tolist()
@@ -81,9 +82,9 @@ def test_a_score_is_that_of_the_record_alone(trained):
     histories = [["1", "2", "3"], [], ["5"], [str(item) for item in range(15)]]
     together = trained.log_probs(histories)
     for row, history in zip(together, histories, strict=True):
-        np.testing.assert_allclose(trained.log_probs([history])[0], row, rtol=0, atol=1e-5)
+        assert_same_scores(trained.log_probs([history])[0], row)
     same = trained.log_probs([["1", "new", "2", "3"], ["new"], ["5"], ["9", *histories[3][5:]]])
-    np.testing.assert_allclose(same, together, rtol=0, atol=1e-5)
+    assert_same_scores(same, together)
 
 
 def test_a_state_does_not_see_what_comes_after_it(trained):
@@ -91,7 +92,7 @@ def test_a_state_does_not_see_what_comes_after_it(trained):
     inputs = torch.tensor([[0, 1, 2, 3, 4], [0, 1, 2, 9, 8]])
     with torch.no_grad():
         first, second = model.states(inputs)
-    torch.testing.assert_close(first[:3], second[:3], rtol=0, atol=1e-6)
+    assert_same_numbers(first[:3], second[:3])
     assert not torch.allclose(first[3], second[3], atol=1e-3)
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..._errors import install
 from ..._markdown import markdown_table
 from ..metrics.facts import fact_rows
 from ..metrics.leaks import CodedLists
@@ -272,9 +273,7 @@ def plot_report(report: dict, statistics: dict[str, SplitStatistics], path: Path
         `bool`: Whether there is a figure: `False` without matplotlib, with a warning.
     """
     if importlib.util.find_spec("matplotlib") is None:
-        logger.warning(
-            "matplotlib is not installed: the report has no figure. Run `python -m pip install matplotlib`."
-        )
+        logger.warning(f"matplotlib is not installed: the report has no figure. Run `{install('examples')}`.")
         return False
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
