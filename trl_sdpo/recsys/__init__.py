@@ -6,6 +6,7 @@ is imported when it is asked for, so that the rest needs no torch.
 from typing import TYPE_CHECKING
 
 from .._lazy import lazy_names
+from .baselines.content import content_scorer
 from .baselines.counting import (
     cooccurrence_scorer,
     events_of_records,
@@ -108,6 +109,7 @@ __all__ = [
     "check_token_boundary",
     "compare_scores",
     "completion_log_probs",
+    "content_scorer",
     "cooccurrence_scorer",
     "coverage",
     "difference_interval",
