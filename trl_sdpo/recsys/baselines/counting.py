@@ -207,7 +207,7 @@ def cooccurrence_scorer(events: pl.DataFrame, *, window: int = 20) -> Scorer:
     return score
 
 
-def item_knn_scorer(events: pl.DataFrame, *, k: int = 1000, shrink: float = 10.0, window: int | None = 10) -> Scorer:
+def item_knn_scorer(events: pl.DataFrame, *, k: int = 1000, shrink: float = 10.0, window: int | None = 20) -> Scorer:
     """
     Item-based nearest neighbours: the sum, over the history, of the similarities of its items to the candidate.
 
@@ -223,7 +223,7 @@ def item_knn_scorer(events: pl.DataFrame, *, k: int = 1000, shrink: float = 10.0
             Neighbours of an item.
         shrink (`float`, *optional*, defaults to `10.0`):
             Users to add to the denominator, so that two items that share one user by chance are not close.
-        window (`int`, *optional*, defaults to `10`):
+        window (`int`, *optional*, defaults to `20`):
             Count in $c_{ij}$ only users who took both at most so many events apart, in either order, so that items
             are close that are taken in the same sitting. `None` for the whole sequence, as in the papers. Without
             the window, `k=200` did best on validation records of MovieLens-100k, and with it the defaults.
