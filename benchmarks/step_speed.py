@@ -23,6 +23,7 @@ import argparse
 import json
 import os
 import platform
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -31,8 +32,11 @@ from pathlib import Path
 
 from step_speed_systems import RECORDS_OF_A_STEP, SYSTEMS, load_groups
 
+from trl_sdpo.files import write_text
+
 
 ANSWER = "step_speed:"
+BASELINE, MEBIBYTE = "padded", 2**20
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -51,7 +55,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--model", default="HuggingFaceTB/SmolLM2-135M-Instruct")
     parser.add_argument("--data", help="MovieLens-100k, if it is on disk")
-    parser.add_argument("--output", type=Path, default=Path("outputs/step_speed"), help="folder of the table and plot")
+    parser.add_argument("--output", type=Path, default=Path("outputs/step_speed"), help="folder of the table")
     parser.add_argument("--one", help=argparse.SUPPRESS)  # in a child: system:K
     return parser.parse_args()
 
@@ -160,6 +164,61 @@ def compare(args: argparse.Namespace, systems: list[str], negatives: int, progre
     return list(results.values())
 
 
+def _median(result: dict) -> float:
+    return statistics.median(result["seconds"])
+
+
+def _spread(result: dict) -> str:
+    """The range over the steps, whose records differ in length."""
+    return f"{min(result['seconds']):.2f} to {max(result['seconds']):.2f}"
+
+
+def _rows(results: list[dict]) -> list[dict]:
+    """Each cell with what it is relative to the padded rows of the same K."""
+    cells = {(result["system"], result["negatives"]): result for result in results}
+    rows = []
+    for (system, negatives), result in cells.items():
+        ranking = system.endswith("-ranking")
+        padded = cells.get((f"{BASELINE}-ranking" if ranking else BASELINE, negatives))
+        row = {"system": system, "negatives": negatives, **result}
+        if padded is not None:
+            # by step, since both saw the same ones: a slow minute of the machine then counts once
+            ratios = [theirs / ours for theirs, ours in zip(padded["seconds"], result["seconds"], strict=True)]
+            row |= {
+                "speedup": statistics.median(ratios),
+                "bound": padded["tokens"] / result["tokens"],
+                "memory": result["peak_bytes"] / padded["peak_bytes"],
+            }
+        rows.append(row)
+    return rows
+
+
+def format_table(results: list[dict]) -> str:
+    lines = [
+        "| system | K | tokens | s / record | range | x padded | token bound | peak MiB | of padded |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in _rows(results):
+        relative = ("-", "-", "-")
+        if "speedup" in row:
+            relative = (f"{row['speedup']:.1f}", f"{row['bound']:.1f}", f"{row['memory']:.0%}")
+        cells = (
+            *(row["system"], row["negatives"], f"{row['tokens']:.0f}", f"{_median(row):.2f}", _spread(row)),
+            *(relative[0], relative[1], f"{row['peak_bytes'] / MEBIBYTE:.0f}", relative[2]),
+        )
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    return "\n".join(lines)
+
+
+def write_report(results: list[dict], machine: dict, folder: Path) -> str:
+    """Write `step_speed.json` and `step_speed.md`; the text is returned, too."""
+    folder.mkdir(parents=True, exist_ok=True)
+    text = f"{format_table(results)}\n\n{', '.join(f'{name} {value}' for name, value in machine.items())}"
+    write_text(folder / "step_speed.json", json.dumps({"machine": machine, "results": results}, indent=1))
+    write_text(folder / "step_speed.md", text + "\n")
+    return text
+
+
 def machine(args: argparse.Namespace) -> dict:
     import torch
     import transformers
@@ -181,7 +240,6 @@ def main() -> None:
     if args.one:
         serve(args)
         return
-    from step_speed_report import write_report
     from tqdm import tqdm
 
     systems = args.systems.split(",")

@@ -300,14 +300,17 @@ def _tokenize_completions(
     return prompt_ids[:prompt_len], [ids[prompt_len:] for ids in prompt_completion_ids]
 
 
-def plain_records(dataset: Dataset | IterableDataset) -> Dataset | IterableDataset:
+def plain_records(dataset: Dataset | IterableDataset, **map_kwargs) -> Dataset | IterableDataset:
     """
     Records as Python values: without a format (`torch`, `numpy`, `arrow`, ...), and with what a transform renders when a
-    row is read (`Dataset.with_transform`) in columns of its own.
+    row is read (`Dataset.with_transform`) in columns of its own. These are written to the cache of `datasets`: what goes
+    through the records once, in a `map`, takes [`readable_records`].
 
     Args:
         dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
             Dataset. A transform is called once for each row, in the order of the rows.
+        **map_kwargs:
+            Passed on to `map`, where there is a transform.
 
     Returns:
         [`~datasets.Dataset`] or [`~datasets.IterableDataset`]: The same records.
@@ -316,8 +319,34 @@ def plain_records(dataset: Dataset | IterableDataset) -> Dataset | IterableDatas
         return dataset.with_format(None)
     # a transform that says so takes many rows at a time
     batched = getattr(dataset.format["format_kwargs"]["transform"], "batched", False)
-    rendered = dataset.map(dict, batched=batched, remove_columns=dataset.column_names, desc="Rendering records")
-    return rendered.with_format(None)
+    map_kwargs |= {"remove_columns": dataset.column_names, "desc": "Rendering records"}
+    return dataset.map(dict, batched=batched, **map_kwargs).with_format(None)
+
+
+def readable_records(dataset: Dataset | IterableDataset) -> Dataset | IterableDataset:
+    """
+    As [`plain_records`], but records that are rows of a catalogue stay so, and are rendered whenever they are read: nothing
+    is written. A `map` over them has to drop [`rendered_columns`], which it would copy as they are on disk.
+
+    Args:
+        dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
+            Dataset.
+
+    Returns:
+        [`~datasets.Dataset`] or [`~datasets.IterableDataset`]: The same records.
+    """
+    return dataset if rendered_columns(dataset) else plain_records(dataset)
+
+
+def rendered_columns(dataset: Dataset | IterableDataset) -> list[str]:
+    """
+    The columns that are other on disk than what is read of them, by a transform that says so (its `renders`), as that of
+    [`~trl_sdpo.recsys.load_prepared`] does: it shows the same however often a row is read.
+    """
+    if not isinstance(dataset, Dataset) or dataset.format["type"] != "custom":
+        return []
+    renders = getattr(dataset.format["format_kwargs"]["transform"], "renders", ())
+    return [name for name in dataset.column_names if name in renders]
 
 
 class _FitsLength:

@@ -16,7 +16,14 @@ from datasets import Dataset, IterableDataset
 from transformers import PreTrainedTokenizerBase
 from trl.data_utils import is_conversational
 
-from .data_utils import _tokenize_completions, check_multi_preference, template_kwargs, tokenized_record
+from .data_utils import (
+    _tokenize_completions,
+    check_multi_preference,
+    readable_records,
+    rendered_columns,
+    template_kwargs,
+    tokenized_record,
+)
 
 
 _LETTER, _DIGIT = re.compile(r"[^\W\d_]"), re.compile(r"\d")
@@ -293,7 +300,7 @@ def tokenize_dataset(
 
     Args:
         dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
-            Records, standard, conversational or tokenized. Of a stream no record is read ahead.
+            Records, standard, conversational or tokenized, of any format. Of a stream no record is read ahead.
         processing_class ([`~transformers.PreTrainedTokenizerBase`]):
             Tokenizer.
         eos_token (`str` or `None`):
@@ -302,14 +309,19 @@ def tokenize_dataset(
             Passed on to `map`.
 
     Returns:
-        [`~datasets.Dataset`] or [`~datasets.IterableDataset`]: The records, with their tokens.
+        [`~datasets.Dataset`] or [`~datasets.IterableDataset`]: The records, with their tokens, and without the texts of
+        those that are rows of a catalogue, which would take ten times the place of the rows.
     """
     stream = not isinstance(dataset, Dataset)
+    dataset = readable_records(dataset)
+    if rendered := rendered_columns(dataset):
+        map_kwargs["remove_columns"] = list(dict.fromkeys([*map_kwargs.get("remove_columns", []), *rendered]))
     fn_kwargs = {"tokenizer": CompletionTokenizer(processing_class, eos_token), "stream": stream}
     batch_size = 1 if stream else 1_000
-    return dataset.map(
+    tokenized = dataset.map(
         tokenize_records, with_indices=True, batched=True, batch_size=batch_size, fn_kwargs=fn_kwargs, **map_kwargs
     )
+    return tokenized if stream else tokenized.with_format(None)
 
 
 def column_lengths(dataset: Dataset, column: str) -> np.ndarray:

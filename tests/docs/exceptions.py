@@ -32,9 +32,10 @@ NOT_RUN = [
     NotRun("README.md", "trl-sdpo demo", "serves until it is ended; tests/serving has it"),
     NotRun(
         "baselines.md",
-        "python benchmarks/baselines/compare_baselines.py",
-        "installs RecBole; test_compare_baselines.py runs the rest",
+        "python benchmarks/baselines/recbole_baselines.py",
+        "installs RecBole; test_recbole_baselines.py runs what needs none of it",
     ),
+    NotRun("baselines.md", "trl-sdpo evaluate", "takes the scores of RecBole; tests/commands has the flags"),
     NotRun(
         "gpu.md", "python benchmarks/gpu/run.py", "takes a GPU, or a minute; tests/benchmarks/test_gpu.py rehearses it"
     ),
@@ -50,7 +51,7 @@ NOT_RUN = [
     NotRun("hub.md", "from huggingface_hub import snapshot_download", "goes on from the Hub; test_hub.py does"),
     NotRun("hub.md", "from trl_sdpo import push_dataset", "needs the Hub; test_push.py has one"),
     NotRun("README.md", "python examples/movielens.py", "takes minutes; tests/examples runs it on little data"),
-    NotRun("results.md", "python -m benchmarks.paper_table", "takes over an hour; tests/benchmarks runs a tiny one"),
+    NotRun("results.md", "python -m benchmarks.study", "takes over an hour; tests/benchmarks runs a tiny one"),
     NotRun("training.md", "ACCELERATE_USE_CPU=true torchrun", "processes of its own; test_distributed.py has them"),
     NotRun("training.md", "accelerate launch", "needs several GPUs or machines"),
     NotRun("training.md", "python dpo.py ... ", "stands for the flags of the run before; test_checkpoints.py resumes"),

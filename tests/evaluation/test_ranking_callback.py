@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, EarlyStopping
 from trl import SFTConfig, SFTTrainer
 
 from trl_sdpo import RankingCallback, to_prompt_completion
+from trl_sdpo.pipeline import make_sft_trainer
 from trl_sdpo.recsys import hit_rate, mean_reciprocal_rank, ranks
 from trl_sdpo.scoring.generation import generate_answers, generation_metrics
 from trl_sdpo.scoring.log_probs import completion_log_probs
@@ -166,6 +167,18 @@ def test_supervised_fine_tuning_with_an_adapter(llama, tokenizer, records, tmp_p
     trainer.train()
     assert [entry["step"] for entry in measured(trainer, "ranking")] == [0, 2, 4]
     assert [entry["step"] for entry in measured(trainer, "generation")] == [0, 2, 4]
+
+
+def test_a_card_of_supervised_fine_tuning_counts_the_records_of_the_sample(llama, tokenizer, records, tmp_path):
+    """Not those of the evaluation data set, which TRL's trainer measures the loss on."""
+    args = SFTConfig(str(tmp_path), max_steps=1, report_to="none", disable_tqdm=True, use_cpu=True, bf16=False)
+    train, evaluation, ranked = (Dataset.from_list(records(count)) for count in (4, 2, 6))
+    trainer = make_sft_trainer(llama(), args, train, tokenizer, evaluation)
+    trainer.add_callback(RankingCallback(trainer, ranked, 1))
+    trainer.train()
+    trainer.create_model_card()
+    text = (tmp_path / "README.md").read_text()
+    assert "`sample`. After step 1, over the completions of each record, n = 6." in text
 
 
 def test_4bit_layers_stay_in_the_format_that_trains(llama, tokenizer, records, tmp_path):

@@ -143,6 +143,23 @@ class TestModel:
         ) != arrives
         assert (model / "catalogue.json").exists()
 
+    def test_large_catalogue(self, hub, worker, model):
+        """It stays with the trie of its titles; where both may go, that of an earlier push in the other form goes."""
+        (model / "recommender.json").write_text(json.dumps({"source": "ml-100k"}))
+        (model / "catalogue.json").write_text("{}")
+        assert worker.push(model, "me/pushed", "--redistribution_permitted")["status"] == 0
+        assert "catalogue.json" in hub.repos["models", "me/pushed"].files
+        (model / "catalogue.json").unlink()
+        for name in ("catalogue.parquet", "title_trie.safetensors"):
+            (model / name).write_text("{}")
+        done = worker.push(model, "me/other")
+        assert "catalogue.parquet and title_trie.safetensors stays on this machine" in done["err"]
+        assert {"catalogue.parquet", "title_trie.safetensors"}.isdisjoint(hub.repos["models", "me/other"].files)
+        worker.push(model, "me/pushed", "--redistribution_permitted")
+        files = hub.repos["models", "me/pushed"].files
+        assert {"catalogue.parquet", "title_trie.safetensors", "recommender.json"} <= set(files)
+        assert "catalogue.json" not in files
+
     def test_private_says_nothing_of_a_repository_that_is_public(self, hub, worker, model):
         (model / "recommender.json").write_text(json.dumps({"source": "shop"}))
         (model / "catalogue.json").write_text("{}")

@@ -197,3 +197,29 @@ def test_errors(tokenizer):
         TitleTrie([[3], [4]]).closed_nodes([2, 0])
     with pytest.raises(ValueError, match=r"no title -1 to exclude"):
         TitleTrie([[3], [4]]).closed_nodes([-1])
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_trie_that_is_kept_is_the_same(tmp_path, seed):
+    trie = TitleTrie(random_paths(seed))
+    trie.save(tmp_path / "trie.safetensors", "these titles")
+    assert TitleTrie.load(tmp_path / "trie.safetensors", "other titles") is None
+    kept = TitleTrie.load(tmp_path / "trie.safetensors", "these titles")
+    assert kept.paths() == trie.paths() == random_paths(seed)
+    assert kept.distinct_titles().tolist() == trie.distinct_titles().tolist()
+    assert kept.closed_nodes([3, 9, 20]).tolist() == trie.closed_nodes([3, 9, 20]).tolist()
+    nodes = torch.arange(trie.num_nodes)
+    for ours, theirs in zip(kept.edges(nodes), trie.edges(nodes), strict=True):
+        assert ours.tolist() == theirs.tolist()
+    assert kept.is_leaf(nodes).tolist() == trie.is_leaf(nodes).tolist()
+    assert (kept.num_nodes, kept.depth, kept.example) == (trie.num_nodes, trie.depth, None)
+
+
+def test_many_titles_have_the_tokens_of_few(tokenizer, monkeypatch):
+    """In parts, each completion once; and wholly where the prompt merges with some of them."""
+    titles = [f"Film {number} ({1950 + number})" for number in range(40)]
+    for prompt, prefix in (("Next:", " "), ([{"role": "user", "content": "Next?"}], " "), ("Next:\n", "")):
+        whole = TitleTrie.from_titles(titles, tokenizer, prompt, prefix)
+        monkeypatch.setattr("trl_sdpo.scoring.title_tokens._AT_ONCE", 7)
+        assert TitleTrie.from_titles(titles, tokenizer, prompt, prefix).paths() == whole.paths()
+        monkeypatch.undo()

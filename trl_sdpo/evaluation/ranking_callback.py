@@ -20,7 +20,7 @@ from transformers import (
 )
 from transformers.integrations import is_deepspeed_zero3_enabled
 
-from ..data_utils import is_multi_preference, plain_records
+from ..data_utils import is_multi_preference, readable_records
 from ..recsys.metrics.ranking import ranking_metrics, ranks
 from ..scoring.generation import generate_answers, generation_metrics
 from ..scoring.log_probs import completion_log_probs
@@ -94,7 +94,7 @@ class RankingCallback(TrainerCallback):
         name: str = "sample",
     ) -> None:
         dataset = trainer.eval_dataset if dataset is None else dataset
-        dataset = plain_records(dataset) if isinstance(dataset, Dataset) else dataset
+        dataset = readable_records(dataset) if isinstance(dataset, Dataset) else dataset
         if not isinstance(dataset, Dataset) or not len(dataset):
             raise ValueError(
                 f"RankingCallback needs a dataset with records, got {type(dataset).__name__}. Pass `dataset`: one of a "

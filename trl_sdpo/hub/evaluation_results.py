@@ -172,7 +172,8 @@ def read_evaluations(log_history: list[dict], step: int | None = None) -> list[E
             The step that they are asked of. By default the last one with an evaluation.
 
     Returns:
-        `list[Evaluation]`: One for each evaluation data set, without numbers of records.
+        `list[Evaluation]`: One for each evaluation data set, with the number of records where it is logged beside them, as
+        [`RankingCallback`] does.
     """
     found: dict[int, dict[str | None, dict[str, float]]] = {}
     for entry in log_history:
@@ -183,4 +184,8 @@ def read_evaluations(log_history: list[dict], step: int | None = None) -> list[E
     if not found:
         return []
     step = max(found) if step not in found else step
-    return [Evaluation(name, metrics, None, step) for name, metrics in found[step].items()]
+    sizes = {key: value for entry in log_history if entry.get("step", 0) == step for key, value in entry.items()}
+    return [
+        Evaluation(name, metrics, sizes.get("eval_n" if name is None else f"eval_{name}_n"), step)
+        for name, metrics in found[step].items()
+    ]

@@ -195,7 +195,7 @@ def _usage(facts: ModelFacts) -> tuple[str, str]:
             "    print(item.title, item.score)",
         ]
         note = (
-            "Titles are worded as in the training data. With a `catalogue.json` beside the model, or given as `catalogue`, "
+            "Titles are worded as in the training data. With a catalogue beside the model, or given as `catalogue`, "
             "`recommender.recommend(history)` searches all of it."
         )
         return "\n".join(code), note

@@ -19,6 +19,8 @@ from huggingface_hub.utils import filter_repo_objects, validate_repo_id
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..files import write_text
+from ..recsys.records.catalogue.files import TRIE_FILE
+from ..recsys.records.recommender_files import CATALOGUE_FILES
 from .card_facts import card_of_a_person, facts_of
 from .card_parts import public_name, without_private
 from .dataset_card import make_dataset_card
@@ -32,7 +34,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-CARD_FILE, CATALOGUE_FILE, RECOMMENDER_FILE = "README.md", "catalogue.json", "recommender.json"
+CARD_FILE, RECOMMENDER_FILE = "README.md", "recommender.json"
+_WITH_TITLES = (*CATALOGUE_FILES, TRIE_FILE)  # as text or as tokens
 LAST_CHECKPOINT = "last-checkpoint"
 # As `Trainer` has it ("_*" and checkpoints); hidden files; the reference; a checkpoint that came from the Hub
 NOT_PUSHED = ("_*", f"{PREFIX_CHECKPOINT_DIR}-*", ".*", "ref/*", "reference.safetensors", f"{LAST_CHECKPOINT}/*")
@@ -57,8 +60,9 @@ def push_model(
     """
     Push a directory with a trained model.
 
-    The policy goes alone: checkpoints, the reference and hidden files stay. So does `catalogue.json` where
-    the licence of its source forbids redistribution, with a warning. A directory without a card gets one in the
+    The policy goes alone: checkpoints, the reference and hidden files stay. So does the catalogue (`catalogue.json` or
+    `catalogue.parquet`, with its `title_trie.safetensors`) where the licence of its source forbids redistribution, with a
+    warning. A directory without a card gets one in the
     repository, as does one with a template that a library left; a card that a person wrote is kept. The card has the
     metrics of `eval_results.json`, and says where the base of an adapter is not on the Hub, which a warning says as well.
 
@@ -70,7 +74,7 @@ def push_model(
         private (`bool`, *optional*, defaults to `True`):
             Whether a repository that is made is private. `None` leaves it to the settings of the organisation.
         redistribution_permitted (`bool`, *optional*, defaults to `False`):
-            The statement that you may pass on the titles in `catalogue.json`.
+            The statement that you may pass on the titles in the catalogue.
         revision (`str`, *optional*):
             The branch. By default the main one.
         token (`str`, *optional*):
@@ -116,7 +120,7 @@ def push_model(
     with staged(folder, left_out(folder, is_private, redistribution_permitted)) as stage:
         write_text(stage / CARD_FILE, without_private(text, [token]))
         with explained(folder, command):
-            return _upload(stage, repo_id, "model", token, revision, commit_message)
+            return _upload(stage, repo_id, "model", token, revision, commit_message, former_catalogue(stage))
 
 
 def push_dataset(
@@ -235,7 +239,10 @@ def _written(dataset: "Dataset | DatasetDict") -> Iterator[Path]:
         for split, records in splits.items():
             path = Path(stage) / "data" / f"{split}-00000-of-00001.parquet"
             path.parent.mkdir(exist_ok=True)
-            plain_records(records).to_parquet(path)  # what a transform shows, not what it reads
+            # what a transform shows, not what it reads
+            rendered = str(Path(stage) / "rendered.arrow")
+            plain_records(records, cache_file_name=rendered).to_parquet(path)
+            Path(rendered).unlink(missing_ok=True)
         yield Path(stage)
 
 
@@ -287,7 +294,8 @@ def left_out(folder: Path, private: bool, redistribution_permitted: bool) -> lis
     Returns:
         `list[str]`: Patterns as `huggingface_hub` takes them.
     """
-    if not (folder / CATALOGUE_FILE).is_file():
+    catalogue = [name for name in _WITH_TITLES if (folder / name).is_file()]
+    if not catalogue:
         return [*NOT_PUSHED]
     report, recommender = read_data_report(folder) or {}, read_json(folder / RECOMMENDER_FILE) or {}
     source = recommender.get("source") or report.get("source")
@@ -298,9 +306,16 @@ def left_out(folder: Path, private: bool, redistribution_permitted: bool) -> lis
     logger.warning(
         "%s stays on this machine, as it holds the titles of %s If you may redistribute them, state so: "
         "redistribution_permitted=True (--redistribution_permitted).",
-        *(CATALOGUE_FILE, reason),
+        *(" and ".join(catalogue), reason),
     )
-    return [*NOT_PUSHED, CATALOGUE_FILE]
+    return [*NOT_PUSHED, *catalogue]
+
+
+def former_catalogue(stage: Path) -> list[str] | None:
+    """What a repository must lose that gets a catalogue: one of an earlier push in the other form, and the trie of its titles."""
+    if not any((stage / name).is_file() for name in CATALOGUE_FILES):
+        return None
+    return [name for name in _WITH_TITLES if not (stage / name).is_file()]
 
 
 @contextmanager

@@ -49,6 +49,7 @@ from .model_card import CURVES_FILE, make_model_card
 from .pushes import (
     CARD_FILE,
     LAST_CHECKPOINT,
+    former_catalogue,
     left_out,
     push_command,
     remove_old_stages,
@@ -169,7 +170,7 @@ class PolicyPushes(Trainer):
         **kwargs,
     ) -> CommitInfo | Future | None:
         """
-        As [`~transformers.Trainer.push_to_hub`], for the policy alone. `catalogue.json` stays behind where the licence
+        As [`~transformers.Trainer.push_to_hub`], for the policy alone. The catalogue stays behind where the licence
         of its source forbids redistribution, unless `args.redistribution_permitted` states that you may. The error of a
         push that fails says what to run to try again; the model is saved before.
         """
@@ -288,6 +289,7 @@ class PolicyPushes(Trainer):
                 folder_path=stage,
                 path_in_repo=path_in_repo,
                 commit_message=commit_message,
+                delete_patterns=former_catalogue(stage),
                 token=token if token is not None else args.hub_token,
                 run_as_future=run_as_future,
                 revision=revision if revision is not None else args.hub_revision,

@@ -161,9 +161,14 @@ def _evaluations(trainer: Trainer) -> list[Evaluation]:
     evaluations = read_evaluations(trainer.state.log_history, best)
     for one in evaluations:
         dataset = trainer.eval_dataset
-        dataset = dataset.get(one.dataset) if isinstance(dataset, dict) else dataset
+        if isinstance(dataset, dict):
+            dataset = dataset.get(one.dataset)
+        elif one.dataset is not None:  # a sample of another data set, that a callback ranks
+            dataset = None
         sized = isinstance(dataset, Dataset)
-        one.num_records = trainer._eval_sizes.get(one.dataset, len(dataset) if sized else None)
+        if one.num_records is None:  # a trainer of TRL's own counts none
+            sizes = getattr(trainer, "_eval_sizes", {})
+            one.num_records = sizes.get(one.dataset, len(dataset) if sized else None)
         pools = pool_sizes(dataset) if sized else None
         one.num_candidates = None if pools is None else (1 + pools[0], 1 + pools[1])
     return evaluations

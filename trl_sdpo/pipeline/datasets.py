@@ -12,7 +12,7 @@ from ..graded_records import RANKED, from_ranked
 from ..recsys.interactions.readers.paths import is_hub_name
 from ..recsys.interactions.readers.text_files import TextFile
 from ..recsys.prompts.templates import get_template
-from ..recsys.records.compact import CATALOGUE, holds_codes, render_splits
+from ..recsys.records.compact import CATALOGUE, find_catalogue, holds_codes, missing_catalogue, render_splits
 from ..recsys.records.recommender_files import (
     RECOMMENDER_FILE,
     RecommenderFiles,
@@ -94,15 +94,11 @@ def _rendered(splits: DatasetDict | IterableDatasetDict, dataset_name: str) -> D
         return splits
     path = Path(dataset_name)
     if path.exists():
-        folders = [path] if path.is_dir() else [path.parent, path.parent.parent]
-        catalogue = next((one / CATALOGUE for one in folders if (one / CATALOGUE).is_file()), None)
+        catalogue = find_catalogue(path)
     else:
         catalogue = find_file(dataset_name, CATALOGUE, repo_type="dataset")
     if catalogue is None:
-        raise ValueError(
-            f"{dataset_name}: its records are rows of a catalogue, and there is no {CATALOGUE} to render them of. Copy it "
-            "from where `trl-sdpo prepare` wrote the records."
-        )
+        raise missing_catalogue(dataset_name)
     return render_splits(splits, catalogue)
 
 

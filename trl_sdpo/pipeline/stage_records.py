@@ -9,7 +9,7 @@ from datasets import Dataset, IterableDataset
 from transformers import PreTrainedTokenizerBase
 from trl.trainer.utils import global_then_local_main_first
 
-from ..data_utils import check_multi_preference, plain_records
+from ..data_utils import check_multi_preference, readable_records
 from ..tokenization import CompletionTokenizer, tokenize_dataset
 
 
@@ -65,7 +65,7 @@ def tokenize_lines(
     Raises:
         `ValueError`: If a record is malformed, see [`check_multi_preference`], or a completion is no line.
     """
-    dataset = plain_records(dataset)
+    dataset = readable_records(dataset)
     # a stream takes neither `desc` nor `num_proc`
     options = {"desc": f"Tokenizing {dataset_name} dataset", "num_proc": num_proc}
     with global_then_local_main_first():
@@ -118,7 +118,7 @@ def chosen_rows(
         `ValueError`: If a record is malformed, see [`check_multi_preference`], is no line where the others are, or none
             fits.
     """
-    dataset = plain_records(dataset)
+    dataset = readable_records(dataset)
     columns = list(dataset.column_names or next(iter(dataset), {}))
     if not {"prompt", "chosen", "rejected"} <= set(columns) and "rejected_ids" not in columns:
         raise ValueError(
@@ -137,6 +137,7 @@ def chosen_rows(
             fn_kwargs={"tokenizer": CompletionTokenizer(processing_class, eos_token)},
             **(options if isinstance(dataset, Dataset) else {}),
         )
+    rows = rows.with_format(None) if isinstance(rows, Dataset) else rows
     if max_length is None:
         return rows
     return _drop_long_rows(rows, max_length, dataset_name, num_proc)

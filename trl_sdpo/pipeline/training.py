@@ -17,8 +17,8 @@ from ..hub.model_card import copy_data_report
 from ..hub.pushes import push_command, try_again
 from ..hub.training_facts import pool_sizes
 from ..recsys.records.recommender_files import (
-    CATALOGUE_FILE,
     RecommenderFiles,
+    remove_catalogue,
     save_recommender_files,
 )
 from ..trainer.checkpoints import find_last_checkpoint, resolve_checkpoint
@@ -174,7 +174,7 @@ def train_and_save(
     if files is not None:
         save_recommender_files(args.output_dir, files.config)
         # of an earlier run; it comes back at the end
-        Path(args.output_dir, CATALOGUE_FILE).unlink(missing_ok=True)
+        remove_catalogue(args.output_dir)
     stopwatch = _Stopwatch(checkpoint)
     trainer.add_callback(stopwatch)
     show_progress(trainer)

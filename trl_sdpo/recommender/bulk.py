@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..files import write_text, writing
+from ..recsys.records.compact import RenderRecords, find_catalogue, missing_catalogue
 
 
 if TYPE_CHECKING:
@@ -71,15 +72,15 @@ def recommend_file(
     """
     histories, output = Path(histories), Path(output)
     source = pq.ParquetFile(histories)
-    columns = _columns(source, histories)
+    columns, render = _columns(source, histories), _renderer(source, histories)
     parts = output.with_name(f"{output.name}.parts")
     if rank == 0:
-        _open_parts(parts, {**settings, "histories": _fingerprint(histories)})
+        _open_parts(parts, {**settings, "histories": _fingerprint(histories), "catalogue": render and render.digest})
     barrier()
     total = source.metadata.num_rows
     own = sum(min(CHUNK_SIZE, total - first) for first in range(rank * CHUNK_SIZE, total, world_size * CHUNK_SIZE))
     computed, done, started = 0, 0, time.monotonic()
-    for number, rows in _chunks(source, columns):
+    for number, rows in _chunks(source, columns, render):
         if number % world_size != rank:
             continue
         part = parts / f"{number:06d}.parquet"
@@ -111,10 +112,23 @@ def _columns(source: pq.ParquetFile, path: Path) -> list[str]:
     return [history, *(name for name in others if name in names)]
 
 
-def _chunks(source: pq.ParquetFile, columns: list[str]) -> Iterator[tuple[int, list[dict[str, Any]]]]:
+def _renderer(source: pq.ParquetFile, path: Path) -> RenderRecords | None:
+    """What makes item ids of the rows of a catalogue, where `prepare` has written records as these."""
+    schema = source.schema_arrow
+    if "chosen" not in schema.names or not pa.types.is_integer(schema.field("chosen").type):
+        return None
+    catalogue = find_catalogue(path)
+    if catalogue is None:
+        raise missing_catalogue(path)
+    return RenderRecords(catalogue)
+
+
+def _chunks(
+    source: pq.ParquetFile, columns: list[str], render: RenderRecords | None
+) -> Iterator[tuple[int, list[dict[str, Any]]]]:
     first = 0
     for number, batch in enumerate(_batches_of(source, columns)):
-        rows = batch.to_pylist()
+        rows = (batch if render is None else render.table(batch)).to_pylist()
         for offset, row in enumerate(rows):
             row["row"] = first + offset
         first += len(rows)

@@ -1,6 +1,7 @@
 """The prompts of a recommender, in the words and of the length of its training records."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, overload
 
 import numpy as np
 import pyarrow as pa
@@ -8,8 +9,10 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from ..recsys.prompts.item_texts import TITLE_ALONE
 from ..recsys.prompts.templates import PromptTemplate
 from ..recsys.prompts.token_budget import TokenBudget
+from ..recsys.records.catalogue.columns import ParquetColumn
 from ..recsys.records.recommender_files import Catalogue, RecommenderConfig
 
 
@@ -44,6 +47,43 @@ def select_template(config: RecommenderConfig, template: str | PromptTemplate | 
     return by_name[template]
 
 
+class RenderedTexts(Sequence[str]):
+    """
+    Texts of the items of a catalogue on disk, each made when it is asked for, all when they are iterated over.
+
+    Args:
+        render (`Callable`):
+            Titles and attributes to texts, such as [`PromptTemplate.answers`].
+        titles (`Sequence[str]`), attributes (`Mapping[str, Sequence]`):
+            Of all items.
+    """
+
+    def __init__(
+        self,
+        render: Callable[[Sequence[str], Mapping[str, Sequence[Any]]], list[str]],
+        titles: Sequence[str],
+        attributes: Mapping[str, Sequence[Any]],
+    ) -> None:
+        self._render, self._titles, self._attributes = render, titles, attributes
+
+    def __len__(self) -> int:
+        return len(self._titles)
+
+    @overload
+    def __getitem__(self, place: int) -> str: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[str]: ...
+    def __getitem__(self, place: int | slice) -> str | list[str]:
+        if not isinstance(place, slice):
+            return self._render([self._titles[place]], {name: [one[place]] for name, one in self._attributes.items()})[
+                0
+            ]
+        return self._render(self._titles[place], {name: one[place] for name, one in self._attributes.items()})
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self[:])  # together, so that two items of one text are seen
+
+
 class ItemTexts:
     """
     Items in the words of prompts and of completions, with their attributes, as in training.
@@ -55,8 +95,8 @@ class ItemTexts:
             The items. One that is not there is its title alone.
 
     Attributes:
-        answers (`list[str]`): What completions say of each item of the catalogue.
-        before_titles (`list[str]`): What stands before the title there.
+        answers (`Sequence[str]`): What completions say of each item of the catalogue.
+        before_titles (`Sequence[str]`): What stands before the title there.
 
     Raises:
         ValueError: the catalogue lacks an attribute that the template shows.
@@ -66,9 +106,22 @@ class ItemTexts:
         titles, attributes = ((), {}) if catalogue is None else (catalogue.titles, catalogue.attributes)
         if catalogue is None:
             attributes = dict.fromkeys(template.attributes, ())
-        self._shown = template.shown(titles, attributes)
-        self.answers = template.answers(titles, attributes)
-        self.before_titles = template.before_titles(titles, attributes)
+        self._by_answer: dict[str, str] | None = None
+        self._shown: Sequence[str]
+        self.answers: Sequence[str]
+        self.before_titles: Sequence[str]
+        if isinstance(titles, ParquetColumn) and set(template.attributes) <= attributes.keys():
+            attributes = {name: attributes[name] for name in template.attributes}
+            shown, answers = (
+                RenderedTexts(render, titles, attributes) for render in (template.shown, template.answers)
+            )
+            self._shown = titles if template.item_format == TITLE_ALONE else shown
+            self.answers = titles if template.completion_format == TITLE_ALONE else answers
+            self.before_titles = RenderedTexts(template.before_titles, titles, attributes)
+        else:
+            self._shown = template.shown(titles, attributes)
+            self.answers = template.answers(titles, attributes)
+            self.before_titles = template.before_titles(titles, attributes)
 
     def shown(self, rows: Sequence[Sequence[tuple[int | None, str]]]) -> list[list[str]]:
         """Items, each its row in the catalogue and its title, as history and list show them."""
@@ -76,8 +129,11 @@ class ItemTexts:
 
     def shown_of_answers(self, answers: Sequence[str]) -> list[str]:
         """Items that are known by what completions say of them, as history and list show them."""
-        shown = dict(zip(self.answers, self._shown, strict=True))
-        return [shown.get(answer, answer) for answer in answers]
+        if self.answers is self._shown:
+            return list(answers)
+        if self._by_answer is None:
+            self._by_answer = dict(zip(self.answers, self._shown, strict=True))
+        return [self._by_answer.get(answer, answer) for answer in answers]
 
     def answered(self, rows: Sequence[Sequence[tuple[int | None, str]]]) -> list[list[str]]:
         """The same as completions name them."""
@@ -116,6 +172,7 @@ class PromptMaker:
         candidates: Sequence[Sequence[str]] | None,
         catalogue: Sequence[str] = (),
         answers: Sequence[Sequence[str]] | None = None,
+        longest: int | None = None,
     ) -> list[str] | list[list[dict[str, str]]]:
         """
         The prompts.
@@ -129,6 +186,8 @@ class PromptMaker:
                 What may be answered where there are no candidates. Must be the same object from call to call.
             answers (`Sequence[Sequence[str]]`, *optional*):
                 What completions say of the candidates. By default what prompts show of them.
+            longest (`int`, *optional*):
+                Tokens of the longest completion of the catalogue, where they are counted already.
 
         Returns:
             `list[str]` or `list[list[dict]]`: Prompts as text, or as messages where the training had messages.
@@ -139,8 +198,17 @@ class PromptMaker:
         histories = [list(history[-self.config.history_size :]) for history in histories]
         lists = [None] * len(histories) if candidates is None else candidates
         if self.config.max_length is not None:
-            answers = candidates if answers is None else answers
-            histories = self._fit(histories, lists, self._completion_lengths(histories, answers, catalogue))
+            if candidates is None and longest is not None:
+                lengths = np.full(len(histories), longest)
+            else:
+                lengths = self._completion_lengths(histories, candidates if answers is None else answers, catalogue)
+            histories = self._fit(histories, lists, lengths)
+        return self.render(histories, lists)
+
+    def render(
+        self, histories: Sequence[Sequence[str]], lists: Sequence[Sequence[str] | None]
+    ) -> list[str] | list[list[dict[str, str]]]:
+        """The prompts of histories that fit, with the list of each, or `None`."""
         prompts = [self.template.render(history, shown) for history, shown in zip(histories, lists, strict=True)]
         if self.config.conversational:
             return [[{"role": "user", "content": prompt}] for prompt in prompts]

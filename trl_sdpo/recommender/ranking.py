@@ -1,6 +1,7 @@
 """Items ranked after histories: a given list, or the whole catalogue."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -14,8 +15,9 @@ from ..scoring.catalogue_search import search_catalogue
 from ..scoring.log_probs import score_tokenized, sharing_agrees
 from ..scoring.title_trie import TitleTrie
 from ..tokenization import CompletionTokenizer
+from .kept_trie import KeptTrie
 from .prompts import ItemTexts, PromptMaker
-from .scores import LIKELIHOOD, PMI, REWARD, beginnings, reference_model, reference_scores
+from .scores import FUSION, LIKELIHOOD, PMI, REWARD, FusedScores, beginnings, reference_model, reference_scores
 
 
 # For each history or list its items: a row of the catalogue, if the item is there, and the title.
@@ -59,6 +61,8 @@ class ItemRanker:
         processing_class ([`~transformers.PreTrainedTokenizerBase`]), config ([`RecommenderConfig`]), catalogue
             ([`Catalogue`], *optional*), template ([`PromptTemplate`]), name (`str`):
             As in [`Recommender`].
+        fused ([`FusedScores`], *optional*):
+            What makes scores of kind `"fusion"`.
     """
 
     def __init__(
@@ -68,7 +72,9 @@ class ItemRanker:
         catalogue: Catalogue | None,
         template: PromptTemplate,
         name: str,
+        fused: FusedScores | None = None,
     ) -> None:
+        self.fused = fused
         self.processing_class, self.config, self.catalogue = processing_class, config, catalogue
         self.template, self.name = template, name
         self.prompts = PromptMaker(template, config, processing_class)
@@ -79,6 +85,7 @@ class ItemRanker:
         self._prefix_sharing: dict[bool, bool] = {}
         self._without_history: np.ndarray | None = None
         self._trie: TitleTrie | None = None
+        self.kept_trie: KeptTrie | None = None  # where it is kept
 
     @property
     def trie(self) -> TitleTrie:
@@ -87,11 +94,15 @@ class ItemRanker:
             if self.catalogue is None:
                 raise missing_file(self.name, CATALOGUE_FILE)
             answers = self.texts.answers
-            (prompt,) = self.prompts.make([answers[:1]], None, answers)
+            (prompt,) = self.prompts.render([answers[:1]], [None])
             affixes = self.template.completion_prefix, self.template.completion_suffix
-            self._trie = TitleTrie.from_titles(
-                answers, self.processing_class, prompt, *affixes, self.config.ends_in_eos
-            )
+            ends_in_eos = self.config.ends_in_eos
+            make = partial(TitleTrie.from_titles, answers, self.processing_class, prompt, *affixes, ends_in_eos)
+            if self.kept_trie is None:
+                self._trie = make()
+            else:
+                depends_on = [prompt, *affixes, self.template.completion_format, ends_in_eos]
+                self._trie = self.kept_trie.get(make, self.processing_class, depends_on)
         return self._trie
 
     def search(
@@ -111,12 +122,17 @@ class ItemRanker:
             )
         if how.score != LIKELIHOOD and num_beams is not None:
             raise ValueError(f"score={how.score!r} scores the whole catalogue, without beams. Leave num_beams out.")
-        trie, prompts = self.trie, self.prompts.make(self.texts.shown(histories), None, self.texts.answers)
+        trie, longest = self.trie, None
+        if not isinstance(self.texts.answers, list):  # too many to count their tokens again
+            without_end = not self.config.conversational and not self.config.ends_in_eos
+            longest = trie.depth + without_end  # a budget has room for the end
+        prompts = self.prompts.make(self.texts.shown(histories), None, self.texts.answers, longest=longest)
         asked = (how.model, prompts, self.processing_class, trie)
         options: dict[str, Any] = {"top_k": top_k, "exclude": excluded}
         options |= {"batch_size": how.batch_size, "desc": how.desc}
         if exact or how.score != LIKELIHOOD:
-            found = rank_catalogue(*asked, **options, minus=self._minus(how))
+            combine = self._fuse_all(histories) if how.score == FUSION else None
+            found = rank_catalogue(*asked, **options, minus=self._minus(how), combine=combine)
         else:
             found = search_catalogue(
                 *asked, num_beams=max(2, top_k, 10 if num_beams is None else num_beams), **options
@@ -145,6 +161,8 @@ class ItemRanker:
         scores = self._log_probs(how.model, how, prompts, answers)
         if how.score == LIKELIHOOD:
             return scores
+        if how.score == FUSION:
+            return self.fused(scores, self._ids(histories), self._ids(candidates, "candidates"))
         if how.score == PMI:
             others = self._log_probs(how.model, how, self.prompts.without_history(shown), answers)
         else:
@@ -212,4 +230,24 @@ class ItemRanker:
             prompt_ids = self.trie.prompt_ids(self.prompts.without_history([None]), self.processing_class)
             scorer = CatalogueScorer(how.model, self.trie, pad_token_id, how.batch_size)
             self._without_history = scorer.score(prompt_ids)
-        return None if how.score == LIKELIHOOD else lambda prompt_ids: self._without_history
+        return (lambda prompt_ids: self._without_history) if how.score == PMI else None
+
+    def _fuse_all(self, histories: Items) -> Callable[[np.ndarray, int], np.ndarray]:
+        """Fuses the scores of all titles after some of these histories."""
+        read, items = self._ids(histories), [self.catalogue.item_ids[row] for row in self.trie.distinct_titles()]
+
+        def combine(scores: np.ndarray, begin: int) -> np.ndarray:
+            return np.array(self.fused(list(scores), read[begin : begin + len(scores)], [items] * len(scores)))
+
+        return combine
+
+    def _ids(self, rows: Items, needed: str | None = None) -> list[list[str]]:
+        """The ids of items; those of histories that are not in the catalogue say nothing to models of ids."""
+        for number, row in enumerate(rows if needed else ()):
+            for item, title in row:
+                if item is None:
+                    raise ValueError(
+                        f"{needed}, row {number}: {title!r} is not in the catalogue, so a fusion has no score of it. Pass "
+                        "items of the catalogue, or score='likelihood'."
+                    )
+        return [[self.catalogue.item_ids[item] for item, _ in row if item is not None] for row in rows]

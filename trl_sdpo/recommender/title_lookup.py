@@ -5,11 +5,13 @@ import numbers
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from transformers.utils import logging
 
 from ..recsys.interactions.interactions import canonical_title
 from ..recsys.interactions.readers.histories import ItemId, Title
 from ..recsys.metrics.matching import normalize_title
+from ..recsys.records.catalogue.columns import ParquetColumn, TextRows
 from ..recsys.records.recommender_files import Catalogue
 
 
@@ -18,6 +20,8 @@ logger = logging.get_logger(__name__)
 UNKNOWN_TITLES = ("error", "keep")
 # Titles that are compared letter by letter to find the nearest; a second's work.
 _MOST_COMPARED = 20_000
+# More than so many titles take seconds to index, which is said.
+_SAID = 200_000
 
 
 class TitleLookup:
@@ -32,9 +36,8 @@ class TitleLookup:
     def __init__(self, catalogue: Catalogue | None) -> None:
         self.titles = () if catalogue is None else catalogue.titles
         self.item_ids = () if catalogue is None else catalogue.item_ids
-        self._by_title = {title: index for index, title in enumerate(self.titles)}
-        self._by_id = {item_id: index for index, item_id in enumerate(self.item_ids)}
-        self._by_key: dict[str, list[int]] | None = None
+        self._by_title, self._by_id = _rows(self.titles), _rows(self.item_ids)
+        self._keys: tuple[np.ndarray, np.ndarray] | None = None  # hashes of keys, sorted, and the rows of these
 
     def find(self, value: Any, where: str, unknown: str = "error") -> tuple[int | None, str]:
         """
@@ -61,10 +64,7 @@ class TitleLookup:
         if isinstance(value, ItemId):
             return self.find_id(str(value), value.where or where)
         if isinstance(value, numbers.Integral) and not isinstance(value, bool):
-            if str(value) not in self._by_id:
-                raise ValueError(f"{where}: {self._no_such_id(value)}")
-            index = self._by_id[str(value)]
-            return index, self.titles[index]
+            return self.find_id(str(value), where)
         if not isinstance(value, str) or not value.strip():
             raise ValueError(
                 f"{where}: {value!r} is neither a title nor an id. Pass a text, or the number of an item."
@@ -95,9 +95,9 @@ class TitleLookup:
         Raises:
             ValueError: there is none. The message begins with `where`.
         """
-        if str(item_id) not in self._by_id:
+        index = self._by_id.get(str(item_id))
+        if index is None:
             raise ValueError(f"{where}: {self._no_such_id(item_id)}")
-        index = self._by_id[str(item_id)]
         return index, self.titles[index]
 
     def find_title(self, title: str, where: str) -> tuple[int, str]:
@@ -126,13 +126,19 @@ class TitleLookup:
         return None if index is None else self.item_ids[index]
 
     def _find_title(self, value: str) -> int | None:
-        if value in self._by_title:
-            return self._by_title[value]
-        if self._by_key is None:
-            self._by_key = {}
-            for index, title in enumerate(self.titles):
-                self._by_key.setdefault(_key(title), []).append(index)
-        found = self._by_key.get(_key(value), ())
+        row = self._by_title.get(value)
+        if row is not None:
+            return row
+        if self._keys is None:
+            if len(self.titles) > _SAID:
+                logger.info(f"Making an index of {len(self.titles)} titles, for those that are written otherwise.")
+            hashes = np.fromiter((hash(_key(title)) for title in self.titles), np.int64, len(self.titles))
+            order = np.argsort(hashes, kind="stable")
+            self._keys = hashes[order], order
+        hashes, order = self._keys
+        key = _key(value)
+        first, last = (int(np.searchsorted(hashes, hash(key), side)) for side in ("left", "right"))
+        found = [int(row) for row in order[first:last] if _key(self.titles[int(row)]) == key]
         return found[0] if len(found) == 1 else None
 
     def _no_such_id(self, value: object) -> str:
@@ -145,6 +151,13 @@ class TitleLookup:
         by_key = {_key(title): title for title in titles[:_MOST_COMPARED]}
         near = difflib.get_close_matches(_key(value), by_key, n=3)
         return f" Did you mean {' or '.join(repr(by_key[key]) for key in near)}?" if near else ""
+
+
+def _rows(texts: Sequence[str]) -> dict[str, int] | TextRows:
+    """The row of each text."""
+    if isinstance(texts, ParquetColumn):
+        return TextRows(texts)
+    return {text: row for row, text in enumerate(texts)}
 
 
 def _key(title: str) -> str:

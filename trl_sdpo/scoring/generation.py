@@ -17,7 +17,6 @@ from transformers import (
 from trl.data_utils import is_conversational
 
 from .._progress import progress
-from ..data_utils import plain_records
 from ..prefix_sharing.masks import base_model
 from ..recsys.metrics.intervals import wilson_interval
 from ..recsys.metrics.matching import match_title
@@ -124,7 +123,7 @@ def generate_answers(
     if len(dataset) == 0:
         raise ValueError("There are no prompts to answer: the dataset is empty.")
     tokenized = tokenize_dataset(
-        plain_records(dataset), processing_class, processing_class.eos_token, desc=f"{desc}: tokenizing"
+        dataset, processing_class, processing_class.eos_token, desc=f"{desc}: tokenizing"
     ).select_columns(["prompt_ids", "chosen_ids", "rejected_ids"])
     prompts = tokenized["prompt_ids"][:]
     check_prompts(prompts, processing_class, batch_size)

@@ -12,7 +12,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from .._progress import progress
-from ..data_utils import plain_records
 from ..prefix_sharing.collator import DataCollatorForMultiPreference
 from ..prefix_sharing.masks import base_model, why_prefix_sharing_is_unsound
 from ..prefix_sharing.rows import (
@@ -97,7 +96,7 @@ def completion_log_probs(
     if processing_class.pad_token_id is None:
         raise ValueError("The tokenizer has no pad token. Set `tokenizer.pad_token`, for example to its `eos_token`.")
     tokenized = tokenize_dataset(
-        plain_records(dataset), processing_class, processing_class.eos_token, desc=f"{desc}: tokenizing"
+        dataset, processing_class, processing_class.eos_token, desc=f"{desc}: tokenizing"
     ).select_columns(["prompt_ids", "chosen_ids", "rejected_ids", "length"])
     check_tokens_have_embeddings(model, processing_class, {"given": tokenized})
     if prefix_sharing is None:

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from datasets import Dataset
 
-from ..data_utils import plain_records
+from ..data_utils import readable_records, rendered_columns
+from ..tokenization import column_lengths
 from .log_probs import completion_log_probs
 
 
@@ -65,9 +66,9 @@ def mine_negatives(
     """
     if num_negatives < 1 or not 0 <= share <= 1:
         raise ValueError(f"num_negatives={num_negatives} must be at least 1, and share={share} from 0 to 1.")
-    dataset = plain_records(dataset)
+    dataset = readable_records(dataset)
     column = "rejected" if "rejected" in dataset.column_names else "rejected_ids"
-    sizes = np.array([len(pool) for pool in dataset[column]])
+    sizes = column_lengths(dataset, column)
     short = np.flatnonzero(sizes < num_negatives)
     if len(short):
         raise ValueError(
@@ -76,6 +77,7 @@ def mine_negatives(
         )
     scores = completion_log_probs(model, dataset, processing_class, batch_size=batch_size, desc="Mining negatives")
     num_mined = round(share * num_negatives)
+    rendered = rendered_columns(dataset)
 
     def keep(record: dict, index: int) -> dict:
         # index 0 of the scores is the chosen; ties go to the earlier one
@@ -83,6 +85,8 @@ def mine_negatives(
         mined = ranked[:num_mined].tolist()
         left = [place for place in range(len(ranked)) if place not in set(mined)]
         places = mined + left[: num_negatives - num_mined]
-        return {name: [record[name][place] for place in places] for name in _PARALLEL if record.get(name) is not None}
+        kept = {name: [record[name][place] for place in places] for name in _PARALLEL if record.get(name) is not None}
+        return {name: record[name] for name in rendered} | kept
 
-    return dataset.map(keep, with_indices=True, desc="Keeping the mined negatives")
+    mined = dataset.map(keep, with_indices=True, remove_columns=rendered, desc="Keeping the mined negatives")
+    return mined.select_columns(dataset.column_names).with_format(None)

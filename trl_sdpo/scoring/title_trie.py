@@ -1,17 +1,25 @@
 """All titles of a catalogue as one tree of tokens."""
 
+import itertools
+import json
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
+from safetensors import safe_open
+from safetensors.numpy import save_file
 from transformers import PreTrainedTokenizerBase
 
-from ..data_utils import _tokenize_completions
+from ..files import writing
+from .title_tokens import tokenize_answers
 
 
 DEAD = -1
 ROOT = 0
+_ARRAYS = ("_keys", "_first_edge", "_title_of_node", "_leaf_of_title", "_leaves_below")
+_NUMBERS = ("num_titles", "depth", "num_nodes", "_width", "_most_edges")
 
 
 class TitleTrie:
@@ -49,38 +57,41 @@ class TitleTrie:
         self._names = names
         # a completion as it is written, its tokens, and the EOS token behind it
         self.example: tuple[Any, list[int], str] | None = None
-        lengths = np.array([len(path) for path in paths])
+        lengths = np.fromiter(map(len, paths), np.int64, len(paths))
         if not len(paths):
             raise ValueError("There are no titles. Pass at least one.")
         if lengths.min() == 0:
             raise ValueError(f"{self._name(int(lengths.argmin()))}: no tokens. Remove it.")
         self.depth = int(lengths.max())
-        tokens = np.full((len(paths), self.depth), -1, dtype=np.int64)
-        tokens[np.arange(self.depth) < lengths[:, None]] = np.concatenate([np.asarray(path) for path in paths])
+        tokens = np.fromiter(itertools.chain.from_iterable(paths), np.int64, int(lengths.sum()))
         self._width = int(tokens.max()) + 1  # of the tokens in a key
         self._grow(tokens, lengths)
         self._tensors: dict[torch.device, tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = {}
 
     def _grow(self, tokens: np.ndarray, lengths: np.ndarray) -> None:
+        """Level by level, from the tokens of all titles, one behind the other."""
+        starts = np.cumsum(lengths) - lengths
         keys, num_nodes, first_node = [], 1, [ROOT]
-        nodes = np.full(tokens.shape, DEAD, dtype=np.int64)  # of every title, level by level
-        here = np.full(len(tokens), ROOT)
-        for level in range(tokens.shape[1]):
-            alive = lengths > level
-            level_keys, places = np.unique(here[alive] * self._width + tokens[alive, level], return_inverse=True)
+        here = np.full(len(lengths), ROOT)
+        for level in range(self.depth):
+            alive = np.flatnonzero(lengths > level)
+            level_keys, places = np.unique(
+                here[alive] * self._width + tokens[starts[alive] + level], return_inverse=True
+            )
             keys.append(level_keys)
-            here[alive] = nodes[alive, level] = num_nodes + places
+            here[alive] = num_nodes + places
             first_node.append(num_nodes)
             num_nodes += len(level_keys)
-        self.num_nodes, self._nodes = num_nodes, nodes
+        self.num_nodes = num_nodes
         self._keys = np.concatenate(keys)
-        self._first_edge = np.searchsorted(self._keys, np.arange(num_nodes + 1) * self._width)
+        small = np.int32 if num_nodes < 2**31 else np.int64
+        self._first_edge = np.searchsorted(self._keys, np.arange(num_nodes + 1) * self._width).astype(small)
         # the most edges below a node of each level
         self._most_edges = np.maximum.reduceat(np.diff(self._first_edge), first_node).tolist()
         # a later title overwrites an earlier one, and the first is to stay
-        self._title_of_node = np.full(num_nodes, DEAD, dtype=np.int64)
+        self._title_of_node = np.full(num_nodes, DEAD, dtype=small)
         self._title_of_node[here[::-1]] = np.arange(len(here))[::-1]
-        self._leaf_of_title = here
+        self._leaf_of_title = here.astype(small)
         goes_on = np.flatnonzero((np.diff(self._first_edge) > 0) & (self._title_of_node != DEAD))
         if len(goes_on):
             title = int(self._title_of_node[goes_on[0]])
@@ -89,8 +100,22 @@ class TitleTrie:
                 "Let completions end in a token that no title holds: an EOS token (`append_eos=True`), or a "
                 "`completion_suffix` such as a line break."
             )
-        distinct = nodes[self._title_of_node[self._title_of_node != DEAD]]
-        self._leaves_below = np.bincount(distinct[distinct != DEAD], minlength=num_nodes)
+        self._leaves_below = (self._title_of_node != DEAD).astype(small)
+        for first, end in reversed([*itertools.pairwise([*first_node, num_nodes])][1:]):
+            np.add.at(self._leaves_below, self._parents(np.arange(first, end)), self._leaves_below[first:end])
+
+    def _parents(self, nodes: np.ndarray) -> np.ndarray:
+        """The node above each, which is not the root."""
+        return self._keys[nodes - 1] // self._width
+
+    def _paths_of(self, titles: np.ndarray) -> np.ndarray:
+        """The nodes from the root down to each title, of shape `(titles, depth)`, `DEAD` in front of the shorter paths."""
+        nodes = np.full((len(titles), self.depth), DEAD, dtype=np.int64)
+        here = self._leaf_of_title[titles].astype(np.int64)
+        for place in reversed(range(self.depth)):
+            nodes[:, place] = np.where(here == ROOT, DEAD, here)
+            here = np.where(here == ROOT, ROOT, self._parents(np.maximum(here, 1)))
+        return nodes
 
     def _name(self, title: int) -> str:
         return f"Title {title}" if self._names is None else f"Title {title}, {self._names[title]!r}"
@@ -148,6 +173,55 @@ class TitleTrie:
         trie.example = (completions[0], paths[0], eos_token)
         return trie
 
+    def save(self, path: str | Path, made_of: str) -> Path:
+        """
+        Write the trie to a file, which is there whole or as it was before.
+
+        Args:
+            path (`str` or `Path`):
+                A `.safetensors` file.
+            made_of (`str`):
+                What tells it from the trie of other titles or of another tokenizer.
+
+        Returns:
+            `Path`: The file.
+        """
+        numbers = {name: getattr(self, name) for name in _NUMBERS}
+        metadata = {"made_of": made_of, "numbers": json.dumps(numbers), "example": json.dumps(self.example)}
+        with writing(path) as temporary:
+            save_file({name: getattr(self, name) for name in _ARRAYS}, temporary, metadata)
+        return Path(path)
+
+    @classmethod
+    def load(cls, path: str | Path, made_of: str, names: Sequence[str] | None = None) -> "TitleTrie | None":
+        """
+        A trie that was saved, mapped into memory.
+
+        Args:
+            path (`str` or `Path`):
+                The file.
+            made_of (`str`):
+                See [`save`].
+            names (`Sequence[str]`, *optional*):
+                The titles, for errors.
+
+        Returns:
+            [`TitleTrie`] or `None`: `None` if it is one of other titles.
+
+        Raises:
+            `safetensors.SafetensorError`: If the file is damaged.
+        """
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("made_of") != made_of:
+                return None
+            arrays = {name: file.get_tensor(name).numpy() for name in _ARRAYS}
+        trie = cls.__new__(cls)
+        vars(trie).update(arrays, **json.loads(metadata["numbers"]), _names=names, _tensors={})
+        example = json.loads(metadata["example"])
+        trie.example = None if example is None else tuple(example)
+        return trie
+
     def prompt_ids(
         self, prompts: Sequence[str | list[dict] | list[int]], processing_class: PreTrainedTokenizerBase
     ) -> list[list[int]]:
@@ -187,20 +261,18 @@ class TitleTrie:
 
     def paths(self) -> list[list[int]]:
         """The tokens of every title, in their order."""
-        tokens = self._keys % self._width  # of the edge to the node behind it
-        return [
-            [int(tokens[node - 1]) for node in row if node != DEAD]
-            for row in cast("list[list[int]]", self._nodes.tolist())
-        ]
+        nodes = self._paths_of(np.arange(self.num_titles))
+        tokens = self._keys[nodes - 1] % self._width  # of the edge to the node behind it
+        return [row[there].tolist() for row, there in zip(tokens, nodes != DEAD, strict=True)]
 
     def distinct_titles(self) -> np.ndarray:
         """The titles without those that share all tokens with an earlier one, ascending."""
-        return np.unique(self._title_of_node[self._leaf_of_title])
+        return np.unique(self._title_of_node[self._leaf_of_title]).astype(np.int64)
 
     def first_titles(self, titles: Sequence[int]) -> np.ndarray:
         """The first of the titles with the tokens of each of some titles; an error where there is no such title."""
         titles = self._checked(titles)
-        return self._title_of_node[self._leaf_of_title[titles]]
+        return self._title_of_node[self._leaf_of_title[titles]].astype(np.int64)
 
     def same_titles(self, title: int) -> list[int]:
         """All titles with the tokens of this one, itself included, ascending."""
@@ -231,7 +303,7 @@ class TitleTrie:
             `ValueError`: If there is no such title.
         """
         titles = self._checked(titles)
-        paths = self._nodes[np.unique(self._title_of_node[self._leaf_of_title[titles]])]
+        paths = self._paths_of(np.unique(self._title_of_node[self._leaf_of_title[titles]]))
         nodes, counts = np.unique(paths[paths != DEAD], return_counts=True)
         return nodes[counts == self._leaves_below[nodes]]
 
@@ -326,31 +398,3 @@ class TitleTrie:
         within = torch.arange(len(rows), device=nodes.device) - (counts.cumsum(0) - counts)[rows]
         edges = begins[rows] + within
         return rows, keys[edges] % self._width, edges + 1
-
-
-def tokenize_answers(
-    prompt: str | list[dict],
-    completions: list,
-    processing_class: PreTrainedTokenizerBase,
-    eos_token: str,
-    row: int = 0,
-) -> tuple[list[int], list[list[int]]]:
-    """
-    A prompt and completions to it as the trainer tokenizes them.
-
-    Raises:
-        `ValueError`: If the prompt does not end where a token ends.
-    """
-    example = {"prompt": prompt, "chosen": completions[0], "rejected": completions[1:]}
-    prompt_ids, answers = _tokenize_completions(example, processing_class, eos_token)
-    if isinstance(prompt, str):
-        alone = processing_class(text=prompt)["input_ids"]
-        cut_off = alone[len(prompt_ids) :]
-        # a tokenizer that ends every text with an EOS token ends a prompt with it too; no token of the text is lost
-        if cut_off and set(cut_off) != {processing_class.eos_token_id}:
-            raise ValueError(
-                f"Row {row}: the prompt does not end where a token ends: its last tokens {cut_off} merge "
-                "with the completion. End prompts without white space and begin completions with a space "
-                "(`completion_prefix`), or end them with a line break."
-            )
-    return prompt_ids, answers

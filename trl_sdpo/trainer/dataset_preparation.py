@@ -13,7 +13,13 @@ from datasets import Dataset, IterableDataset, load_from_disk
 from transformers import PreTrainedTokenizerBase
 from trl.trainer.utils import global_then_local_main_first
 
-from ..data_utils import check_no_list_as_text, drop_too_long, flat_rejected_columns, from_flat_columns, plain_records
+from ..data_utils import (
+    check_no_list_as_text,
+    drop_too_long,
+    flat_rejected_columns,
+    from_flat_columns,
+    readable_records,
+)
 from ..graded_records import RANKED, check_scores, from_ranked
 from ..losses.graded import RATIO
 from ..prefix_sharing.collator import draw_negatives
@@ -37,13 +43,13 @@ def with_first_example(
             Name for messages.
 
     Returns:
-        `tuple`: The dataset without a format, and with a list `rejected` in the place of flat columns, as published S-DPO
+        `tuple`: The dataset, to be read as Python values, with a list `rejected` in the place of flat columns, as published S-DPO
         data have them, or of a `ranked` list; and its first record.
 
     Raises:
         `ValueError`: If there is none, or `rejected` is a list that was written as a text.
     """
-    dataset = plain_records(dataset)
+    dataset = readable_records(dataset)
     first_example = next(iter(dataset), None)
     if first_example is None:
         raise ValueError(f"The {dataset_name} dataset is empty.")

@@ -85,6 +85,17 @@ def test_what_is_the_same_for_all_candidates_has_no_weight():
     assert fusion.weights[1] == pytest.approx(0, abs=1e-9)
 
 
+def test_what_is_the_same_but_for_rounding_has_no_weight():
+    """A cosine of the same vectors, computed in several orders."""
+    generator = np.random.default_rng(0)
+    scores = generator.normal(size=(200, 5))
+    scores[:, 0] += 1
+    noise = 1 + generator.integers(-2, 3, size=(200, 5)) * np.finfo(float).eps
+    alone, beside = fit_fusion({"score": scores}), fit_fusion({"cosine": noise, "score": scores})
+    assert beside.weights[1] == pytest.approx(alone.weights[0])
+    assert np.abs(beside.weights[0] * np.ptp(noise)) < 1e-12
+
+
 def test_saved_and_loaded(tmp_path):
     rows = drawn(2, 40, {"a": 1.0, "b": -1.0})
     fusion = fit_fusion(rows)

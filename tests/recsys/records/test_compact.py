@@ -11,9 +11,10 @@ from datasets import load_dataset
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from helpers.tiny_models import build_tokenizer
-from trl_sdpo import SoftmaxDPOConfig
+from helpers.tiny_models import build_llama, build_tokenizer
+from trl_sdpo import Recommender, SoftmaxDPOConfig
 from trl_sdpo.cli import main
+from trl_sdpo.commands.demo import load_users
 from trl_sdpo.data_utils import plain_records
 from trl_sdpo.evaluation.baselines import consumed_items
 from trl_sdpo.evaluation.breakdowns import training_steps
@@ -26,6 +27,9 @@ from trl_sdpo.recsys.baselines.identity import record_identity
 from trl_sdpo.recsys.metrics.facts import record_facts
 from trl_sdpo.recsys.records import compact, preparation
 from trl_sdpo.recsys.records.recommender_files import load_recommender_files
+from trl_sdpo.scoring.generation import generate_answers
+from trl_sdpo.scoring.log_probs import completion_log_probs
+from trl_sdpo.scoring.mining import mine_negatives
 from trl_sdpo.trainer.dataset_preparation import prepare_multi_preference, with_first_example
 
 
@@ -136,6 +140,52 @@ def test_the_trainer_takes_the_same_tokens(tmp_path):
         tokens[0].select_columns(["prompt_ids", "chosen_ids", "rejected_ids"])[:]
         == (tokens[1].select_columns(["prompt_ids", "chosen_ids", "rejected_ids"])[:])
     )
+
+
+def test_what_scores_records_scores_both_forms_alike(tmp_path):
+    texts, rendered = (one["test"].select(range(6)) for one in both(tmp_path, num_candidates=5, pool_size=7))
+    tokenizer = build_tokenizer()
+    model = build_llama(len(tokenizer)).eval()
+    scores = [completion_log_probs(model, one, tokenizer) for one in (texts, rendered)]
+    for expected, found in zip(*scores, strict=True):
+        np.testing.assert_array_equal(found, expected)
+    answers = [generate_answers(model, one, tokenizer, max_new_tokens=3) for one in (texts, rendered)]
+    assert answers[0] == answers[1]
+    mined = [mine_negatives(one, model, tokenizer, num_negatives=2) for one in (texts, rendered)]
+    assert mined[0].column_names == mined[1].column_names
+    assert mined[0].to_dict() == mined[1].to_dict()
+
+
+def test_commands_go_from_ids_on_disk_to_lists_and_write_no_text(tmp_path, monkeypatch):
+    """The records of a run are rendered as they are read: no title of theirs gets into the cache of `datasets`."""
+    monkeypatch.chdir(tmp_path)
+    prepare(interactions(), "data", form="ids", num_candidates=5)
+    tokenizer = build_tokenizer()
+    build_llama(len(tokenizer)).save_pretrained("base")
+    tokenizer.save_pretrained("base")
+    quick = ("--dataset_name", "data", "--max_steps", "1", "--per_device_train_batch_size", "2", "--use_cpu")
+    assert not main(["sft", *quick, "--model_name_or_path", "base", "--output_dir", "sft"])
+    words = ["--model_name_or_path", "sft", "--output_dir", "s-dpo", "--num_negatives", "2"]
+    assert not main(["train", *quick, *words])
+    assert "eval_mrr" in json.loads((tmp_path / "s-dpo" / "all_results.json").read_text())
+    files = [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+    assert files
+    assert [path for path in files if "Film “".encode() in path.read_bytes()] == []
+
+    # histories in the records' own file are item ids, and not rows of the catalogue
+    words = ["--histories", "data/data/test-00000-of-00001.parquet", "--top_k", "3", "--num_beams", "3"]
+    assert not main(["recommend", "--model_name_or_path", "s-dpo", *words, "--output", "lists.parquet"])
+    lists, records = pq.read_table("lists.parquet").to_pylist(), load_prepared("data")["test"]
+    assert [row["user_id"] for row in lists] == [str(user) for user in records["user_id"]]
+    catalogue = load_recommender_files("data").catalogue
+    titles = dict(zip(catalogue.item_ids, catalogue.titles, strict=True))
+    for row, record in zip(lists, records, strict=True):
+        assert [titles[item] for item in row["item_ids"]] == row["titles"]
+        assert not set(row["item_ids"]) & set(map(str, record["history_item_ids"]))
+
+    recommender = Recommender.from_pretrained("s-dpo")
+    users = load_users("data", {"s-dpo": recommender})
+    assert [user.history for user in users[:1]] == [[str(item) for item in records[0]["history_item_ids"]]]
 
 
 def test_evaluate_says_the_same_of_both_forms(tmp_path):

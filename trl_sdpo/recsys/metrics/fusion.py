@@ -11,7 +11,10 @@ from ...files import write_text
 from .intervals import group_codes
 
 
+# What training counts say of a candidate, as features by these names.
+EVENTS, COLD = "log(1 + training events)", "no training event"
 _MOST_STEPS = 100
+_ROUNDING = 1e-12  # of the largest value
 
 
 @dataclass(frozen=True)
@@ -182,10 +185,10 @@ def _flatten(scores: Mapping[str, Sequence[Sequence[float] | np.ndarray]]) -> tu
 
 
 def _within_scale(flat: np.ndarray, begins: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """The standard deviation of each feature within records; 1 where it does not vary there."""
+    """The standard deviation of each feature within records; 1 where it does not vary there but by rounding."""
     means = np.add.reduceat(flat, begins, axis=0) / lengths[:, None]
     spread = np.sqrt(((flat - np.repeat(means, lengths, axis=0)) ** 2).mean(axis=0))
-    return np.where(spread > 0, spread, 1.0)
+    return np.where(spread > _ROUNDING * np.abs(flat).max(axis=0), spread, 1.0)
 
 
 def _probabilities(

@@ -8,18 +8,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import DatasetDict, IterableDatasetDict, load_dataset
 
+from ..interactions.interactions import ITEM_ID, TITLE
 from ..prompts.record_texts import CODED, OF_ITEMS, RecordTexts
 from ..prompts.rendering import plain
 from ..prompts.templates import PromptTemplate
 from . import recommender_files
+from .catalogue.files import PARQUET_FILE, as_catalogue
 
 
-CATALOGUE = "catalogue.parquet"
+CATALOGUE = PARQUET_FILE
 TEXT, IDS, AUTO = FORMS = ("text", "ids", "auto")
 _SETTINGS = b"trl_sdpo.records"
 _FORMAT_VERSION = 1
@@ -40,8 +43,10 @@ class RenderRecords:
         ValueError: the file is damaged or of a later version.
     """
 
-    # What reads all records may hand over many at a time, see `data_utils.plain_records`.
+    # What reads all records may hand over many at a time, see `data_utils.plain_records`, and as often as it likes, see
+    # `data_utils.rendered_columns`.
     batched = True
+    renders = CODED
 
     def __init__(self, path: str | Path) -> None:
         self.path = str(path)
@@ -104,8 +109,12 @@ def write_catalogue(
     history_size: int,
     num_candidates: int,
     conversational: bool,
+    train_counts: np.ndarray | None = None,
 ) -> None:
-    """Write the items, and what renders them, to `catalogue.parquet`; see [`RecordTexts`] for the arguments."""
+    """
+    Write the items, and what renders them, to `catalogue.parquet`; see [`RecordTexts`] for the arguments. Where that file is
+    to be the catalogue of a recommender, too, it gets `train_counts`, the training events of every item.
+    """
     settings = {
         "format_version": _FORMAT_VERSION,
         "templates": [recommender_files.fields_of_template(template) for template in templates],
@@ -115,7 +124,11 @@ def write_catalogue(
     }
     table = catalogue.to_arrow()
     metadata = {**(table.schema.metadata or {}), _SETTINGS: json.dumps(settings, ensure_ascii=False).encode()}
-    pq.write_table(table.replace_schema_metadata(metadata), path, compression="zstd")
+    table = table.replace_schema_metadata(metadata)
+    if train_counts is not None:
+        attributes = [name for name in catalogue.columns if name not in (ITEM_ID, TITLE)]
+        table = as_catalogue(table, attributes, train_counts)
+    pq.write_table(table, path, compression="zstd")
 
 
 def load_prepared(path: str | Path, *, streaming: bool = False) -> DatasetDict | IterableDatasetDict:
@@ -144,7 +157,7 @@ def load_prepared(path: str | Path, *, streaming: bool = False) -> DatasetDict |
         ```
     """
     splits = load_dataset(str(path), streaming=streaming)
-    return render_splits(splits, Path(path) / CATALOGUE) if (Path(path) / CATALOGUE).is_file() else splits
+    return render_splits(splits, Path(path) / CATALOGUE) if any(map(holds_codes, splits.values())) else splits
 
 
 def render_splits(splits: Any, catalogue: str | Path) -> Any:
@@ -153,6 +166,20 @@ def render_splits(splits: Any, catalogue: str | Path) -> Any:
     if isinstance(splits, DatasetDict):
         return DatasetDict({name: records.with_transform(transform) for name, records in splits.items()})
     return type(splits)({name: records.map(transform, batched=True) for name, records in splits.items()})
+
+
+def find_catalogue(path: Path) -> Path | None:
+    """The `catalogue.parquet` of a prepared data set, given its directory or one of its Parquet files."""
+    folders = [path] if path.is_dir() else [path.parent, path.parent.parent]
+    return next((one / CATALOGUE for one in folders if (one / CATALOGUE).is_file()), None)
+
+
+def missing_catalogue(name: str | Path) -> ValueError:
+    """What to say where there is none."""
+    return ValueError(
+        f"{name}: its records are rows of a catalogue, and there is no {CATALOGUE} to render them of. Copy it from where "
+        "`trl-sdpo prepare` wrote the records."
+    )
 
 
 def holds_codes(records: Any) -> bool:

@@ -20,6 +20,8 @@ from ..metrics.leaks import probe_lists
 from ..metrics.probes import leak_probes
 from ..prompts.record_texts import RecordTexts
 from . import compact, recommender_files
+from .catalogue import files as catalogue_files
+from .catalogue.columns import plain_values
 from .compact import AUTO, FORMS, IDS, TEXT
 from .config import DEFAULT, RecordConfig, recipe_loader_options, recipe_options
 from .dataset import RecordPlan, plan_records
@@ -140,8 +142,10 @@ def prepare(
         _write_recommender_files(plan, name, stage)
         if form == IDS:
             fields = {"history_size", "num_candidates", "conversational"}
-            options = {field: getattr(config, field) for field in fields}
-            compact.write_catalogue(stage / compact.CATALOGUE, plan.catalogue, config.templates, **options)
+            rendering = {field: getattr(config, field) for field in fields}
+            if plan.catalogue.height >= catalogue_files.PARQUET_FROM:  # one file for the records and for recommenders
+                rendering["train_counts"] = plan.train_counts
+            compact.write_catalogue(stage / compact.CATALOGUE, plan.catalogue, config.templates, **rendering)
     return report
 
 
@@ -270,18 +274,9 @@ def _write_recommender_files(plan: RecordPlan, source: str, folder: Path) -> Non
     )
     ids, titles = (plan.catalogue[column].cast(pl.String).to_list() for column in (ITEM_ID, TITLE))
     others = [name for name in plan.catalogue.columns if name not in (ITEM_ID, TITLE)]
-    attributes = {name: _plain_values(plan.catalogue[name]) for name in others}
+    attributes = {name: plain_values(plan.catalogue[name]).to_list() for name in others}
     catalogue = recommender_files.Catalogue(ids, titles, plan.train_counts.tolist(), attributes)
     recommender_files.save_recommender_files(folder, recommender_config, catalogue)
-
-
-def _plain_values(column: pl.Series) -> list:
-    """What JSON can hold: dates and the like become text, NaN nothing."""
-    if column.dtype.is_float():
-        column = column.fill_nan(None)
-    elif not (column.dtype.is_integer() or column.dtype in (pl.String, pl.Boolean, pl.List(pl.String))):
-        column = column.cast(pl.List(pl.String) if column.dtype == pl.List else pl.String)
-    return column.to_list()
 
 
 def _options(config: RecordConfig) -> dict:

@@ -1,24 +1,31 @@
 """
 What a recommender needs beside its weights: how prompts were worded, in `recommender.json`, and what can be recommended,
-in `catalogue.json`. Both lie in the directory of a prepared data set and travel from there with every model that is
-trained on it, so that what was trained is what is served.
+in `catalogue.json`, or `catalogue.parquet` where it is large. They lie in the directory of a prepared data set and travel
+from there with every model that is trained on it, so that what was trained is what is served.
 """
 
 import dataclasses
 import difflib
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+import shutil
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...files import write_text
+import pyarrow as pa
+
+from ...files import write_text, writing
 from ..prompts.item_texts import TITLE_ALONE
 from ..prompts.templates import PromptTemplate
+from .catalogue import files as parquet
+from .catalogue.catalogue import Catalogue
 
 
 RECOMMENDER_FILE, CATALOGUE_FILE = "recommender.json", "catalogue.json"
+# A catalogue is in one of these.
+CATALOGUE_FILES = (CATALOGUE_FILE, parquet.PARQUET_FILE)
 FORMAT_VERSION = 1
 
 _MODEL_FILES = ("config.json", "adapter_config.json")
@@ -93,123 +100,6 @@ class RecommenderConfig:
 
 
 @dataclass(frozen=True)
-class Catalogue:
-    """
-    What can be recommended: the contents of `catalogue.json`.
-
-    Args:
-        item_ids (`Sequence[str]`):
-            The ids, which become strings.
-        titles (`Sequence[str]`):
-            The title of every id.
-        train_counts (`Sequence[int]`, *optional*):
-            Training events of every item, for popularity.
-        attributes (`Mapping[str, Sequence]`, *optional*):
-            What else is known of every item, by the name of the attribute, such as `"genres"`: a text, a number, a list of
-            texts, or `None`.
-
-    Raises:
-        ValueError: there are no items, the columns differ in length, an id or a title occurs twice, or one is empty.
-
-    Example:
-        ```python
-        >>> Catalogue(item_ids=[1, 2], titles=["Heat (1995)", "Ran (1985)"]).item_ids
-        ('1', '2')
-
-        ```
-    """
-
-    item_ids: Sequence[str]
-    titles: Sequence[str]
-    train_counts: Sequence[int] | None = None
-    attributes: Mapping[str, Sequence[Any]] | None = None
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "item_ids", tuple(map(str, self.item_ids)))
-        object.__setattr__(self, "titles", tuple(self.titles))
-        if self.train_counts is not None:
-            object.__setattr__(self, "train_counts", tuple(map(int, self.train_counts)))
-        if not self.item_ids:
-            raise ValueError("catalogue: no items. Pass at least one.")
-        object.__setattr__(self, "attributes", {name: tuple(one) for name, one in (self.attributes or {}).items()})
-        columns = {"titles": self.titles, "train_counts": self.train_counts, **self.attributes}
-        for name, column in columns.items():
-            if column is not None and len(column) != len(self.item_ids):
-                raise ValueError(
-                    f"catalogue: {len(self.item_ids)} item_ids and {len(column)} {name}. Pass as many of each."
-                )
-        for name in ("item_ids", "titles"):
-            _check_distinct(name, getattr(self, name))
-
-    def add(
-        self,
-        item_ids: Sequence[str],
-        titles: Sequence[str],
-        attributes: Mapping[str, Sequence[Any]] | None = None,
-    ) -> "Catalogue":
-        """
-        The catalogue with new items behind its own: items without events, which a model can recommend at once, by their
-        titles and attributes.
-
-        Args:
-            item_ids (`Sequence[str]`):
-                Their ids.
-            titles (`Sequence[str]`):
-                Their titles.
-            attributes (`Mapping[str, Sequence]`, *optional*):
-                What else is known of them. One that is not given is missing.
-
-        Returns:
-            [`Catalogue`]: Another one. Where training events are counted, new items have none.
-
-        Raises:
-            ValueError: an id or a title is there already or empty, columns differ in length, or an attribute is none of
-                the catalogue, so that no prompt would show it.
-
-        Example:
-            ```python
-            >>> catalogue = Catalogue(["1", "2"], ["Heat (1995)", "Ran (1985)"], [7, 5], {"genres": [["Crime"], ["War"]]})
-            >>> more = catalogue.add(["n1"], ["Tampopo (1985)"], {"genres": [["Comedy"]]})
-            >>> more.item_ids, more.train_counts, more.attributes["genres"]
-            (('1', '2', 'n1'), (7, 5, 0), (['Crime'], ['War'], ['Comedy']))
-
-            ```
-        """
-        item_ids, titles, attributes = list(map(str, item_ids)), list(titles), dict(attributes or {})
-        unknown = [name for name in attributes if name not in self.attributes]
-        if unknown:
-            known = ", ".join(self.attributes) or "no attributes"
-            raise ValueError(
-                f"new items: {unknown[0]!r} is no attribute of the catalogue, which has {known}. Leave it out."
-            )
-        for name, column in {"titles": titles, **attributes}.items():
-            if len(column) != len(item_ids):
-                raise ValueError(
-                    f"new items: {len(item_ids)} item_ids and {len(column)} {name}. Pass as many of each."
-                )
-        counts = None if self.train_counts is None else [*self.train_counts, *[0] * len(item_ids)]
-        more = {
-            name: [*values, *attributes.get(name, [None] * len(item_ids))] for name, values in self.attributes.items()
-        }
-        return Catalogue([*self.item_ids, *item_ids], [*self.titles, *titles], counts, more)
-
-    def __len__(self) -> int:
-        return len(self.item_ids)
-
-
-def _check_distinct(name: str, values: tuple[str, ...]) -> None:
-    rows: dict[str, int] = {}
-    for row, value in enumerate(values):
-        if not isinstance(value, str) or not value.strip():
-            raise ValueError(f"catalogue: row {row}, {name}: {value!r} is no text. Fill it in or remove the row.")
-        if value in rows:
-            raise ValueError(
-                f"catalogue: row {row}, {name}: {value!r} stands in row {rows[value]} already. Keep one of them."
-            )
-        rows[value] = row
-
-
-@dataclass(frozen=True)
 class RecommenderFiles:
     """
     What [`load_recommender_files`] finds.
@@ -218,7 +108,7 @@ class RecommenderFiles:
         config ([`RecommenderConfig`], *optional*):
             Of `recommender.json`; `None` where there is none.
         catalogue ([`Catalogue`], *optional*):
-            Of `catalogue.json`; `None` where there is none.
+            Of `catalogue.json` or `catalogue.parquet`; `None` where there is none.
     """
 
     config: RecommenderConfig | None = None
@@ -229,7 +119,8 @@ def save_recommender_files(
     directory: str | Path, config: RecommenderConfig, catalogue: Catalogue | None = None
 ) -> list[Path]:
     """
-    Write `recommender.json` and `catalogue.json` into a directory. Each file is there whole or as it was before.
+    Write `recommender.json` and `catalogue.json` into a directory. Each file is there whole or as it was before. From
+    100,000 items on the catalogue is `catalogue.parquet` instead, which is read by column.
 
     Args:
         directory (`str` or `Path`):
@@ -237,7 +128,7 @@ def save_recommender_files(
         config ([`RecommenderConfig`]):
             How prompts are made.
         catalogue ([`Catalogue`], *optional*):
-            What can be recommended. If `None`, a `catalogue.json` that is there stays.
+            What can be recommended. If `None`, a catalogue that is there stays.
 
     Returns:
         `list[Path]`: The files that were written.
@@ -255,19 +146,42 @@ def save_recommender_files(
     directory.mkdir(parents=True, exist_ok=True)
     wordings = {"templates": [fields_of_template(template) for template in config.templates]}
     contents = {RECOMMENDER_FILE: {"format_version": FORMAT_VERSION, **dataclasses.asdict(config), **wordings}}
-    if catalogue is not None:
+    is_large = catalogue is not None and len(catalogue) >= parquet.PARQUET_FROM
+    if catalogue is not None and not is_large:
         # not `asdict`, which copies value by value; without attributes, versions that know none read it
         known = {name: value for name, value in vars(catalogue).items() if name != "attributes" or value}
+        known = {name: list(value) if name in ("item_ids", "titles") else value for name, value in known.items()}
         contents[CATALOGUE_FILE] = {"format_version": FORMAT_VERSION, **known}
-    return [
-        write_text(directory / name, json.dumps(content, ensure_ascii=False, indent=1) + "\n")
+    written = [
+        write_text(directory / name, json.dumps(content, ensure_ascii=False, indent=1, default=list) + "\n")
         for name, content in contents.items()
     ]
+    if is_large:
+        written.append(parquet.write_catalogue(directory / parquet.PARQUET_FILE, catalogue))
+    if catalogue is not None:
+        remove_catalogue(directory, but=written[-1].name)
+    return written
+
+
+def remove_catalogue(directory: str | Path, but: str | None = None) -> None:
+    """
+    Remove the catalogue of a directory.
+
+    Args:
+        directory (`str` or `Path`):
+            Of a data set or of a model. A `catalogue.parquet` that only renders records stays.
+        but (`str`, *optional*):
+            A file that stays.
+    """
+    for name in CATALOGUE_FILES:
+        path = Path(directory) / name
+        if name != but and path.is_file() and (name == CATALOGUE_FILE or parquet.holds_catalogue(path)):
+            path.unlink()
 
 
 def load_recommender_files(model: str | os.PathLike, **hub_kwargs) -> RecommenderFiles:
     """
-    Read `recommender.json` and `catalogue.json` of a data set or a model.
+    Read `recommender.json` and `catalogue.json` or `catalogue.parquet` of a data set or a model.
 
     Args:
         model (`str` or `Path`):
@@ -280,20 +194,38 @@ def load_recommender_files(model: str | os.PathLike, **hub_kwargs) -> Recommende
         [`RecommenderFiles`]: With `None` for a file that is not there.
 
     Raises:
-        ValueError: a file is damaged, or of a later version of this package. The message names it.
+        ValueError: a file is damaged, or of a later version of this package, or there are two catalogues. The message
+            names it.
         OSError: the repository does not exist, or the Hub cannot be reached.
     """
-    loaded = {}
-    for name, (field, make) in _READERS.items():
-        path = find_file(model, name, **hub_kwargs)
-        if path is not None:
-            loaded[field] = _read(path, make)
-    return RecommenderFiles(**loaded)
+    config = find_file(model, RECOMMENDER_FILE, **hub_kwargs)
+    catalogue = find_catalogue(model, **hub_kwargs)
+    return RecommenderFiles(
+        None if config is None else _read(config, _make_config),
+        None if catalogue is None else _read_catalogue(catalogue),
+    )
+
+
+def find_catalogue(model: str | os.PathLike, **hub_kwargs) -> Path | None:
+    """
+    The file of a catalogue, in either form; `None` where there is none. See [`load_recommender_files`].
+
+    Raises:
+        ValueError: there are two.
+    """
+    found = [find_file(model, name, **hub_kwargs) for name in CATALOGUE_FILES]
+    paths = [path for path in found if path is not None and (path.suffix == ".json" or _is_catalogue(path))]
+    if len(paths) > 1:
+        raise ValueError(
+            f"{model}: has both {' and '.join(CATALOGUE_FILES)}, of which one may be of other data. Remove the one that is not "
+            "of this directory."
+        )
+    return paths[0] if paths else None
 
 
 def copy_recommender_files(source: str | Path, destination: str | Path) -> list[Path]:
     """
-    Copy `recommender.json` and `catalogue.json` from one directory to another, such as from a prepared data set to a
+    Copy `recommender.json` and the catalogue from one directory to another, such as from a prepared data set to a
     model that was trained on it. Where the source has one of them only, the other goes from the destination: it is of
     other data.
 
@@ -310,14 +242,21 @@ def copy_recommender_files(source: str | Path, destination: str | Path) -> list[
         ValueError: a file of the source is damaged, so that the destination would be too.
     """
     source, destination = Path(source), Path(destination)
-    present = [name for name in _READERS if (source / name).is_file()]
-    if not present or source.resolve() == destination.resolve():
+    if source.resolve() == destination.resolve():
+        return []
+    config, catalogue = find_file(source, RECOMMENDER_FILE), find_catalogue(source)
+    present = [path for path in (config, catalogue) if path is not None]
+    if not present:
         return []
     load_recommender_files(source)
     destination.mkdir(parents=True, exist_ok=True)
-    for name in set(_READERS) - set(present):  # of another data set, from an earlier training into this directory
-        (destination / name).unlink(missing_ok=True)
-    return [write_text(destination / name, (source / name).read_text(encoding="utf-8")) for name in present]
+    for path in present:
+        with writing(destination / path.name) as temporary:
+            shutil.copyfile(path, temporary)
+    if config is None:  # what is there is of another data set, from an earlier training into this directory
+        (destination / RECOMMENDER_FILE).unlink(missing_ok=True)
+    remove_catalogue(destination, but=None if catalogue is None else catalogue.name)
+    return [destination / path.name for path in present]
 
 
 def missing_file(model: str | os.PathLike, name: str) -> ValueError:
@@ -350,12 +289,6 @@ def _make_config(templates: list[dict[str, str]], **fields) -> RecommenderConfig
     return RecommenderConfig([PromptTemplate(**template) for template in templates], **fields)
 
 
-_READERS: dict[str, tuple[str, Callable[..., Any]]] = {
-    RECOMMENDER_FILE: ("config", _make_config),
-    CATALOGUE_FILE: ("catalogue", Catalogue),
-}
-
-
 def _read(path: Path, make: Callable[..., Any]) -> Any:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -372,6 +305,22 @@ def _read(path: Path, make: Callable[..., Any]) -> Any:
     try:
         return make(**content)
     except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: {error} {_HOW_TO_MAKE}.") from error
+
+
+def _is_catalogue(path: Path) -> bool:
+    try:
+        return parquet.holds_catalogue(path)
+    except pa.ArrowException as error:
+        raise ValueError(f"{path}: no Parquet file ({error}). Copy the file again. {_HOW_TO_MAKE}.") from error
+
+
+def _read_catalogue(path: Path) -> Catalogue:
+    if path.suffix == ".json":
+        return _read(path, Catalogue)
+    try:
+        return parquet.read_catalogue(path)
+    except ValueError as error:
         raise ValueError(f"{path}: {error} {_HOW_TO_MAKE}.") from error
 
 

@@ -1,20 +1,18 @@
 import importlib.util
-import json
-import sys
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
 
-from trl_sdpo.recsys import Interactions, events_of_records, prepare, read_scores, write_scores
+from trl_sdpo.recsys import Interactions, events_of_records, prepare, read_scores
 
 
-FOLDER = Path(__file__).parents[2] / "benchmarks" / "baselines"
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "baselines" / "recbole_baselines.py"
 
 
-def load(name):
-    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
+def load():
+    spec = importlib.util.spec_from_file_location("recbole_baselines", SCRIPT)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -36,28 +34,9 @@ def data(tmp_path_factory):
     return folder
 
 
-def test_all_systems_are_in_the_table(data, tmp_path, monkeypatch, capsys):
-    """Caser's scores are there already, as from a run of recbole_baselines.py."""
-    n = pl.read_parquet(data / "data" / "test-*.parquet").height
-    write_scores([[1.0, 0.0, 0.0, 0.0, 0.0]] * n, tmp_path / "caser.test.parquet")
-    (tmp_path / "caser.json").write_text(json.dumps({"seconds": 7.5}))
-    monkeypatch.setattr(sys, "argv", ["compare", str(data), "--output", str(tmp_path)])
-    load("compare_baselines").main()
-    printed = capsys.readouterr().out
-    assert printed == (tmp_path / "baselines.md").read_text(encoding="utf-8")
-    rows = {line.split(" | ")[0].strip("| "): line.split(" | ") for line in printed.splitlines() if "|" in line}
-    assert float(rows["Chance"][1]) == 0.2
-    assert float(rows["Popularity"][1]) < float(rows["SASRec"][1])
-    assert float(rows["Next item"][1]) == 1  # the circle
-    assert rows["Caser"][1] == "1.000"
-    assert "7.5 |" in rows["Caser"][-1]
-    assert f"n = {n}," in printed
-    assert {len(row) for row in read_scores(tmp_path / "item-knn.test.parquet", n)} == {5}
-
-
 def test_what_recbole_reads(data, tmp_path):
-    """The part of recbole_baselines.py that needs no RecBole."""
-    script = load("recbole_baselines")
+    """The part that needs no RecBole."""
+    script = load()
     records = script.read_records(data, "train")
     script.write_atomic_file(records, tmp_path)
     lines = (tmp_path / "records" / "records.train.inter").read_text().splitlines()

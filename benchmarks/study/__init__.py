@@ -1,0 +1,1 @@
+"""Where a text model earns its place: `python -m benchmarks.study`."""
