@@ -42,6 +42,7 @@ LONG_FILES = {
     "trl_sdpo/recsys/records/recommender_files.py": "the two files that travel with a model, half of it docstrings",
     "trl_sdpo/recsys/baselines/sequential.py": "two networks of one training loop",
     "trl_sdpo/recsys/interactions/interactions.py": "one class and what checks it",
+    "trl_sdpo/recommender/recommender.py": "what users call, half of it docstrings",
     "tests/recommender/test_recommender.py": "mirrors the module",
     "tests/recsys/interactions/test_readers_properties.py": "one model of all text formats",
     "tests/test_data_utils.py": "mirrors the module",

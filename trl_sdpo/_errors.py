@@ -1,6 +1,7 @@
 """What a command says of what ends it: errors in the words of its flags, an interruption, a full disk."""
 
 import errno
+import importlib.util
 import os
 import re
 from collections.abc import Collection
@@ -42,6 +43,30 @@ _OPTION = re.compile(
     rf"|(?P<tick>`?)(?<![\w.-])(?P<name>[a-z]\w*)=(?P<value>{_VALUE})(?P=tick)"
     r"|`(?P<alone>[a-z]\w*)`"
 )
+
+
+def check_extra(module: str, extra: str, what: str) -> None:
+    """
+    Raise where a library of an extra is not installed.
+
+    Args:
+        module (`str`):
+            What is imported.
+        extra (`str`):
+            The extra that has it.
+        what (`str`):
+            What needs it, as the sentence begins.
+
+    Raises:
+        ImportError: there is no such module.
+    """
+    if importlib.util.find_spec(module) is None:
+        raise ImportError(f"{what} needs {module}, which is not installed: {install(extra)}")
+
+
+def install(extra: str) -> str:
+    """The command that installs an extra."""
+    return f"python -m pip install 'trl-sdpo[{extra}]'"
 
 
 def in_flags(message: str, flags: Collection[str], loader: bool = False) -> str:

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from peft import LoraConfig, get_peft_model
 
+from helpers.closeness import assert_same_scores
 from helpers.prepared_data import TITLES, Prepared
 from trl_sdpo import Recommender, copy_recommender_files, save_recommender_files
 from trl_sdpo.cli import main
@@ -86,7 +87,7 @@ class TestEvaluate:
         # the scores are those of the recommender, and lie beside the report
         tuned = Recommender.from_pretrained(folder / "s-dpo").log_probs(records)
         for ours, theirs in zip(read_scores(folder / "out" / "scores" / "tuned.parquet"), tuned, strict=True):
-            np.testing.assert_allclose(ours, theirs, atol=1e-4)
+            assert_same_scores(ours, theirs)
         base = read_scores(folder / "out" / "scores" / "base.parquet")
         better = [row[0] > row[1:].max() for row in implicit_rewards(tuned, base)]
         assert ranking["systems"]["tuned (implicit reward)"]["hr@1"] == pytest.approx(np.mean(better))

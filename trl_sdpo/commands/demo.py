@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .._errors import install
 from ..recsys.records.recommender_files import check_model
 from ._parser import CommandParser, FlagHelpFormatter
 from .recommend import LoadingArguments, loading_options
@@ -85,7 +86,7 @@ def run(args: DemoArguments) -> None:
 
         from ..serving.demo import Page, make_app
     except ImportError as error:
-        raise ImportError(f"{error}. `trl-sdpo demo` needs: python -m pip install 'trl-sdpo[demo]'") from error
+        raise ImportError(f"{error}. `trl-sdpo demo` needs: {install('demo')}") from error
 
     recommenders = load_models(args)
     users = load_users(args.dataset_name, recommenders)

@@ -58,9 +58,12 @@ class EvaluateArguments:
         default_factory=list,
         metadata=_help(
             "Baselines to train on the training records, in every protocol: 'popularity', 'cooccurrence', 'item-knn', "
-            "'sasrec', 'gru4rec'.",
+            "'sasrec', 'gru4rec', 'content' (attributes of items), 'text' and 'sasrec-text' (see --text_model).",
             **_AGAIN,
         ),
+    )
+    text_model: str | None = dataclasses.field(
+        default=None, metadata=_help("Model whose vectors of titles --baseline text and sasrec-text read.")
     )
     fuse: list[str] = dataclasses.field(
         default_factory=list,
@@ -368,6 +371,7 @@ def _load(args: EvaluateArguments) -> "Task":
         files.catalogue,
         args.protocol,
         ignore_differences=args.ignore_differences,
+        text_model=args.text_model,
         **{name: getattr(args, name) for name in options},
     )
 
@@ -411,4 +415,6 @@ def _settings(args: EvaluateArguments) -> dict[str, Any]:
     settings |= {name: True for name in ("pmi", "exact", "repeats") if getattr(args, name)}
     if args.baseline:
         settings["baselines"] = ", ".join(args.baseline)
+    if args.text_model is not None:
+        settings["text_model"] = _public(args.text_model)
     return settings | {"trl-sdpo": __version__} | {name: version(name) for name in ("trl", "transformers", "torch")}

@@ -86,11 +86,12 @@ class RecommendArguments(LoadingArguments):
             "File of items that the catalogue lacks, .csv or .jsonl with item_id, title and its attributes."
         ),
     )
-    score: str = dataclasses.field(
-        default="likelihood",
+    score: str | None = dataclasses.field(
+        default=None,
         metadata=_help(
-            "What to rank by: 'likelihood', 'pmi' (less that without the history) or 'reward' (less that of --ref_model).",
-            choices=["likelihood", "pmi", "reward"],
+            "What to rank by: 'likelihood', 'pmi' (less that without the history), 'reward' (less that of --ref_model) or "
+            "'fusion'. Default: the fusion that lies beside the model, else the likelihood.",
+            choices=["likelihood", "pmi", "reward", "fusion"],
         ),
     )
     ref_model: str | None = dataclasses.field(

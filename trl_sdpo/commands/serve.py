@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from .._errors import install
 from ._parser import CommandParser, FlagHelpFormatter
 from .recommend import LoadingArguments, loading_options
 
@@ -59,9 +60,12 @@ def run(args: ServeArguments) -> None:
     """Serve until Ctrl-C or SIGTERM."""
     options = loading_options(args)
     try:
+        import uvicorn  # noqa: F401
+
+        from ..serving import api  # noqa: F401
         from ..serving.server import serve
     except ImportError as error:
-        raise ImportError(f"{error}. `trl-sdpo serve` needs: python -m pip install 'trl-sdpo[serve]'") from error
+        raise ImportError(f"{error}. `trl-sdpo serve` needs: {install('serve')}") from error
 
     limits = {name: getattr(args, name) for name in ("max_batch_size", "max_waiting", "timeout", "max_bytes")}
     serve(options, limits, args.host, args.port, args.workers)

@@ -11,6 +11,7 @@ from typing import Any
 
 from transformers.utils import logging
 
+from .._errors import install
 from .._markdown import markdown_table
 from ..files import write_text
 from ..recsys.metrics.facts import fact_rows
@@ -409,9 +410,7 @@ def to_html(results: dict) -> str:
 
 def _figures(section: dict, facts: dict) -> list:
     if importlib.util.find_spec("matplotlib") is None:
-        logger.warning_once(
-            "matplotlib is not installed: results.html has no figures. Run `python -m pip install matplotlib`."
-        )
+        logger.warning_once(f"matplotlib is not installed: results.html has no figures. Run `{install('examples')}`.")
         return []
     from .figures import draw_section
 

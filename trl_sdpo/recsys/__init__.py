@@ -6,7 +6,14 @@ is imported when it is asked for, so that the rest needs no torch.
 from typing import TYPE_CHECKING
 
 from .._lazy import lazy_names
-from .baselines.counting import cooccurrence_scorer, events_of_records, item_knn_scorer, popularity_scorer
+from .baselines.content import content_scorer
+from .baselines.counting import (
+    cooccurrence_scorer,
+    events_of_records,
+    item_knn_scorer,
+    popularity_scorer,
+    popularity_scores,
+)
 from .baselines.scores import read_lists, read_scores, score_records, write_lists, write_scores
 from .interactions.interactions import (
     ITEM_ID,
@@ -59,11 +66,11 @@ from .prompts.templates import CANDIDATE_TEMPLATES, HISTORY_TEMPLATES, TEMPLATES
 from .prompts.token_budget import check_token_boundary
 from .records.compact import load_prepared
 from .records.config import RecordConfig, recipe_options
-from .records.dataset import build_preference_dataset, popularity_scores
+from .records.dataset import build_preference_dataset
 from .records.preparation import prepare
 from .records.sdpo_json import load_sdpo_json
 from .records.sequences import build_sequences
-from .records.splits import leave_one_out_split, split_leaks, temporal_split, user_split
+from .records.splits import item_split, leave_one_out_split, split_leaks, temporal_split, user_split
 
 
 if TYPE_CHECKING:
@@ -102,6 +109,7 @@ __all__ = [
     "check_token_boundary",
     "compare_scores",
     "completion_log_probs",
+    "content_scorer",
     "cooccurrence_scorer",
     "coverage",
     "difference_interval",
@@ -118,6 +126,7 @@ __all__ = [
     "holm_correction",
     "implicit_rewards",
     "item_knn_scorer",
+    "item_split",
     "leak_probe",
     "leave_one_out_split",
     "load_amazon",

@@ -1,5 +1,6 @@
 """Recommenders without a language model, as functions that score the candidates of records."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -125,6 +126,42 @@ def popularity_scorer(events: pl.DataFrame) -> Scorer:
         return np.split(scores, np.cumsum([len(row) for row in candidates])[:-1])
 
     return score
+
+
+def popularity_scores(train_events: pl.DataFrame, records: Any) -> np.ndarray | list[np.ndarray]:
+    """
+    The popularity baseline: score a candidate by its number of training events.
+
+    Args:
+        train_events (`polars.DataFrame`):
+            The events to count, with `item_id`: those of the training split alone.
+        records (`Dataset`, or `dict[str, Sequence]`):
+            Records with `item_id` and `rejected_item_ids`, as [`build_preference_dataset`] makes them.
+
+    Returns:
+        `numpy.ndarray` or `list[numpy.ndarray]`: Per record the score of the target, then those of the rejected, for
+        [`ranks`]: of shape `(n, 1 + K)`, or a list where K differs.
+
+    Example:
+        ```python
+        >>> import polars as pl
+        >>> train = pl.DataFrame({"item_id": [7, 7, 8]})
+        >>> popularity_scores(train, {"item_id": [8], "rejected_item_ids": [[7, 9]]}).tolist()
+        [[1, 2, 0]]
+
+        ```
+    """
+    targets, rejected = records[ITEM_ID], records["rejected_item_ids"]
+    rows: Sequence[Sequence] = [[target, *others] for target, others in zip(targets, rejected, strict=True)]
+    if not rows:
+        raise ValueError("records: no rows. Pass at least one record.")
+    counts = train_events.group_by(ITEM_ID).len()
+    flat = pl.Series([item for row in rows for item in row], dtype=train_events[ITEM_ID].dtype)
+    scores = flat.replace_strict(counts[ITEM_ID], counts["len"], default=0, return_dtype=pl.Int64).to_numpy()
+    lengths = [len(row) for row in rows]
+    if min(lengths) == max(lengths):
+        return scores.reshape(len(rows), -1)
+    return np.split(scores, np.cumsum(lengths)[:-1])
 
 
 def cooccurrence_scorer(events: pl.DataFrame, *, window: int = 20) -> Scorer:
