@@ -263,22 +263,13 @@ def _results(args: EvaluateArguments, task: "Task", found: dict[str, Any], facts
         options_of_answers = {"catalogue": task.catalogue, "stop_strings": task.stop_strings, **options}
         sections.append(evaluate_answers(found["generation"], task.records, **options_of_answers))
     if found["catalogue"]:
-        ks = tuple(sorted({k for k in (1, 3, 5, 10, args.top_k) if k <= args.top_k}))
-        searched = (
-            {}
-            if args.exact
-            else dict.fromkeys(_named(args.model_name_or_path, ""), f"beam search, {task.beams} beams")
-        )
-        section = evaluate_catalogue(
-            found["catalogue"],
-            task.records,
-            task.catalogue,
-            ks=ks,
-            exclude=found["excluded"],
-            searches=searched,
-            **options,
-        )
-        sections.append(section)
+        options["ks"] = tuple(sorted({k for k in (1, 3, 5, 10, args.top_k) if k <= args.top_k}))
+        if not args.exact:
+            options["searches"] = dict.fromkeys(
+                _named(args.model_name_or_path, ""), f"beam search, {task.beams} beams"
+            )
+        options["exclude"] = found["excluded"]
+        sections.append(evaluate_catalogue(found["catalogue"], task.records, task.catalogue, **options))
     return collect_results(
         sections,
         dataset={

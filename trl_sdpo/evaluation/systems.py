@@ -14,7 +14,7 @@ from transformers.utils import logging
 from ..recommender.recommender import Recommender
 from ..recsys.baselines.identity import check_same_records, record_identity
 from ..recsys.baselines.scores import Scorer, read_identity, read_lists, read_scores, score_records, write_scores
-from ..recsys.prompts.templates import get_template
+from ..recsys.prompts.wordings import get_template
 from ..recsys.records.recommender_files import Catalogue, RecommenderConfig, load_recommender_files
 from ..scoring.generation import END_OF_TITLE, candidate_titles, stop_strings_of
 from ..scoring.log_probs import implicit_rewards
