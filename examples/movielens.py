@@ -9,16 +9,28 @@ The same words again go on where a run broke off. The paper's setting, for a GPU
 """
 
 import dataclasses
+import os
 import sys
 from dataclasses import dataclass, field
+
+
+# Read when torch loads: its threads wait in a loop otherwise, which takes the cores from whatever else runs
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from peft import LoraConfig
 from transformers import HfArgumentParser
 from trl import SFTConfig
 
-from trl_sdpo import SoftmaxDPOConfig, pipeline
+from trl_sdpo import SoftmaxDPOConfig
 from trl_sdpo.evaluation import results_text
-from trl_sdpo.pipeline import Run, keep_freed_memory, machine_defaults, make_small_llama, non_overlapping_windows
+from trl_sdpo.pipeline import (
+    Run,
+    keep_freed_memory,
+    log_to_terminal,
+    machine_defaults,
+    make_small_llama,
+    non_overlapping_windows,
+)
 
 
 SMALL_LLAMA = "small-llama"
@@ -113,5 +125,5 @@ def main(args: Arguments) -> dict:
 
 
 if __name__ == "__main__":
-    pipeline.log_to_terminal(stream=sys.stdout)
+    log_to_terminal(stream=sys.stdout)
     main(HfArgumentParser(Arguments).parse_args_into_dataclasses()[0])

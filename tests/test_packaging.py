@@ -2,6 +2,7 @@
 
 import ast
 import configparser
+import email
 import json
 import os
 import re
@@ -14,6 +15,9 @@ from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+
+from helpers.extras import EXTRAS
 
 
 ROOT = Path(__file__).parents[1]
@@ -101,6 +105,25 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel):
     assert "# trl_sdpo" in text  # the README is the description
 
 
+@pytest.mark.parametrize(
+    ("name", "versions"),
+    [
+        ("trl", ["1.16.0", "1.16.1"]),
+        ("transformers", ["5.10.4", "5.23.0", "5.24.0"]),
+        ("torch", ["2.13.0+cpu", "2.14.1", "2.15.0"]),
+    ],
+)
+def test_the_wheel_replaces_nothing_that_people_have(wheel, name, versions):
+    """By its metadata, which pip reads. Which of these the tests were run with is in the README's table."""
+    with zipfile.ZipFile(wheel) as archive:
+        (path,) = [path for path in archive.namelist() if path.endswith(".dist-info/METADATA")]
+        metadata = email.message_from_bytes(archive.read(path))
+    required = {one.name: one for one in map(Requirement, metadata.get_all("Requires-Dist")) if one.marker is None}
+    assert all(version in required[name].specifier for version in versions)
+    # and an upper bound stands only where it is known what breaks, see setup.cfg
+    assert {one.name for one in required.values() if "<" in str(one.specifier)} == {"trl"}
+
+
 def test_every_library_that_the_package_imports_is_required():
     """At module level: what is imported within a function is optional, and says so when it is missing."""
     setup = configparser.ConfigParser()
@@ -164,6 +187,21 @@ def test_what_is_installed_works_without_a_warning(installed, tmp_path):
         cwd=tmp_path,
         PYTHONPATH=str(installed),
     )
+
+
+def test_what_is_missing_names_the_extra_that_has_it(installed, tmp_path):
+    """As in an environment without any extra. `.ci/extras` makes one for each, in which the extra works."""
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    assert set(EXTRAS) == set(setup["options.extras_require"]) - {"docs", "test"}
+    blocked = sorted({module for modules in EXTRAS.values() for module in modules})
+    paths = os.pathsep.join([str(installed), str(ROOT / "tests")])
+    said = run(sys.executable, "-m", "helpers.extras", str(tmp_path), *blocked, cwd=tmp_path, PYTHONPATH=paths)
+    said = json.loads(said.splitlines()[-1])
+    assert said.keys() == EXTRAS.keys()
+    for extra, words in said.items():
+        # the figures and the weights of a file of llama.cpp, one after the other
+        assert words.count(f"python -m pip install 'trl-sdpo[{extra}]'") == (2 if extra == "examples" else 1)
 
 
 def test_help_waits_for_no_heavy_library(installed, tmp_path):

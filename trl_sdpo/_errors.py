@@ -1,6 +1,7 @@
 """What a command says of what ends it: errors in the words of its flags, an interruption, a full disk."""
 
 import errno
+import importlib.util
 import os
 import re
 from collections.abc import Collection
@@ -29,6 +30,8 @@ _OTHER_NAMES = {
     r"Load it with attn_implementation='sdpa' or 'eager', and in a dtype of its own": "Pass another --dtype, such as "
     "float32",
 }
+# Parameters that a command has under the name that they have in TRL's configurations, or in all commands
+_RENAMED = {"batch_size": "per_device_eval_batch_size", "split": "dataset_split", "reference": "ref_model"}
 # Options of the loaders, which a command has as `--loader_options name=value`
 _LOADER_OPTIONS = (
     *("user", "item", "timestamp", "time_unit", "time_format", "rating", "title", "year", "movie_titles", "separator"),
@@ -42,6 +45,30 @@ _OPTION = re.compile(
     rf"|(?P<tick>`?)(?<![\w.-])(?P<name>[a-z]\w*)=(?P<value>{_VALUE})(?P=tick)"
     r"|`(?P<alone>[a-z]\w*)`"
 )
+
+
+def check_extra(module: str, extra: str, what: str) -> None:
+    """
+    Raise where a library of an extra is not installed.
+
+    Args:
+        module (`str`):
+            What is imported.
+        extra (`str`):
+            The extra that has it.
+        what (`str`):
+            What needs it, as the sentence begins.
+
+    Raises:
+        ImportError: there is no such module.
+    """
+    if importlib.util.find_spec(module) is None:
+        raise ImportError(f"{what} needs {module}, which is not installed: {install(extra)}")
+
+
+def install(extra: str) -> str:
+    """The command that installs an extra."""
+    return f"python -m pip install 'trl-sdpo[{extra}]'"
 
 
 def in_flags(message: str, flags: Collection[str], loader: bool = False) -> str:
@@ -73,6 +100,7 @@ def in_flags(message: str, flags: Collection[str], loader: bool = False) -> str:
         name = match["name"] or match["alone"]
         if match["quoted"] is not None or name is None:
             return match[0]
+        name = name if name in flags else _RENAMED.get(name, name)
         if name in flags:
             return f"--{name}" if match["alone"] else _with_value(name, match["value"])
         if loader and name in _LOADER_OPTIONS and match["value"] is not None:

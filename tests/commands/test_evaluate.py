@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from peft import LoraConfig, get_peft_model
 
+from helpers.closeness import assert_same_scores
 from helpers.prepared_data import TITLES, Prepared
 from trl_sdpo import Recommender, copy_recommender_files, save_recommender_files
 from trl_sdpo.cli import main
@@ -69,7 +70,7 @@ class TestEvaluate:
         records = prepared()[1]["test"]
         write_scores(np.random.default_rng(0).normal(size=(len(records), 5)), folder / "sasrec.parquet")
         words = ["--dataset", dataset, "--model", folder / "base", "--model", f"tuned={folder / 's-dpo'}"]
-        words += ["--reference", "base", "--scores", f"SASRec={folder / 'sasrec.parquet'}", "--output", folder / "out"]
+        words += ["--ref_model", "base", "--scores", f"SASRec={folder / 'sasrec.parquet'}", "--output", folder / "out"]
         words += ["--protocol", "ranking", "generation", "catalogue", "--facts", "tuned:num_negatives=15,beta=1"]
         assert run("evaluate", *words, "--num_examples", 2, "--top_k", 5) == 0
         results = json.loads((folder / "out" / "results.json").read_text(encoding="utf-8"))
@@ -86,7 +87,7 @@ class TestEvaluate:
         # the scores are those of the recommender, and lie beside the report
         tuned = Recommender.from_pretrained(folder / "s-dpo").log_probs(records)
         for ours, theirs in zip(read_scores(folder / "out" / "scores" / "tuned.parquet"), tuned, strict=True):
-            np.testing.assert_allclose(ours, theirs, atol=1e-4)
+            assert_same_scores(ours, theirs)
         base = read_scores(folder / "out" / "scores" / "base.parquet")
         better = [row[0] > row[1:].max() for row in implicit_rewards(tuned, base)]
         assert ranking["systems"]["tuned (implicit reward)"]["hr@1"] == pytest.approx(np.mean(better))
@@ -277,15 +278,18 @@ class TestEvaluate:
     @pytest.mark.parametrize(
         ("words", "message"),
         [
-            (["--split", "tset"], "has no split 'tset', only ['train', 'validation', 'test']"),
+            (["--dataset_split", "tset"], "has no split 'tset', only ['train', 'validation', 'test']"),
             (["--model", "s-dpo={folder}/base"], "two systems are called 's-dpo'"),
             (["--scores", "SASRec={folder}/nothing.parquet"], "nothing.parquet"),
             (
                 ["--scores", "short={folder}/short.parquet"],
-                "short.parquet: scores of 1 records, where --split test has",
+                "short.parquet: scores of 1 records, where --dataset_split test has",
             ),
             (["--fuse", "sasrec"], "--fuse: 'sasrec' is no baseline and no model of this evaluation"),
-            (["--fuse", "s-dpo", "--split", "validation"], "--fuse: {dataset} needs a split 'validation' to fit"),
+            (
+                ["--fuse", "s-dpo", "--dataset_split", "validation"],
+                "--fuse: {dataset} needs a split 'validation' to fit",
+            ),
             (["--fuse", "s-dpo", "--protocol", "generation"], "--fuse: scores are fused under --protocol ranking"),
             (["--baseline", "sasrek"], "--baseline: 'sasrek' is none of"),
             (["--facts", "sdpo:beta=1"], "'sdpo' is none of the systems ['s-dpo']"),

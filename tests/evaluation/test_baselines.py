@@ -46,13 +46,20 @@ def splits(sequences):
 @pytest.fixture(scope="module")
 def catalogue(sequences):
     counts = np.bincount([item for items in sequences.values() for item in items[:12]], minlength=NUM_ITEMS)
-    return Catalogue(range(NUM_ITEMS), [f"Item {item}" for item in range(NUM_ITEMS)], counts.tolist())
+    attributes = {"genres": [["even", "odd"][item % 2 :][:1] for item in range(NUM_ITEMS)]}
+    return Catalogue(range(NUM_ITEMS), [f"Item {item}" for item in range(NUM_ITEMS)], counts.tolist(), attributes)
+
+
+@pytest.fixture(scope="module")
+def vectors():
+    generator = np.random.default_rng(0)
+    return {str(item): generator.normal(size=8) for item in range(NUM_ITEMS)}
 
 
 @pytest.mark.parametrize("name", BASELINES)
-def test_every_baseline_scores_and_lists(name, splits, catalogue):
+def test_every_baseline_scores_and_lists(name, splits, catalogue, vectors):
     test = splits["test"]
-    scorer = train_baseline(name, splits["train"], splits["validation"], catalogue, seed=0)
+    scorer = train_baseline(name, splits["train"], splits["validation"], catalogue, seed=0, vectors=vectors)
     scores = score_records(scorer, test, desc=None)
     assert [len(row) for row in scores] == [4] * len(test)
     exclude = [[str(item) for item in row["history_item_ids"]] for row in test]
@@ -85,6 +92,14 @@ def test_answers_are_the_best_titles():
 def test_unknown_baselines_are_refused(splits):
     with pytest.raises(ValueError, match="'sasrek' is none of the baselines"):
         train_baseline("sasrek", splits["train"], seed=0)
+
+
+def test_what_a_baseline_needs_to_know_of_items(splits, catalogue):
+    with pytest.raises(ValueError, match="'content' needs a catalogue"):
+        train_baseline("content", splits["train"], seed=0)
+    for name in ("text", "sasrec-text"):
+        with pytest.raises(ValueError, match=f"'{name}' needs vectors of items.*--text_model"):
+            train_baseline(name, splits["train"], None, catalogue, seed=0)
 
 
 class TestConsumed:

@@ -162,7 +162,9 @@ class TestReadability:
     @pytest.mark.parametrize("name", ["movielens", "goodreads", "lastfm", "own_table"])
     def test_form(self, name):
         text = (EXAMPLES / f"{name}.py").read_text()
-        assert len(text.splitlines()) <= (45 if name == "own_table" else 121)
+        assert len(text.splitlines()) <= (45 if name == "own_table" else 130)
+        # before torch is imported, which reads it
+        assert name == "own_table" or text.index("OMP_WAIT_POLICY") < text.index("from peft")
         steps = [int(number) for number in re.findall(r"^ *# (\d)\. ", text, flags=re.MULTILINE)]
         assert steps == list(range(1, len(steps) + 1))
         siblings = {path.stem for path in EXAMPLES.glob("*.py")}

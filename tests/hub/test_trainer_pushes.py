@@ -20,7 +20,7 @@ from helpers import hub_run
 from helpers.hub_server import TOKEN, running_hub
 from helpers.hub_worker import Worker
 from helpers.tiny_models import TITLES, build_llama, build_tokenizer
-from trl_sdpo.recsys.prompts.templates import get_template
+from trl_sdpo.recsys.prompts.wordings import get_template
 
 
 RECOMMENDER = {

@@ -1,9 +1,9 @@
 import math
 
-import numpy as np
 import pytest
 import torch
 
+from helpers.closeness import assert_same_numbers
 from trl_sdpo.losses.pairwise import (
     apo_down_loss,
     apo_zero_loss,
@@ -55,7 +55,7 @@ class TestLossesOfMargins:
     )
     def test_by_hand(self, losses, expected):
         assert losses.shape == (1, 2)
-        torch.testing.assert_close(losses, torch.tensor([expected]), atol=1e-6, rtol=1e-6)
+        assert_same_numbers(losses, torch.tensor([expected]))
 
 
 class TestLossesOfLogratios:
@@ -150,7 +150,7 @@ class TestWPOWeights:
         log_probs = torch.tensor([math.log(1 / 2) + math.log(1 / 4), math.log(1 / 8) + math.log(1 / 16)])
         log_probs.requires_grad_()
         weights = wpo_weights(log_probs, log_sum_sq_probs, torch.tensor([2.0, 2.0]))
-        np.testing.assert_allclose(weights.numpy(), [1.0, 1 / 4], rtol=1e-6)
+        assert_same_numbers(weights.numpy(), [1.0, 1 / 4])
         assert not weights.requires_grad
 
     def test_completion_that_does_not_exist(self):

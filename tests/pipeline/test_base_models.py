@@ -326,7 +326,9 @@ class TestWheel:
 
     def test_no_gguf_package(self, wheel, monkeypatch):
         monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-        with pytest.raises(ImportError, match=r"gguf.*is missing: python -m pip install gguf"):
+        with pytest.raises(
+            ImportError, match=r"gguf, which is not installed: python -m pip install 'trl-sdpo\[examples\]'"
+        ):
             base_models.resolve_model(base_models.SMOLLM2)
 
 

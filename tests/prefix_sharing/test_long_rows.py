@@ -1,6 +1,5 @@
 """Records that are longer than a row: several rows, the prompt repeated, and the same results."""
 
-import numpy as np
 import pytest
 import torch
 from datasets import Dataset
@@ -9,6 +8,7 @@ from hypothesis import strategies as st
 from trl.trainer.utils import add_fused_lm_head
 
 import trl_sdpo.scoring.log_probs as log_probs
+from helpers.closeness import assert_same_scores
 from trl_sdpo import DataCollatorForMultiPreference
 from trl_sdpo.data_utils import tokenize_multi_preference
 from trl_sdpo.prefix_sharing.rows import (
@@ -102,5 +102,5 @@ def test_ranking(llama, records, tokenizer, monkeypatch, prefix_sharing, per_tok
         monkeypatch.setattr(log_probs, "PASS_TOKENS", pass_tokens)
         found = log_probs.completion_log_probs(model, data, tokenizer, **options)
         for ours, theirs in zip(found, expected, strict=True):
-            np.testing.assert_allclose(ours, theirs, atol=1e-4)
+            assert_same_scores(ours, theirs)
         assert len(sizes) > 8

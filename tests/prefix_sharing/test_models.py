@@ -9,6 +9,7 @@ import transformers
 from peft import PromptTuningConfig, get_peft_model
 from trl.trainer.utils import add_fused_lm_head
 
+from helpers.closeness import assert_same_scores
 from trl_sdpo import DataCollatorForMultiPreference, softmax_dpo_loss
 from trl_sdpo.prefix_sharing.masks import base_model, why_prefix_sharing_is_unsound
 from trl_sdpo.prefix_sharing.rows import completion_exists, expand_shared_rows, score_completions
@@ -44,7 +45,7 @@ def assert_equal_to_plain(model, batch, records, plain_log_probs, with_gradients
     with torch.set_grad_enabled(with_gradients):
         expected = torch.nn.utils.rnn.pad_sequence(plain_log_probs(model, records), batch_first=True)
         log_probs = score_completions(model, batch).log_probs
-    torch.testing.assert_close(log_probs, expected, rtol=0, atol=1e-4)
+    assert_same_scores(log_probs, expected)
     if not with_gradients:
         return
     exists = completion_exists(batch["num_completions"])[:, 1:]
@@ -160,7 +161,7 @@ def test_flex_attention(token_records, plain_log_probs, name):
     with torch.no_grad():
         log_probs = score_completions(model, batch).log_probs
         expected = torch.nn.utils.rnn.pad_sequence(plain_log_probs(reference, records), batch_first=True)
-    torch.testing.assert_close(log_probs, expected, rtol=0, atol=1e-4)
+    assert_same_scores(log_probs, expected)
 
 
 def test_documented_models_are_those_of_these_tests():

@@ -7,6 +7,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 from trl.trainer.utils import add_fused_lm_head
 
+from helpers.closeness import assert_same_scores
 from trl_sdpo import DataCollatorForMultiPreference, softmax_dpo_loss
 from trl_sdpo.data_utils import tokenize_multi_preference
 from trl_sdpo.prefix_sharing.backbone import extend_backbone
@@ -129,7 +130,7 @@ def assert_layouts_agree(model, records, plain_log_probs):
     for layout in (batch, expand_shared_rows(batch, 0)):
         log_probs = scored(model, layout)
         for row, expected_row in zip(log_probs, expected, strict=True):
-            torch.testing.assert_close(row, expected_row, rtol=0, atol=1e-4)
+            assert_same_scores(row, expected_row)
         loss, gradients = loss_and_gradients(model, log_probs)
         assert loss == pytest.approx(expected_loss, abs=1e-4)
         # some gradients vanish but for rounding (a key bias moves all scores alike), so a floor for the norm
@@ -266,7 +267,7 @@ def test_an_empty_prompt_is_scored_alike(token_records):
         token_records(prompt_length=(0, 0), completion_length=(2, 4))
     )
     shared, padded = score_completions(model, batch), score_completions(model, expand_shared_rows(batch, 0))
-    torch.testing.assert_close(shared.log_probs, padded.log_probs, rtol=0, atol=1e-4)
+    assert_same_scores(shared.log_probs, padded.log_probs)
     assert torch.equal(shared.num_tokens, padded.num_tokens)
 
 

@@ -2,12 +2,12 @@
 
 import json
 
-import numpy as np
 import polars as pl
 import pytest
 import torch
 from datasets import load_dataset
 
+from helpers.closeness import assert_same_scores
 from helpers.prepared_data import IDS, TITLES, make_interactions
 from trl_sdpo import Catalogue, Recommender, cli, copy_recommender_files, load_recommender_files
 from trl_sdpo.recsys import Interactions, prepare
@@ -63,7 +63,7 @@ def test_what_was_trained_is_served(make, options):
     served._ranker.tokenize = lambda prompts, answers: asked.append(prompts) or tokenize(prompts, answers)
     if options.get("prompt_style") != "candidates":  # there the order of the list is part of the prompt
         for ours, theirs in zip(served.score(histories, candidates), served.log_probs(records), strict=True):
-            np.testing.assert_allclose(ours, theirs, atol=1e-4)
+            assert_same_scores(ours, theirs)
     else:
         by_answer = dict(zip(served._ranker.texts.answers, served.catalogue.item_ids, strict=True))
         served.score(histories, [[by_answer[answer] for answer in row] for row in records["candidates"]])
@@ -133,9 +133,7 @@ class TestNewItems:
         assert {"n1", "n2"} < {item.item_id for item in found}
         scores = more.score([history], [["n1", "n2", *served.catalogue.item_ids[:3]]])[0]
         assert scores[0] == pytest.approx(next(item.score for item in found if item.item_id == "n1"), abs=1e-4)
-        np.testing.assert_allclose(
-            scores[2:], served.score([history], [list(served.catalogue.item_ids[:3])])[0], atol=1e-4
-        )
+        assert_same_scores(scores[2:], served.score([history], [list(served.catalogue.item_ids[:3])])[0])
         beams = more.recommend_ids([history], top_k=5, num_beams=len(catalogue))[0]
         assert [item.item_id for item in beams] == [item.item_id for item in found[:5]]
         asked = []
@@ -181,7 +179,7 @@ def test_attributes_and_title_are_scored_apart(make, options):
     genres = dict(zip(map(str, IDS), GENRES, strict=True))
     tokenizer, whole = served.processing_class, served.score(histories, candidates)
     for row, (parts, total) in enumerate(zip(found, whole, strict=True)):
-        np.testing.assert_allclose(parts.sum(axis=1), total, atol=1e-4)
+        assert_same_scores(parts.sum(axis=1), total)
         (record,) = served._ranker.tokenize(
             [records[row]["prompt"]], [served._ranker.texts.answered(served._items_of_ids([candidates[row]], ""))[0]]
         )

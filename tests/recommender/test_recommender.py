@@ -8,6 +8,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import BitsAndBytesConfig
 
+from helpers.closeness import assert_same_scores
 from helpers.prepared_data import TITLES, Prepared
 from trl_sdpo import (
     Catalogue,
@@ -19,7 +20,7 @@ from trl_sdpo import (
     save_recommender_files,
 )
 from trl_sdpo.data_utils import tokenize_multi_preference
-from trl_sdpo.recommender.ranking import ItemRanker
+from trl_sdpo.recommender.item_ranker import ItemRanker
 from trl_sdpo.recsys import PromptTemplate, get_template
 
 
@@ -76,7 +77,7 @@ class TestWhatWasTrainedIsServed:
             assert [item.score for item in result] == sorted((item.score for item in result), reverse=True)
         log_probs = served.log_probs(records)
         for ours, theirs in zip(log_probs, expected, strict=True):
-            np.testing.assert_allclose(ours, theirs.numpy(), atol=1e-4)
+            assert_same_scores(ours, theirs.numpy())
 
     def test_every_wording_can_be_served(self, prepared, llama, tokenizer):
         """Of records with several wordings, each is made by one of the templates of the file."""
@@ -101,7 +102,7 @@ class TestWhatWasTrainedIsServed:
             for target, others in zip(records["item_id"], records["rejected_item_ids"], strict=True)
         ]
         for ours, theirs in zip(served.score(histories, candidates), served.log_probs(records), strict=True):
-            np.testing.assert_allclose(ours, theirs, atol=1e-4)
+            assert_same_scores(ours, theirs)
         with pytest.raises(ValueError, match=r"candidates, row 1: 7 is no id of the \d+ items of the catalogue"):
             served.score(histories[:2], [candidates[0], ["7"]])
 
@@ -350,7 +351,7 @@ class TestFromPretrained:
         expected = Recommender(adapter, tokenizer, files.config, files.catalogue).log_probs(records)
         plain = Recommender.from_pretrained(folder / "model").log_probs(records)
         for ours, theirs, base in zip(served.log_probs(records), expected, plain, strict=True):
-            np.testing.assert_allclose(ours, theirs, atol=1e-4)
+            assert_same_scores(ours, theirs)
             assert np.abs(ours - base).max() > 0.1
 
     def test_a_base_that_has_moved(self, saved):

@@ -5,6 +5,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
+from helpers.closeness import assert_same_scores
 from helpers.prepared_data import Prepared
 from trl_sdpo import Recommender, load_recommender_files
 from trl_sdpo.recsys import PromptTemplate
@@ -68,7 +69,7 @@ def test_mutual_information(served, tokenizer):
         assert record["prompt"].startswith(nothing)
         ours = log_probs(recommender.model, tokenizer, record["prompt"], completions_of(record))
         theirs = log_probs(recommender.model, tokenizer, nothing, completions_of(record))
-        np.testing.assert_allclose(values, ours - theirs, atol=1e-4)
+        assert_same_scores(values, ours - theirs)
     assert found[0].tolist() != recommender.score(histories, candidates)[0].tolist()
 
 
@@ -101,10 +102,10 @@ def test_implicit_reward(served, adapter, llama, tokenizer, given):
         else:
             with adapter.disable_adapter():
                 theirs = log_probs(adapter, tokenizer, record["prompt"], completions_of(record))
-        np.testing.assert_allclose(values, ours - theirs, atol=1e-4)
+        assert_same_scores(values, ours - theirs)
     # the adapter works as before
-    np.testing.assert_allclose(recommender.score(histories, candidates)[0], log_probs(
-        adapter, tokenizer, records[0]["prompt"], completions_of(records[0])), atol=1e-4)  # fmt: skip
+    whole = log_probs(adapter, tokenizer, records[0]["prompt"], completions_of(records[0]))
+    assert_same_scores(recommender.score(histories, candidates)[0], whole)
 
 
 @pytest.mark.parametrize("score", ["pmi", "reward"])
@@ -155,7 +156,7 @@ def test_records_without_their_histories(served, template, style):
     found = recommender.score(histories, lists, score="pmi")
     for row, values in enumerate(found):
         by_id = dict(zip(lists[row], values, strict=True))
-        np.testing.assert_allclose(lost[row], [by_id[item] for item in ids[row]], atol=1e-4)
+        assert_same_scores(lost[row], [by_id[item] for item in ids[row]])
 
 
 def test_histories_that_cannot_be_left_out_are_named(served):

@@ -3,6 +3,7 @@ import pytest
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 
+from helpers.closeness import assert_same_scores
 from trl_sdpo.recsys import completion_log_probs, rank_catalogue, search_catalogue
 from trl_sdpo.scoring import catalogue_ranking
 from trl_sdpo.scoring.title_trie import TitleTrie
@@ -20,7 +21,7 @@ def titles_per_row(request, monkeypatch):
 
 def assert_same(found, expected):
     assert [index for index, _ in found] == [index for index, _ in expected]
-    np.testing.assert_allclose([score for _, score in found], [score for _, score in expected], atol=1e-4)
+    assert_same_scores([score for _, score in found], [score for _, score in expected])
 
 
 @pytest.mark.usefixtures("titles_per_row")

@@ -4,6 +4,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel, MistralConfig, MistralForCausalLM
 
+from helpers.closeness import assert_same_scores
 from trl_sdpo.data_utils import tokenize_multi_preference
 from trl_sdpo.scoring.catalogue_search import search_catalogue
 from trl_sdpo.scoring.title_trie import TitleTrie
@@ -36,9 +37,9 @@ def ranked(tokenizer, plain_log_probs):
     return rank
 
 
-def assert_same(found, expected, atol=1e-4):
+def assert_same(found, expected):
     assert [index for index, _ in found] == [index for index, _ in expected]
-    np.testing.assert_allclose([score for _, score in found], [score for _, score in expected], rtol=0, atol=atol)
+    assert_same_scores(np.array([score for _, score in found]), np.array([score for _, score in expected]))
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 8])

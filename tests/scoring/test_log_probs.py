@@ -9,6 +9,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import MistralConfig, MistralForCausalLM
 from trl.trainer.utils import add_fused_lm_head
 
+from helpers.closeness import assert_same_scores
 from trl_sdpo.data_utils import tokenize_multi_preference
 from trl_sdpo.scoring.log_probs import completion_log_probs, implicit_rewards
 
@@ -25,12 +26,9 @@ def expected(tokenizer, plain_log_probs):
     return compute
 
 
-def assert_same(scores, expected, atol=1e-4):
-    assert len(scores) == len(expected)
-    for ours, theirs in zip(scores, expected, strict=True):
-        assert isinstance(ours, np.ndarray)
-        assert ours.shape == theirs.shape
-        np.testing.assert_allclose(ours, theirs, rtol=0, atol=atol)
+def assert_same(scores, expected):
+    assert all(isinstance(row, np.ndarray) for row in scores)
+    assert_same_scores(scores, expected)
 
 
 def mixed_rows(records):

@@ -8,6 +8,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from helpers.prepared_data import TITLES
+from trl_sdpo import Recommender
+from trl_sdpo.recsys.metrics.fusion import COLD, EVENTS, Fusion
 from trl_sdpo.serving.api import make_app
 
 
@@ -28,6 +30,36 @@ def test_scores_stand_in_the_order_of_the_candidates(client, recommender):
     (expected,) = recommender.score([["100", "101", "102"]], [["109", "105", "109", "109"]])
     assert [item["item_id"] for item in found] == ["109", "105", "109", "109"]
     assert [item["score"] for item in found] == pytest.approx(list(expected), abs=1e-4)
+
+
+@pytest.mark.parametrize("score", ["likelihood", "pmi"])
+def test_the_score_that_is_asked_for(client, recommender, score):
+    (expected,) = recommender.score([["100", "101"]], [["109", "105"]], score=score)
+    found = client.post("/score", json={"history": [100, 101], "candidates": [109, 105], "score": score}).json()
+    assert [item["score"] for item in found["scores"]] == pytest.approx(list(expected), abs=1e-4)
+    (expected,) = recommender.recommend_ids([["100", "101"]], top_k=3, score=score)
+    found = client.post("/recommend", json={"history": [100, 101], "top_k": 3, "score": score}).json()
+    assert [item["item_id"] for item in found["recommendations"]] == [item.item_id for item in expected]
+
+
+def test_a_fusion_is_what_is_served(recommender, fused):
+    with TestClient(make_app(fused, timeout=20)) as client:
+        for asked, score in (({}, "fusion"), ({"score": "fusion"}, "fusion"), ({"score": "likelihood"}, "likelihood")):
+            found = client.post("/recommend", json={"history": HISTORY, "top_k": 4, **asked}).json()
+            expected = fused.recommend(HISTORY, top_k=4, score=score)
+            assert [item["item_id"] for item in found["recommendations"]] == [item.item_id for item in expected]
+            body = {"history": [100, 101], "candidates": [109, 105], **asked}
+            found = client.post("/score", json=body).json()["scores"]
+            (values,) = fused.score([["100", "101"]], [["109", "105"]], score=score)
+            assert [item["score"] for item in found] == pytest.approx(list(values), abs=1e-4)
+
+
+@pytest.fixture
+def fused(recommender):
+    """What is popular counts more than what the model says."""
+    fusion = Fusion(("lm", EVENTS, COLD), (0.1, 2.0, -1.0), (0.0,) * 3, (0.0,) * 3, -1.0, 1)
+    given = (recommender.model, recommender.processing_class, recommender.config, recommender.catalogue)
+    return Recommender(*given, fusion=fusion)
 
 
 def test_requests_that_come_together_get_their_own_answers(client, recommender):
@@ -52,6 +84,10 @@ def test_health(client):
     ("path", "body", "field", "words"),
     [
         ("/recommend", {"history": []}, "history", "at least 1"),
+        ("/recommend", {"history": [100], "score": "fusion"}, "score", "has no fusion"),
+        ("/score", {"history": [100], "candidates": [101], "score": "reward"}, "score", "needs the model before"),
+        ("/score", {"history": [100], "candidates": [101], "score": "best"}, "score", "likelihood"),
+        ("/recommend", {"history": [100], "score": "pmi", "num_beams": 4}, "num_beams", "without beams"),
         ("/recommend", {"history": ["Red Rivver (1950)"]}, "history[0]", "no title"),
         ("/recommend", {"history": [100, 7]}, "history[1]", "7 is no id"),
         ("/recommend", {"history": [True]}, "history[0]", "valid"),

@@ -1,19 +1,25 @@
 """Baselines, and scores of any system, in every protocol: as scores of candidates, as answers, and as lists."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import polars as pl
 from datasets import Dataset
+from transformers import AutoModel, AutoTokenizer
 
+from ..recsys.baselines.content import content_scorer
 from ..recsys.baselines.counting import cooccurrence_scorer, events_of_records, item_knn_scorer, popularity_scorer
 from ..recsys.baselines.scores import Scorer
 from ..recsys.metrics.columns import read_columns
 from ..recsys.metrics.ranking import ranks
-from ..recsys.records.recommender_files import Catalogue
+from ..recsys.records.recommender_files import Catalogue, RecommenderConfig
+from ..scoring.title_embeddings import title_embeddings
 
 
-BASELINES = ("popularity", "cooccurrence", "item-knn", "sasrec", "gru4rec")
+TEXT_BASELINES = ("text", "sasrec-text")
+# Of what is known of items: they need a catalogue.
+CONTENT_BASELINES = ("content", *TEXT_BASELINES)
+BASELINES = ("popularity", "cooccurrence", "item-knn", "sasrec", "gru4rec", *CONTENT_BASELINES)
 _RECORDS_AT_ONCE = 128
 
 
@@ -24,6 +30,7 @@ def train_baseline(
     catalogue: Catalogue | None = None,
     *,
     seed: int,
+    vectors: Mapping[str, np.ndarray] | None = None,
 ) -> Scorer:
     """
     A baseline of the events that training records hold, see docs/baselines.md.
@@ -34,20 +41,26 @@ def train_baseline(
         train (`Dataset`):
             The training records, see [`events_of_records`].
         validation (`Dataset`, *optional*):
-            The validation records, by which `"sasrec"` and `"gru4rec"` choose their epoch.
+            The validation records, by which `"sasrec"`, `"sasrec-text"` and `"gru4rec"` choose their epoch.
         catalogue ([`Catalogue`], *optional*):
-            With training counts, which `"popularity"` takes where they are there: they are of all training events.
+            With training counts, which `"popularity"` takes where they are there: they are of all training events. With
+            the attributes of items for `"content"`.
         seed (`int`):
             Seed of the training.
+        vectors (`Mapping[str, numpy.ndarray]`, *optional*):
+            A vector for each item id, see [`title_vectors`], for `"text"` and `"sasrec-text"`.
 
     Returns:
         `Callable`: A scorer, see [`score_records`].
 
     Raises:
-        ValueError: there is no such baseline, or the records lack a column.
+        ValueError: there is no such baseline, the records lack a column, or there is no catalogue or vector for a baseline
+            that needs it.
     """
     if name not in BASELINES:
         raise ValueError(f"{name!r} is none of the baselines {list(BASELINES)}.")
+    if name in TEXT_BASELINES and vectors is None:
+        raise ValueError(f"{name!r} needs vectors of items. Pass those of `title_vectors` (--text_model).")
     if name == "popularity" and catalogue is not None and catalogue.train_counts is not None:
         counts = dict(zip(catalogue.item_ids, catalogue.train_counts, strict=True))
         return lambda histories, candidates: [np.array([counts.get(item, 0) for item in row]) for row in candidates]
@@ -55,10 +68,53 @@ def train_baseline(
     counting = {"popularity": popularity_scorer, "cooccurrence": cooccurrence_scorer, "item-knn": item_knn_scorer}
     if name in counting:
         return counting[name](events)
+    if name in ("content", "text"):
+        return content_scorer(
+            events, _items_of(name, catalogue), seed=seed, vectors=vectors if name == "text" else None
+        )
     from ..recsys.baselines.sequential import train_gru4rec, train_sasrec
 
-    make = {"sasrec": train_sasrec, "gru4rec": train_gru4rec}[name]
-    return make(events, seed=seed, validation=None if validation is None else validation[:])
+    options = {"seed": seed, "validation": None if validation is None else validation[:]}
+    if name == "gru4rec":
+        return train_gru4rec(events, **options)
+    return train_sasrec(events, **options, item_embeddings=vectors if name == "sasrec-text" else None)
+
+
+def _items_of(name: str, catalogue: Catalogue | None) -> pl.DataFrame:
+    """The items as [`content_scorer`] takes them: with all that is known of them, or for `"text"` with nothing else."""
+    if catalogue is None:
+        raise ValueError(f"{name!r} needs a catalogue. Make the records with `trl-sdpo prepare`, which writes one.")
+    columns = {"item_id": catalogue.item_ids}
+    if name == "content":
+        columns |= {"title": catalogue.titles, **(catalogue.attributes or {})}
+    return pl.DataFrame({key: list(values) for key, values in columns.items()}, strict=False)
+
+
+def title_vectors(
+    model: str, catalogue: Catalogue, config: RecommenderConfig | None = None, *, device: str | None = None
+) -> dict[str, np.ndarray]:
+    """
+    A vector for each item of a catalogue, by what prompts show of it, see [`title_embeddings`].
+
+    Args:
+        model (`str`):
+            Directory or Hub id of a language model, of an adapter, or of an encoder of sentences.
+        catalogue ([`Catalogue`]):
+            The items.
+        config ([`RecommenderConfig`], *optional*):
+            How prompts show items. By default their titles.
+        device (`str`, *optional*):
+            Where to. By default the CPU.
+
+    Returns:
+        `dict[str, numpy.ndarray]`: Vectors by item id.
+    """
+    texts = catalogue.titles
+    if config is not None:
+        texts = config.templates[0].shown(catalogue.titles, catalogue.attributes)
+    encoder = AutoModel.from_pretrained(model).to(device or "cpu")
+    vectors = title_embeddings(encoder, AutoTokenizer.from_pretrained(model), list(texts))
+    return dict(zip(catalogue.item_ids, vectors, strict=True))
 
 
 def answers_of_scores(scores: Sequence[np.ndarray], candidates: Sequence[Sequence[str]]) -> list[str]:

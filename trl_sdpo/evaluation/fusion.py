@@ -7,7 +7,7 @@ import numpy as np
 from datasets import Dataset
 
 from ..recsys.baselines.scores import Scorer, score_records
-from ..recsys.metrics.fusion import Fusion, fit_fusion
+from ..recsys.metrics.fusion import COLD, EVENTS, Fusion, fit_fusion
 from ..recsys.records.recommender_files import Catalogue
 from .comparison import popularity_of_candidates
 from .sections import users_of
@@ -15,7 +15,6 @@ from .systems import Task, ask_models
 
 
 FUSION, FIT_SPLIT = "fusion", "validation"
-EVENTS, COLD = "log(1 + training events)", "no training event"
 _FIT_RECORDS = 2000
 
 
@@ -71,7 +70,7 @@ def check_fusion(task: Task, names: Sequence[str], known: Sequence[str], flag: s
     if FIT_SPLIT not in task.splits or task.split == FIT_SPLIT:
         raise ValueError(
             f"{flag}: {task.dataset} needs a split '{FIT_SPLIT}' to fit the weights on, and another one to evaluate, where "
-            f"--split is {task.split!r} of {list(task.splits)}."
+            f"--dataset_split is {task.split!r} of {list(task.splits)}."
         )
 
 

@@ -11,10 +11,11 @@ from typing import Any
 
 from transformers.utils import logging
 
+from .._errors import install
 from .._markdown import markdown_table
 from ..files import write_text
 from ..recsys.metrics.facts import fact_rows
-from .verdict import CHANCE, POPULARITY, number_of_users, verdict_sentence
+from .verdict import CHANCE, POPULARITY, number_of_users, rules_sentence, verdict_sentence
 
 
 logger = logging.get_logger(__name__)
@@ -400,7 +401,9 @@ def to_html(results: dict) -> str:
         models=models_of(results),
         sections=sections,
         probe=probe_sentence(results["leak_probe"]) if results["leak_probe"] else None,
-        rules=(RULES, rule_table(results["leak_probes"])) if results["leak_probes"] else None,
+        rules=(rules_sentence(results["leak_probes"]), rule_table(results["leak_probes"]))
+        if results["leak_probes"]
+        else None,
         record_facts=(FACTS_HEADER, fact_rows(results["record_facts"])) if results["record_facts"] else None,
         notes=NOTES,
         settings={name: _text(value) for name, value in results["settings"].items()},
@@ -409,9 +412,7 @@ def to_html(results: dict) -> str:
 
 def _figures(section: dict, facts: dict) -> list:
     if importlib.util.find_spec("matplotlib") is None:
-        logger.warning_once(
-            "matplotlib is not installed: results.html has no figures. Run `python -m pip install matplotlib`."
-        )
+        logger.warning_once(f"matplotlib is not installed: results.html has no figures. Run `{install('examples')}`.")
         return []
     from .figures import draw_section
 

@@ -14,11 +14,19 @@ from transformers.utils import logging
 from ..recommender.recommender import Recommender
 from ..recsys.baselines.identity import check_same_records, record_identity
 from ..recsys.baselines.scores import Scorer, read_identity, read_lists, read_scores, score_records, write_scores
-from ..recsys.prompts.templates import get_template
+from ..recsys.prompts.wordings import get_template
 from ..recsys.records.recommender_files import Catalogue, RecommenderConfig, load_recommender_files
 from ..scoring.generation import END_OF_TITLE, candidate_titles, stop_strings_of
 from ..scoring.log_probs import implicit_rewards
-from .baselines import answers_of_scores, consumed_items, lists_of_scorer, train_baseline
+from .baselines import (
+    CONTENT_BASELINES,
+    TEXT_BASELINES,
+    answers_of_scores,
+    consumed_items,
+    lists_of_scorer,
+    title_vectors,
+    train_baseline,
+)
 from .verdict import IMPLICIT_REWARD
 
 
@@ -58,6 +66,8 @@ class Task:
             Whether to go on where a model was trained on other prompts than the records have.
         device (`str`, *optional*), dtype (`str`):
             Of the models.
+        text_model (`str`, *optional*):
+            Directory or Hub id of the model whose vectors of titles the baselines `"text"` and `"sasrec-text"` read.
     """
 
     dataset: str
@@ -78,6 +88,7 @@ class Task:
     ignore_differences: bool = False
     device: str | None = None
     dtype: str = "auto"
+    text_model: str | None = None
     records: Dataset = field(init=False)
 
     def __post_init__(self) -> None:
@@ -144,6 +155,16 @@ def check_task(task: Task, models: Mapping[str, str], baselines: Sequence[str]) 
         )
     if baselines and task.train is None:
         raise ValueError(f"{task.dataset}: --baseline needs a split 'train', and another one to evaluate.")
+    if set(baselines) & set(CONTENT_BASELINES) and task.catalogue is None:
+        raise ValueError(
+            f"{task.dataset}: it has no catalogue.json, from which --baseline {', '.join(CONTENT_BASELINES)} know the items. "
+            "Make the records with `trl-sdpo prepare`."
+        )
+    if set(baselines) & set(TEXT_BASELINES) and task.text_model is None:
+        raise ValueError(
+            f"--baseline {', '.join(TEXT_BASELINES)} read vectors of titles. Pass --text_model with an encoder of sentences or "
+            "a language model."
+        )
     differing = {}
     for name, path in models.items():
         config = load_recommender_files(path).config
@@ -214,7 +235,7 @@ def read_systems(task: Task, files: Mapping[str, str], kind: str) -> dict[str, l
             theirs = {column: [values[index] for index in task.rows] for column, values in theirs.items()}
         if len(rows) != len(task.records):
             raise ValueError(
-                f"{path}: {kind} of {len(rows)} records, where --split {task.split} has {task.total} and "
+                f"{path}: {kind} of {len(rows)} records, where --dataset_split {task.split} has {task.total} and "
                 f"{len(task.records)} are evaluated. {'Score' if kind == 'scores' else 'Make lists for'} the same records."
             )
         if "candidates" not in check_same_records(theirs, ours, str(path)):
@@ -229,7 +250,11 @@ def read_systems(task: Task, files: Mapping[str, str], kind: str) -> dict[str, l
 def train_baselines(task: Task, names: Sequence[str]) -> dict[str, Scorer]:
     """Baselines by name, trained on the training records of a task."""
     validation = task.splits.get("validation")
-    return {name: train_baseline(name, task.train, validation, task.catalogue, seed=task.seed) for name in names}
+    vectors = None
+    if set(names) & set(TEXT_BASELINES):
+        vectors = title_vectors(task.text_model, task.catalogue, task.config, device=task.device)
+    options = {"seed": task.seed, "vectors": vectors}
+    return {name: train_baseline(name, task.train, validation, task.catalogue, **options) for name in names}
 
 
 def ask_baselines(

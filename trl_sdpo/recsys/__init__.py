@@ -6,19 +6,16 @@ is imported when it is asked for, so that the rest needs no torch.
 from typing import TYPE_CHECKING
 
 from .._lazy import lazy_names
-from .baselines.counting import cooccurrence_scorer, events_of_records, item_knn_scorer, popularity_scorer
-from .baselines.scores import read_lists, read_scores, score_records, write_lists, write_scores
-from .interactions.interactions import (
-    ITEM_ID,
-    RATING,
-    TIMESTAMP,
-    TITLE,
-    USER_ID,
-    Interactions,
-    canonical_title,
-    drop_untitled,
-    resolve_duplicate_titles,
+from .baselines.content import content_scorer
+from .baselines.counting import (
+    cooccurrence_scorer,
+    events_of_records,
+    item_knn_scorer,
+    popularity_scorer,
+    popularity_scores,
 )
+from .baselines.scores import read_lists, read_scores, score_records, write_lists, write_scores
+from .interactions.interactions import ITEM_ID, RATING, TIMESTAMP, TITLE, USER_ID, Interactions
 from .interactions.readers.histories import ItemId, Title
 from .interactions.registry import load_source
 from .interactions.sources.amazon import load_amazon
@@ -30,6 +27,7 @@ from .interactions.sources.movielens import load_movielens
 from .interactions.sources.recbole import load_recbole
 from .interactions.sources.steam import load_steam
 from .interactions.sources.table import load_table
+from .interactions.titles import canonical_title, drop_untitled, resolve_duplicate_titles
 from .metrics.catalogue import catalogue_metrics, coverage, exposure, gini, mean_popularity, recommendation_ranks
 from .metrics.fusion import Fusion, fit_fusion
 from .metrics.intervals import bootstrap_interval, difference_interval, mean_interval, wilson_interval
@@ -55,15 +53,16 @@ from .metrics.statistics import (
     verdict,
 )
 from .negatives.candidates import sample_negatives
-from .prompts.templates import CANDIDATE_TEMPLATES, HISTORY_TEMPLATES, TEMPLATES, PromptTemplate, get_template
+from .prompts.templates import PromptTemplate
 from .prompts.token_budget import check_token_boundary
+from .prompts.wordings import CANDIDATE_TEMPLATES, HISTORY_TEMPLATES, TEMPLATES, get_template
 from .records.compact import load_prepared
 from .records.config import RecordConfig, recipe_options
-from .records.dataset import build_preference_dataset, popularity_scores
+from .records.dataset import build_preference_dataset
 from .records.preparation import prepare
 from .records.sdpo_json import load_sdpo_json
 from .records.sequences import build_sequences
-from .records.splits import leave_one_out_split, split_leaks, temporal_split, user_split
+from .records.splits import item_split, leave_one_out_split, split_leaks, temporal_split, user_split
 
 
 if TYPE_CHECKING:
@@ -102,6 +101,7 @@ __all__ = [
     "check_token_boundary",
     "compare_scores",
     "completion_log_probs",
+    "content_scorer",
     "cooccurrence_scorer",
     "coverage",
     "difference_interval",
@@ -118,6 +118,7 @@ __all__ = [
     "holm_correction",
     "implicit_rewards",
     "item_knn_scorer",
+    "item_split",
     "leak_probe",
     "leave_one_out_split",
     "load_amazon",

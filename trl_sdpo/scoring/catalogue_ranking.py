@@ -29,6 +29,7 @@ def rank_catalogue(
     batch_size: int = 8,
     desc: str | None = "Ranking the catalogue",
     minus: Callable[[list[list[int]]], np.ndarray] | None = None,
+    combine: Callable[[np.ndarray, int], np.ndarray] | None = None,
 ) -> list[list[tuple[int, float]]]:
     """
     The titles of a catalogue that a model finds likeliest as the answer to a prompt, exactly: every title is scored, in
@@ -55,6 +56,9 @@ def rank_catalogue(
         minus (`Callable`, *optional*):
             What is subtracted from the log-probabilities of some prompts, given as tokens: an array that broadcasts to
             `(len(prompts), num_titles)`, the titles those of [`CatalogueScorer`].
+        combine (`Callable`, *optional*):
+            Makes other scores of those of some prompts: from an array of shape `(prompts, num_titles)` and the number of the
+            first of these prompts to an array of the same shape.
 
     Returns:
         `list[list[tuple[int, float]]]`: As of [`search_catalogue`]: for each prompt the index of a title and its
@@ -74,6 +78,7 @@ def rank_catalogue(
         for begin in range(0, len(prompt_ids), batch_size):
             some = prompt_ids[begin : begin + batch_size]
             of_batch = scorer.score(some) - (0 if minus is None else minus(some))
+            of_batch = of_batch if combine is None else combine(of_batch, begin)
             for number, scores in enumerate(of_batch, start=begin):
                 if exclude is not None:
                     scores[np.isin(distinct, trie.first_titles(exclude[number]))] = -np.inf

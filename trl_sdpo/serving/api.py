@@ -6,7 +6,7 @@ import uuid
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import numpy as np
 from fastapi import FastAPI, Request
@@ -46,6 +46,10 @@ class Named(_Body):
 
 
 Item = _Text | StrictInt | Named
+_Score = Annotated[
+    Literal["likelihood", "pmi", "reward", "fusion"] | None,
+    Field(description="What to rank by. Default: the fusion where the model has one, else the likelihood."),
+]
 _ITEM_HELP = 'Titles, numbers of items, or {"item_id": ...} or {"title": ...} where a text could be either.'
 
 
@@ -61,6 +65,7 @@ class RecommendBody(_Body):
     ] = None
     top_k: Annotated[StrictInt, Field(ge=1, le=100, description="How many to recommend at most.")] = 10
     num_beams: Annotated[StrictInt | None, Field(ge=2, le=200, description="Width of the search.")] = None
+    score: _Score = None
 
 
 class ScoreBody(_Body):
@@ -70,10 +75,11 @@ class ScoreBody(_Body):
         list[Item], Field(min_length=1, max_length=MAX_ITEMS, description=f"Oldest first. {_ITEM_HELP}")
     ]
     candidates: Annotated[list[Item], Field(min_length=1, max_length=MAX_CANDIDATES, description=_ITEM_HELP)]
+    score: _Score = None
 
 
 class ScoredItem(BaseModel):
-    """An item with the log-probability of its title as the answer, in nats."""
+    """An item with the log-probability of its title as the answer, in nats, or the score that was asked for."""
 
     item_id: str | None
     title: str
@@ -182,14 +188,18 @@ def _add_routes(app: FastAPI, recommender: "Recommender", batcher: Batcher) -> N
         query = _query(recommender, body.history, body.candidates)
         if query.candidates is None and recommender.template.style == "candidates":
             raise _FieldError("candidates", "This model was trained on prompts that show candidates. Pass some.")
-        found = await answer(("recommend", query.candidates is None, body.top_k, body.num_beams), query)
+        score = _checked_score(recommender, body.score)
+        if score != "likelihood" and body.num_beams is not None:
+            raise _FieldError("num_beams", f"Score '{score}' is of the whole catalogue, without beams. Leave it out.")
+        found = await answer(("recommend", query.candidates is None, body.top_k, body.num_beams, score), query)
         return {"recommendations": [item._asdict() for item in found]}
 
     @app.post("/score", response_model=ScoreAnswer)
     async def score(body: ScoreBody) -> dict[str, Any]:
         """The log-probability of each candidate as what comes after a history."""
         query = _query(recommender, body.history, body.candidates)
-        return {"scores": [item._asdict() for item in await answer(("score",), query)]}
+        found = await answer(("score", _checked_score(recommender, body.score)), query)
+        return {"scores": [item._asdict() for item in found]}
 
     @app.get("/health", response_model=HealthAnswer)
     async def health() -> dict[str, Any]:
@@ -214,6 +224,14 @@ def _add_page(app: FastAPI) -> None:
             swagger_css_url="/static/swagger-ui.css",
             swagger_favicon_url="/static/favicon-32x32.png",
         )
+
+
+def _checked_score(recommender: "Recommender", score: str | None) -> str:
+    """What to rank by: what this model cannot give is refused here, before it reaches a batch."""
+    try:
+        return recommender.check_score(score)
+    except ValueError as error:
+        raise _FieldError("score", str(error)) from None
 
 
 def _query(recommender: "Recommender", history: list, candidates: list | None) -> _Query:
@@ -248,11 +266,13 @@ def _index(recommender: "Recommender", item: "str | int | Named", where: str) ->
 def _compute(recommender: "Recommender", group: tuple, works: Sequence[_Query]) -> list:
     histories = [list(work.history) for work in works]
     if group[0] == "score":
-        scores = recommender.score(histories, [list(work.candidates) for work in works], batch_size=len(works))
+        candidates = [list(work.candidates) for work in works]
+        scores = recommender.score(histories, candidates, batch_size=len(works), score=group[1])
         return [_scored(recommender, work.candidates, row) for work, row in zip(works, scores, strict=True)]
-    _, whole, top_k, num_beams = group
-    candidates = None if whole else [list(work.candidates) for work in works]
-    return recommender.recommend_ids(histories, candidates, top_k, num_beams=num_beams, batch_size=len(works))
+    _, whole, top_k, num_beams, score = group
+    lists = None if whole else [list(work.candidates) for work in works]
+    options = {"num_beams": num_beams, "batch_size": len(works), "score": score}
+    return recommender.recommend_ids(histories, lists, top_k, **options)
 
 
 def _scored(

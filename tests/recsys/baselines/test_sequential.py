@@ -3,6 +3,7 @@ import polars as pl
 import pytest
 import torch
 
+from helpers.closeness import assert_same_numbers, assert_same_scores
 from trl_sdpo.recsys import hit_rate, popularity_scorer, ranks, score_records
 from trl_sdpo.recsys.baselines.sequential import draw_windows, train_gru4rec, train_sasrec
 
@@ -67,7 +68,7 @@ def test_the_pattern_is_learned_far_above_popularity(trained, events, records):
 def test_scores_are_log_probabilities(trained):
     log_probs = trained.log_probs([["1", "2", "3"], []])
     assert log_probs.shape == (2, NUM_ITEMS)
-    np.testing.assert_allclose(np.exp(log_probs).sum(axis=1), 1, rtol=0, atol=1e-5)
+    assert_same_scores(np.exp(log_probs).sum(axis=1), np.ones(2))
     scores = trained([["1", "2", "3"], []], [["4", "unknown", "9"], []])[0]
     columns = [trained.item_ids.to_list().index(item) for item in ("4", "9")]
     assert scores[[0, 2]].tolist() == log_probs[0, columns].tolist()
@@ -81,9 +82,9 @@ def test_a_score_is_that_of_the_record_alone(trained):
     histories = [["1", "2", "3"], [], ["5"], [str(item) for item in range(15)]]
     together = trained.log_probs(histories)
     for row, history in zip(together, histories, strict=True):
-        np.testing.assert_allclose(trained.log_probs([history])[0], row, rtol=0, atol=1e-5)
+        assert_same_scores(trained.log_probs([history])[0], row)
     same = trained.log_probs([["1", "new", "2", "3"], ["new"], ["5"], ["9", *histories[3][5:]]])
-    np.testing.assert_allclose(same, together, rtol=0, atol=1e-5)
+    assert_same_scores(same, together)
 
 
 def test_a_state_does_not_see_what_comes_after_it(trained):
@@ -91,7 +92,7 @@ def test_a_state_does_not_see_what_comes_after_it(trained):
     inputs = torch.tensor([[0, 1, 2, 3, 4], [0, 1, 2, 9, 8]])
     with torch.no_grad():
         first, second = model.states(inputs)
-    torch.testing.assert_close(first[:3], second[:3], rtol=0, atol=1e-6)
+    assert_same_numbers(first[:3], second[:3])
     assert not torch.allclose(first[3], second[3], atol=1e-3)
 
 
@@ -178,3 +179,64 @@ def test_options_out_of_range(events):
         train_sasrec(events, seed=0, batchsize=3)
     with pytest.raises(ValueError, match=r"loss is (nan|inf).*learning_rate"):
         train_gru4rec(events, seed=0, **SMALL | {"learning_rate": 1e30})
+
+
+def circle(items):
+    """Vectors in which neighbours in the circle are close."""
+    angles = {item: 2 * np.pi * int(item) / NUM_ITEMS for item in items}
+    return {item: np.array([f(k * angle) for k in (1, 2, 3, 4) for f in (np.cos, np.sin)]) for item, angle in angles.items()}  # fmt: skip
+
+
+@pytest.mark.parametrize("id_dropout", [0.2, 1.0])
+def test_items_without_events_are_scored_by_their_vectors(id_dropout):
+    """Four items apart from each other are in no training event: after 1, 2, 3, 4 the vector of 5 is the likely one."""
+    cold = ["5", "12", "19", "26"]
+    sequences = [[item for item in sequence if item not in cold] for sequence in cycles(150, seed=0)]
+    vectors = circle(map(str, range(NUM_ITEMS)))
+    scorer = train_sasrec(frame(sequences), seed=0, item_embeddings=vectors, id_dropout=id_dropout, **SMALL)
+    assert len(scorer.item_ids) == NUM_ITEMS
+    histories = [["1", "2", "3", "4"]]
+    (scores,) = scorer(histories, [cold])
+    assert np.isfinite(scores).all()
+    assert int(np.argmax(scores)) == 0
+    # and without vectors nothing tells them apart
+    (alike,) = train_sasrec(frame(sequences), seed=0, **SMALL | {"num_epochs": 1})(histories, [cold])
+    assert len(set(alike.tolist())) == 1
+
+
+def test_vectors_in_place_of_ids_are_all_that_is_read():
+    """Two items with one vector have one score, as histories and as candidates."""
+    vectors = circle(map(str, range(NUM_ITEMS)))
+    vectors["7"] = vectors["3"]
+    options = SMALL | {"num_epochs": 2}
+    scorer = train_sasrec(frame(cycles(40, seed=0)), seed=0, item_embeddings=vectors, id_dropout=1.0, **options)
+    (scores,) = scorer([["1", "2"]], [["3", "7"]])
+    assert scores[0] == pytest.approx(scores[1], abs=1e-6)
+    first, second = scorer([["3"], ["7"]], [["9"], ["9"]])
+    assert first[0] == pytest.approx(second[0], abs=1e-6)
+    with_ids = train_sasrec(frame(cycles(40, seed=0)), seed=0, item_embeddings=vectors, **options)
+    (scores,) = with_ids([["1", "2"]], [["3", "7"]])
+    assert abs(scores[0] - scores[1]) > 1e-4
+
+
+def test_the_seed_decides_with_vectors_too():
+    vectors, events = circle(map(str, range(NUM_ITEMS))), frame(cycles(40, seed=0))
+    options = SMALL | {"num_epochs": 1}
+    first, again, other = (train_sasrec(events, seed=seed, item_embeddings=vectors, **options) for seed in (0, 0, 1))
+    scores = [one([["1", "2"]], [["3", "7"]])[0] for one in (first, again, other)]
+    assert scores[0].tolist() == scores[1].tolist() != scores[2].tolist()
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "words"),
+    [
+        (lambda vectors: vectors.pop("3"), {}, "none of item '3' \\(1 such items\\)"),
+        (lambda vectors: vectors.update({"3": vectors["3"] * np.nan}), {}, "not vectors of one length"),
+        (lambda vectors: None, {"id_dropout": 1.5}, "id_dropout=1.5 is not between 0 and 1"),
+    ],
+)
+def test_vectors_that_are_none(change, options, words):
+    vectors = circle(map(str, range(NUM_ITEMS)))
+    change(vectors)
+    with pytest.raises(ValueError, match=words):
+        train_sasrec(frame(cycles(5, seed=0)), seed=0, item_embeddings=vectors, **SMALL, **options)

@@ -36,6 +36,7 @@ LOADER_COUNTS = {
 }
 SEQUENCE_DROPS = (
     *("events_below_min_rating", "events_repeated", "events_below_min_interactions", "events_below_min_length"),
+    "events_of_held_out_items",
 )
 SPLITS = ("train", "validation", "test")
 # A title twice, so that items are merged; one that is blank where a publisher may leave it so.
@@ -255,6 +256,7 @@ MAKERS = [
 OPTIONS = {
     "few": {},
     "filtered": {"min_interactions": 4, "min_length": 3, "min_history": 3, "train_stride": 2},
+    "held out": {"split": "items", "held_out_items": 0.5, "max_train_users": 5},
     "thinned": {"windows": 3, "eval_windows": "last", "max_train_records": 20, "min_history": 2},
 }
 
@@ -265,7 +267,7 @@ def add_up(report, written):
     assert loader["events_read"] == written
     assert written == report["events"] + sum(loader.get(name, 0) for name in LOADER_DROPS)
     in_splits = sum(report[split]["targets"] for split in SPLITS if split in report)
-    assert report["events"] == in_splits + sum(report[name] for name in SEQUENCE_DROPS)
+    assert report["events"] == in_splits + sum(report.get(name, 0) for name in SEQUENCE_DROPS)
     for split in (split for split in SPLITS if split in report):
         counts = report[split]
         dropped = sum(value for name, value in counts.items() if name.startswith("dropped_"))

@@ -40,6 +40,15 @@ def test_counts_are_those_of_the_rows(ours, others):
     assert facts["targets_tied_in_time"] == sum(tied)
 
 
+def test_ties_that_a_part_of_the_events_tells_are_a_lower_bound():
+    whole = columns([(1, 2, 5, []), (1, 3, 5, []), (1, 4, 7, [2, 3])])
+    assert ["targets at the time of another event of their user", "2", "66.7%"] in fact_rows(record_facts(whole))
+    part = columns([(1, 2, 5, []), (1, 4, 7, [2, 3])])
+    assert ["targets at the time of another event of their user, at least", "0", "0.0%"] in fact_rows(
+        record_facts(part)
+    )
+
+
 def test_what_cannot_be_told_is_unknown():
     table = columns([(1, 2, None, [3])])
     facts = record_facts(table)

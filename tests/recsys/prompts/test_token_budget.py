@@ -15,7 +15,9 @@ def interactions():
     events = pl.DataFrame({"user_id": user, "item_id": item, "timestamp": np.tile(np.arange(12) * 100, 15) + user})
     # from short titles to long ones
     titles = [f"The {'very ' * (number % 9)}long Night {number} (19{number + 10})" for number in range(50)]
-    return Interactions(events, pl.DataFrame({"item_id": range(50), "title": titles}), "tiny")
+    genres = [["Drama", "Comedy", "Film-Noir"][: number % 4] for number in range(50)]
+    items = pl.DataFrame({"item_id": range(50), "title": titles, "genres": genres})
+    return Interactions(events, items, "tiny")
 
 
 def build(interactions, tokenizer, **options):
@@ -31,7 +33,13 @@ def longest(record, tokenizer):
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"conversational": True}, {"prompt_style": "candidates", "template": "random"}]
+    "options",
+    [
+        {},
+        {"conversational": True},
+        {"prompt_style": "candidates", "template": "random"},
+        {"item_format": "{title}[ ({genres})]", "completion_format": "[{genres:1}: ]{title}"},
+    ],
 )
 def test_histories_lose_their_oldest_items_until_they_fit(interactions, tokenizer, options):
     plain, _ = build_preference_dataset(interactions, seed=0, num_candidates=5, **{"template": "watched"} | options)
@@ -47,6 +55,13 @@ def test_histories_lose_their_oldest_items_until_they_fit(interactions, tokenize
         # the latest items stay, and completions are as they were
         assert history == before["history_item_ids"][-len(history) :]
         assert (record["chosen"], record["rejected"]) == (before["chosen"], before["rejected"])
+        # an item is there whole, attributes and all, or not at all
+        if "item_format" in options:
+            items = {item: row for item, *row in interactions.items.select("item_id", "title", "genres").rows()}
+            for item in before["history_item_ids"]:
+                title, genres = items[item]
+                text = f"{title} ({', '.join(genres)})" if genres else f"{title}"
+                assert (text in record["prompt"]) == (item in history)
         if len(history) < len(before["history_item_ids"]):
             shortened += 1
             longer = dict(before) if len(history) + 1 == len(before["history_item_ids"]) else None

@@ -11,7 +11,7 @@ from peft import LoraConfig
 from transformers import BloomConfig, BloomForCausalLM
 from trl import DPOConfig, DPOTrainer
 
-from helpers.closeness import assert_same_training
+from helpers.closeness import assert_same_scores, assert_same_training
 from trl_sdpo import to_preference_pairs
 from trl_sdpo.data_utils import tokenize_multi_preference
 
@@ -302,7 +302,7 @@ class TestPrecomputedReference:
             rows = [{**row, "source": prefix_sharing} for row in records(4)]
             datasets.append(make_trainer(models[0], rows, args=args, ref_model=models[1]).train_dataset)
         for name in ("ref_chosen_logps", "ref_rejected_logps"):
-            np.testing.assert_allclose(datasets[0][name][:], datasets[1][name][:], atol=1e-4)
+            assert_same_scores(datasets[0][name][:], datasets[1][name][:])
 
     def test_evaluation_with_a_larger_pool(self, llama, records, make_trainer):
         """The evaluation data have larger pools than the training data, or smaller ones."""

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,7 +34,8 @@ class SequentialScorer:
         model ([`SequentialModel`]):
             The network.
         item_ids (`polars.Series`):
-            The items of training as strings, sorted. The item in row i is item i + 1 of the network.
+            The items of training as strings, and those with a vector, sorted. The item in row i is item i + 1 of the
+            network.
         seconds (`float`):
             How long the training took, validation included.
         num_epochs (`int`):
@@ -81,8 +82,9 @@ class SequentialScorer:
             histories (`Sequence[Sequence[str]]`):
                 See [`~SequentialScorer.log_probs`].
             candidates (`Sequence[Sequence[str]]`):
-                Item ids to score, for each history. One that training did not have gets the lowest score that any
-                item has for this history: nothing is known of it, and the sum with another model's score stays finite.
+                Item ids to score, for each history. One that training did not have, and that has no vector, gets the
+                lowest score that any item has for this history: nothing is known of it, and the sum with another model's
+                score stays finite.
 
         Returns:
             `list[numpy.ndarray]`: One score per candidate.
@@ -217,6 +219,8 @@ def train_sasrec(
     max_length: int = 50,
     dropout: float = 0.2,
     learning_rate: float = 5e-3,
+    item_embeddings: Mapping[str, np.ndarray] | None = None,
+    id_dropout: float = 0.2,
     **training,
 ) -> SequentialScorer:
     """
@@ -245,6 +249,12 @@ def train_sasrec(
             Dropout.
         learning_rate (`float`, *optional*, defaults to `5e-3`):
             Step size of AdamW, the same from the first step to the last.
+        item_embeddings (`Mapping[str, numpy.ndarray]`, *optional*):
+            A vector for each item id, such as [`title_embeddings`] makes of a language model (LLM2Rec,
+            https://huggingface.co/papers/2506.21579). They are standardised, do not train, and are projected into the space of
+            the ids, to which they are added. Items that have one and no training event are scored by it.
+        id_dropout (`float`, *optional*, defaults to `0.2`):
+            With `item_embeddings`: how often, in training, an item's id is left out; 1 for vectors in place of ids.
         **training:
             The fields of [`TrainingOptions`].
 
@@ -252,7 +262,8 @@ def train_sasrec(
         [`SequentialScorer`]: The scorer.
 
     Raises:
-        ValueError: there is no training event, a number is out of range, or the loss is not finite.
+        ValueError: there is no training event, a number is out of range, the loss is not finite, or an item of training has
+            no vector where others have one.
 
     Example:
         ```python
@@ -271,7 +282,8 @@ def train_sasrec(
     def build(num_items: int) -> SASRec:
         return SASRec(num_items, hidden_size, max_length, dropout, num_layers, num_heads)
 
-    return _train(build, events, seed, validation, TrainingOptions(learning_rate=learning_rate, **training), "SASRec")
+    options = TrainingOptions(learning_rate=learning_rate, **training)
+    return _train(build, events, seed, validation, options, "SASRec", item_embeddings, id_dropout)
 
 
 def train_gru4rec(
@@ -324,20 +336,43 @@ def _train(
     validation: Any,
     options: TrainingOptions,
     name: str,
+    item_embeddings: Mapping[str, np.ndarray] | None = None,
+    id_dropout: float = 0.0,
 ) -> SequentialScorer:
     start = time.perf_counter()
     sequences = training_sequences(events)
-    item_ids = sequences[ITEM_ID].unique().sort()
+    item_ids = learned = sequences[ITEM_ID].unique().sort()
+    if item_embeddings is not None:
+        item_ids = pl.concat([learned, pl.Series(list(item_embeddings), dtype=pl.String)]).unique().sort()
     codes = torch.from_numpy(encode(sequences[ITEM_ID], item_ids) + 1)
     ends = np.flatnonzero(np.append(sequences[LAST].to_numpy()[:-1], True)) + 1
     begins = np.concatenate([[0], ends[:-1]])
     # The generator of the process is left as it was.
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        scorer = SequentialScorer(build(len(item_ids)).to(options.device), item_ids)
+        model = build(len(item_ids))
+        if item_embeddings is not None:
+            known = torch.from_numpy(item_ids.is_in(learned.implode()).to_numpy().copy())
+            model.add_vectors(_standardised(item_embeddings, item_ids), known, id_dropout)
+        scorer = SequentialScorer(model.to(options.device), item_ids)
         _fit(scorer, codes, begins, ends, np.random.default_rng(seed), validation, options, name)
     scorer.seconds = time.perf_counter() - start
     return scorer
+
+
+def _standardised(vectors: Mapping[str, np.ndarray], item_ids: pl.Series) -> torch.Tensor:
+    """Vectors of items in their order, every dimension with mean 0 and deviation 1, scaled to a length of about 1."""
+    missing = [item for item in item_ids.to_list() if item not in vectors]
+    if missing:
+        raise ValueError(
+            f"item_embeddings: none of item {missing[0]!r} ({len(missing)} such items). Pass one for each item of training."
+        )
+    rows = np.array([vectors[item] for item in item_ids.to_list()], dtype=np.float32)
+    if rows.ndim != 2 or not np.isfinite(rows).all():
+        raise ValueError("item_embeddings: not vectors of one length with finite numbers. Pass those.")
+    spread = rows.std(axis=0)
+    rows = (rows - rows.mean(axis=0)) / np.where(spread > 0, spread, 1.0)
+    return torch.from_numpy(rows / np.sqrt(rows.shape[1]).astype(np.float32))
 
 
 def _fit(

@@ -17,6 +17,8 @@ _WORDS = {
     "history_events_later_than_target": "events in histories that are later than their target",
     "history_events_at_time_of_target": "events in histories at the time of their target",
 }
+# The records that are there may be a sample: an event at the time of a target need not be in one of them
+_AT_LEAST = "targets_tied_in_time"
 _USER, _ITEM, _TIME = "user_id", "item_id", "timestamp"
 _HISTORY, _PLACES = "history_item_ids", ("position", "num_earlier")
 _NEEDED = (_USER, _ITEM, _TIME, _HISTORY)
@@ -95,8 +97,16 @@ def fact_rows(facts: Mapping[str, int | None]) -> list[list[str]]:
         share = (
             f"{value / whole:.1%}" if "_" in name and name != "history_events" and value is not None and whole else ""
         )
+        if name == _AT_LEAST and value is not None and _is_part(facts):
+            words += ", at least"
         rows.append([words, "unknown" if value is None else f"{value:,}", share])
     return rows
+
+
+def _is_part(facts: Mapping[str, int | None]) -> bool:
+    """Whether the records tell the time of a part of the events in histories alone, and so not all that are tied."""
+    known, events = facts.get("history_events_of_known_time"), facts.get("history_events")
+    return known is not None and events is not None and known < events
 
 
 def _tied(ours: pl.DataFrame, known: pl.DataFrame) -> int:

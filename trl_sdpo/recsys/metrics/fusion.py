@@ -11,6 +11,8 @@ from ...files import write_text
 from .intervals import group_codes
 
 
+# What training counts say of a candidate, as features by these names.
+EVENTS, COLD = "log(1 + training events)", "no training event"
 _MOST_STEPS = 100
 _ROUNDING = 1e-12  # of the largest value
 

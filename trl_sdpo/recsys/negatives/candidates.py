@@ -14,6 +14,7 @@ from .cooccurrence import nearest_by_co_occurrence
 from .eligibility import LAST_PHASE, Arrivals, Seen
 from .grades import Grades, low_rated_draw
 from .strategies import (
+    COLD,
     HARD,
     LOW_RATED,
     NUM_EARLIER,
@@ -22,7 +23,9 @@ from .strategies import (
     UNIFORM,
     Draw,
     TargetRows,
+    cold_draw,
     hard_draw,
+    num_cold,
     parse_negatives,
     popularity_draw,
     schedule,
@@ -89,6 +92,7 @@ class CandidateSampler:
         self._limits: dict[str, int | None] = {UNIFORM: None}
         if self.grades is not None and low_rating is not None:
             self._draws[LOW_RATED], self._limits[LOW_RATED] = low_rated_draw(seed, self.grades, low_rating)
+        self.cold: np.ndarray | None = None
         self.filled_uniformly = 0
         self._lock = threading.Lock()
 
@@ -115,6 +119,11 @@ class CandidateSampler:
                 neighbours = nearest_by_co_occurrence(train_events, self.ids)
                 self._draws[HARD] = hard_draw(self.seed, neighbours)
 
+    def prepare_cold(self, train_counts: np.ndarray) -> None:
+        """Let lists of cold candidates be drawn: of items without a training event."""
+        self.cold = train_counts == 0
+        self._draws[COLD], self._limits[COLD] = cold_draw(self.seed, self.cold, self.arrivals), None
+
     def rows(self, targets: pl.DataFrame, histories: np.ndarray, phases: np.ndarray | None = None) -> TargetRows:
         """Targets with `user_id`, `position` and `item_id`, rows of the items before them and phases, as arrays."""
         items = encode(targets[ITEM_ID], self.ids)
@@ -130,12 +139,14 @@ class CandidateSampler:
         available = self.arrivals.count(None if self.arrivals.always else instants(targets).to_numpy(), len(items))
         return TargetRows(users, keys, targets[POSITION].to_numpy(), items, histories, phases, available)
 
-    def num_left(self, rows: TargetRows, enough: int) -> np.ndarray:
-        """How many items may be negatives of the rows `(n,)`; exact where there are fewer than `enough`."""
-        left = rows.num_available - self.seen.count(rows.users) - 1
+    def num_left(self, rows: TargetRows, enough: int, cold: bool = False) -> np.ndarray:
+        """How many (cold) items may be negatives of the rows `(n,)`; exact where there are fewer than `enough`."""
+        there = num_cold(self.cold, self.arrivals)[rows.num_available] if cold else rows.num_available
+        left = there - self.seen.count(rows.users) - 1
         for row in np.flatnonzero(left < enough).tolist():
             taken = np.union1d(self.seen.items_of(rows.users[row], rows.phases[row]), rows.items[row])
-            left[row] = rows.num_available[row] - (self.arrivals.places[taken] < rows.num_available[row]).sum()
+            taken = taken[self.cold[taken]] if cold else taken
+            left[row] = there[row] - (self.arrivals.places[taken] < rows.num_available[row]).sum()
         return left
 
     def check_enough(self, targets: pl.DataFrame, rows: TargetRows, pool_size: int) -> None:

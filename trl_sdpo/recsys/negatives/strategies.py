@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..interactions.random_streams import (
+    COLD_STREAM,
     HARD_STREAM,
     NEGATIVE_STREAM,
     POPULARITY_STREAM,
@@ -21,6 +22,8 @@ POSITION, NUM_EARLIER = "position", "num_earlier"
 
 UNIFORM, POPULARITY, HARD, LOW_RATED = "uniform", "popularity", "hard", "low-rated"
 STRATEGIES = (UNIFORM, POPULARITY, HARD, LOW_RATED)
+# No strategy to choose: what lists of cold candidates draw by, see `RecordConfig.eval_candidates`.
+COLD = "cold"
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,22 @@ def uniform_draw(seed: int, arrivals: Arrivals) -> Draw:
         return arrivals.order[uniform_integers(numbers, rows.num_available[:, None])]
 
     return draw
+
+
+def cold_draw(seed: int, cold: np.ndarray, arrivals: Arrivals) -> Draw:
+    """Every item that exists and has no training event (`cold`, flags of shape `(items,)`) alike."""
+    order, before = arrivals.order[cold[arrivals.order]], num_cold(cold, arrivals)
+
+    def draw(rows: TargetRows, count: int) -> np.ndarray:
+        numbers = rows.numbers(seed, COLD_STREAM, count)
+        return order[uniform_integers(numbers, before[rows.num_available][:, None])]
+
+    return draw
+
+
+def num_cold(cold: np.ndarray, arrivals: Arrivals) -> np.ndarray:
+    """How many of the first n items, in the order in which they came, have no training event: of shape `(items + 1,)`."""
+    return np.concatenate([[0], np.cumsum(cold[arrivals.order])])
 
 
 def popularity_draw(seed: int, counts: np.ndarray, alpha: float, arrivals: Arrivals) -> Draw:

@@ -5,15 +5,17 @@ honest one, and the one that made the published records.
 
 from dataclasses import dataclass, field, replace
 
-from ..negatives.strategies import LOW_RATED, parse_negatives
-from ..prompts.templates import DOMAINS, PROMPT_STYLES, PromptTemplate, select_templates
+from ..negatives.strategies import COLD, LOW_RATED, UNIFORM, parse_negatives
+from ..prompts.templates import PROMPT_STYLES, PromptTemplate
+from ..prompts.wordings import DOMAINS, select_templates
 from .phases import EXCLUSIONS, EXISTENCE, FIRST_EVENT, OFF, PHASE
 from .sequences import CORE_PERIODS, K_CORES, ORDERS, WHOLE
-from .splits import SPLIT_KINDS, TEMPORAL
-from .targets import parse_windows
+from .splits import BY_ITEM, SPLIT_KINDS, TEMPORAL
+from .targets import ALL, parse_windows
 
 
 CANDIDATE_SEEDS = ("record", "target")
+EVAL_CANDIDATES = (ALL, COLD)
 
 
 def _help(text: str, **checks) -> dict:
@@ -56,6 +58,9 @@ class RecordConfig:
             `"hard"`, `"low-rated"` (see `low_rating`), or several with shares, as `"uniform:0.5,hard:0.5"`.
         eval_negatives (`str` or `dict[str, float]`, *optional*, defaults to `"uniform"`):
             The same for validation and test.
+        eval_candidates (`str`, *optional*, defaults to `"all"`):
+            `"all"`, or `"cold"`: validation and test records whose target and negatives all lack a training event. Others
+            are dropped and counted; training records stay as they are.
         popularity_alpha (`float`, *optional*, defaults to `1.0`):
             The exponent of popularity.
         low_rating (`float`, *optional*):
@@ -84,8 +89,11 @@ class RecordConfig:
             The events that `min_interactions` counts: `"all"`, or those of `"train"`, so that what happens later does not
             decide what stays. Later events stay if their item does, and their user does or is new.
         split (`str`, *optional*, defaults to `"temporal"`):
-            `"temporal"`, see [`temporal_split`], `"leave-one-out"`, see [`leave_one_out_split`], or `"user"` and
-            `"user-by-time"`, see [`user_split`], with users drawn by the seed or in the order of their first events.
+            `"temporal"`, see [`temporal_split`], `"leave-one-out"`, see [`leave_one_out_split`], `"user"` and
+            `"user-by-time"`, see [`user_split`], with users drawn by the seed or in the order of their first events, or
+            `"items"`, see [`item_split`].
+        held_out_items (`float`, *optional*, defaults to `0.1`):
+            The share of items that `split="items"` holds out of training.
         ratios (`tuple[float, float, float]`, *optional*, defaults to `(0.8, 0.1, 0.1)`):
             Shares of train, validation and test. A split with share 0 is left out. Not used by leave-one-out.
         file_order (`bool`, *optional*, defaults to `False`):
@@ -97,6 +105,10 @@ class RecordConfig:
         train_stride (`int`, *optional*, defaults to `1`):
             Keep every so many-th training target of a user, counted back from the last one. With `history_size + 1`
             the windows of a user do not overlap.
+        max_train_users (`int`, *optional*):
+            Learn from so many users alone, drawn uniformly among those with a training event: for learning curves. The
+            training events of others make no record and count for nothing, but stand in the histories of their own
+            validation and test records, which are the same. A smaller number gives a subset of a larger one.
         max_train_records, max_validation_records, max_test_records (`int`, *optional*):
             Keep this many of the split, drawn uniformly. A smaller number gives a subset of a larger one.
 
@@ -145,6 +157,13 @@ class RecordConfig:
     )
     eval_negatives: str | dict[str, float] = field(
         default="uniform", metadata=_help("Negatives of validation and test records.")
+    )
+    eval_candidates: str = field(
+        default=ALL,
+        metadata=_help(
+            "Validation and test records of 'all' items, or 'cold': target and negatives without a training event.",
+            choices=EVAL_CANDIDATES,
+        ),
     )
     popularity_alpha: float = field(default=1.0, metadata=_help("Exponent of popularity."))
     low_rating: float | None = field(
@@ -202,6 +221,9 @@ class RecordConfig:
     ratios: tuple[float, float, float] = field(
         default=(0.8, 0.1, 0.1), metadata=_help("Shares of train, validation and test.")
     )
+    held_out_items: float = field(
+        default=0.1, metadata=_help("Share of items that --split items holds out of training.")
+    )
     file_order: bool = field(
         default=False, metadata=_help("Leave one out in the order of the file, for a source without time.")
     )
@@ -210,6 +232,9 @@ class RecordConfig:
     )
     eval_windows: str | int = field(default="all", metadata=_help("The same for validation and test."))
     train_stride: int = field(default=1, metadata=_help("Keep every so many-th training target of a user.", lowest=1))
+    max_train_users: int | None = field(
+        default=None, metadata=_help("Users to learn from at most, as for learning curves.", lowest=1)
+    )
     max_train_records: int | None = field(default=None, metadata=_help("Training records at most.", lowest=1))
     max_validation_records: int | None = field(default=None, metadata=_help("Validation records at most.", lowest=1))
     max_test_records: int | None = field(default=None, metadata=_help("Test records at most.", lowest=1))
@@ -242,6 +267,7 @@ class RecordConfig:
                 f"candidate_seed='target' draws from all items, existence={self.existence!r} does not. Pass 'off'."
             )
         self._check_low_rated(*shares)
+        self._check_cold(shares[1])
         _ = self.templates
         for name in ("windows", "eval_windows"):
             parse_windows(getattr(self, name))
@@ -260,6 +286,18 @@ class RecordConfig:
         if LOW_RATED in training and self.exclude_seen != PHASE:
             raise ValueError(f"'low-rated' negatives need exclude_seen='{PHASE}', not {self.exclude_seen!r}.")
 
+    def _check_cold(self, evaluation: dict[str, float]) -> None:
+        if self.eval_candidates == COLD and (set(evaluation) != {UNIFORM} or self.candidate_seed == "target"):
+            raise ValueError(
+                "eval_candidates='cold' draws uniformly among the items without a training event, by (seed, user, position). "
+                "Leave eval_negatives and candidate_seed out."
+            )
+        if self.split == BY_ITEM and (self.core_period != WHOLE or self.candidate_seed == "target"):
+            raise ValueError(
+                "split='items' holds items out of training, which core_period='train' would drop, and candidate_seed="
+                "'target' would show in training lists. Leave them out."
+            )
+
     @property
     def templates(self) -> tuple[PromptTemplate, ...]:
         """The wordings, see [`select_templates`], with the formats of items."""
@@ -273,7 +311,13 @@ class RecordConfig:
         """The catalogue of a record, with the default of the split."""
         if self.existence is not None:
             return self.existence
-        return FIRST_EVENT if self.split == TEMPORAL and self.candidate_seed == "record" else OFF
+        return FIRST_EVENT if self.split in (TEMPORAL, BY_ITEM) and self.candidate_seed == "record" else OFF
+
+    def shares_of(self, split: str) -> dict[str, float]:
+        """By what the negatives of a split are drawn, see [`parse_negatives`]."""
+        if split == "train":
+            return parse_negatives(self.negatives)
+        return {COLD: 1.0} if self.eval_candidates == COLD else parse_negatives(self.eval_negatives)
 
     def num_negatives_of(self, split: str) -> int:
         """Negatives of a record of a split."""

@@ -1,7 +1,7 @@
 """From interactions to multi-preference records: prompt, chosen, and a list of rejected."""
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -14,12 +14,12 @@ from datasets import Dataset, DatasetDict
 from ..interactions.codes import sorted_catalogue
 from ..interactions.interactions import ITEM_ID, RATING, USER_ID, Interactions, instants
 from ..negatives.candidates import CandidateSampler
-from ..negatives.strategies import parse_negatives
+from ..negatives.strategies import COLD, parse_negatives
 from ..negatives.target_seeded import TargetSeededSampler
 from ..prompts.rendering import plain
 from ..prompts.token_budget import TokenBudget
 from .config import RecordConfig
-from .phases import EVER, OFF, Consumed, ConsumedInOrder, ConsumedInTime, available_from, touched_by_phase
+from .phases import EVER, OFF, Consumed, ConsumedInOrder, ConsumedInTime, available_from, held_back, touched_by_phase
 from .rows import CHUNK_SIZE, ROW, Chunk, RecordBuilder
 from .sequences import (
     IN_FILE,
@@ -31,16 +31,20 @@ from .sequences import (
     keep_core_of_training,
 )
 from .splits import (
+    BY_ITEM,
     BY_USER,
     BY_USER_IN_TIME,
     LEAVE_ONE_OUT,
     SPLIT,
     SPLITS,
     TEMPORAL,
+    held_out_items,
+    item_split,
     leave_one_out_split,
     split_leaks,
     temporal_split,
     user_split,
+    users_to_learn_from,
 )
 from .targets import select_targets, time_facts
 
@@ -154,7 +158,7 @@ class RecordPlan:
             ValueError: no record of the split fits `max_length`.
         """
         targets, pool_size = self.targets[split], self.config.num_negatives_of(split)
-        shares = parse_negatives(self.config.negatives if split == "train" else self.config.eval_negatives)
+        shares = self.config.shares_of(split)
         size = min(CHUNK_SIZE, self.builder.largest_chunk(pool_size))
         parts = [targets[begin : begin + size] for begin in range(0, targets.height, size)]
         counts = {"dropped_too_long": 0, "histories_shortened": 0, "records": 0}
@@ -221,6 +225,34 @@ def plan_records(
         raise ValueError(
             f"{interactions.name}: scores and low_rating need a column '{RATING}', which it has not. Leave them out."
         )
+    events, known, held, source_report = _split_events(interactions, config)
+    report: dict[str, Any] = {"source": interactions.name, "seed": config.seed, **source_report}
+    report |= {"split": config.split, "leaks": split_leaks(events)}
+    catalogue = sorted_catalogue(interactions.items.join(known, on=ITEM_ID, how="semi"))
+    events = events.with_row_index(ROW)
+    train = (events[SPLIT] == "train").to_numpy()
+    if config.max_train_users is not None:
+        train = users_to_learn_from(events, config.max_train_users, config.seed)
+    builder = _make_builder(interactions, events, train, catalogue, held, config, processing_class)
+    train_counts = np.bincount(builder.event_items[train], minlength=catalogue.height)
+    if config.eval_candidates == COLD:
+        builder.sampler.prepare_cold(train_counts)
+    targets = {}
+    for split, ratio in zip(SPLITS, config.ratios, strict=True):
+        if ratio > 0 or config.split == LEAVE_ONE_OUT:
+            targets[split], report[split] = _select(events, train, split, config, builder)
+            rows = targets[split][ROW].to_numpy().astype(np.int64)
+            cold = int((train_counts[builder.event_items[rows]] == 0).sum())
+            report[split]["record_facts"] = time_facts(events, rows, config.history_size)
+            report[split]["record_facts"]["targets_without_train_event"] = cold
+    builder.consumed = _consumed(interactions, targets, builder, config)
+    return RecordPlan(config, targets, builder, catalogue, train_counts, report)
+
+
+def _split_events(
+    interactions: Interactions, config: RecordConfig
+) -> tuple[pl.DataFrame, pl.DataFrame, pl.Series | None, dict]:
+    """The events with their split; what says which items there are; those that are held out, if any; and counts."""
     of_training = config.core_period == TRAINING and config.min_interactions > 1
     sequences, source_report = build_sequences_with_report(
         interactions,
@@ -234,30 +266,20 @@ def plan_records(
         seed=config.seed,
         with_rating=False,
     )
-    events = _split(sequences, config)
+    events, held = _split(sequences, config), None
+    if config.split == BY_ITEM:
+        held = held_out_items(sequences[ITEM_ID], config.held_out_items, config.seed)
+        left_out = {"events_of_held_out_items": sequences.height - events.height}
+        source_report |= left_out | {"users": events[USER_ID].n_unique()}
+    # Items that have no event left when others are held out stay in the catalogue: that they have none is of the future.
+    known = None if held is None else sequences.select(pl.col(ITEM_ID).unique())
     del sequences
     if of_training:
         options = {name: getattr(config, name) for name in ("min_interactions", "k_core", "min_length")}
         tied = interactions.has_time and config.order == IN_TIME
         events, counts = keep_core_of_training(events, ties_are_sets=tied, **options)
         source_report |= counts
-    report: dict[str, Any] = {"source": interactions.name, "seed": config.seed, **source_report}
-    report |= {"split": config.split, "leaks": split_leaks(events)}
-    catalogue = sorted_catalogue(interactions.items.join(events, on=ITEM_ID, how="semi"))
-    events = events.with_row_index(ROW)
-    builder = _make_builder(interactions, events, catalogue, config, processing_class)
-    train = (events[SPLIT] == "train").to_numpy()
-    train_counts = np.bincount(builder.event_items[train], minlength=catalogue.height)
-    targets = {}
-    for split, ratio in zip(SPLITS, config.ratios, strict=True):
-        if ratio > 0 or config.split == LEAVE_ONE_OUT:
-            targets[split], report[split] = _select(events, split, config, builder)
-            rows = targets[split][ROW].to_numpy().astype(np.int64)
-            cold = int((train_counts[builder.event_items[rows]] == 0).sum())
-            report[split]["record_facts"] = time_facts(events, rows, config.history_size)
-            report[split]["record_facts"]["targets_without_train_event"] = cold
-    builder.consumed = _consumed(interactions, targets, builder, config)
-    return RecordPlan(config, targets, builder, catalogue, train_counts, report)
+    return events, events if known is None else known, held, source_report
 
 
 def _consumed(
@@ -271,7 +293,8 @@ def _consumed(
 
 
 def _check_times(interactions: Interactions, config: RecordConfig) -> None:
-    if config.resolved_existence != OFF and not interactions.has_time and config.split != TEMPORAL:
+    by_time = config.split in (TEMPORAL, BY_ITEM)  # which say themselves what they need
+    if config.resolved_existence != OFF and not interactions.has_time and not by_time:
         raise ValueError(
             f"{interactions.name}: existence={config.existence!r} needs times, which the source does not have. Pass "
             "'off'."
@@ -281,7 +304,9 @@ def _check_times(interactions: Interactions, config: RecordConfig) -> None:
 def _make_builder(
     interactions: Interactions,
     events: pl.DataFrame,
+    train: np.ndarray,
     catalogue: pl.DataFrame,
+    held: pl.Series | None,
     config: RecordConfig,
     processing_class: "PreTrainedTokenizerBase | None",
 ) -> RecordBuilder:
@@ -289,14 +314,15 @@ def _make_builder(
     if config.exclude_seen != EVER:
         in_time = interactions.has_time and config.order != IN_FILE_UNCHECKED
         touched, phases = touched_by_phase(interactions.events, events, config.split, in_time)
+    available = available_from(interactions.events, catalogue, config.resolved_existence)
     sampler = (TargetSeededSampler if config.candidate_seed == "target" else CandidateSampler)(
         touched,
         catalogue,
         seed=config.seed,
-        train_events=events.lazy().filter(pl.col(SPLIT) == "train").select(USER_ID, ITEM_ID),
+        train_events=events.lazy().filter(pl.lit(pl.Series(train))).select(USER_ID, ITEM_ID),
         popularity_alpha=config.popularity_alpha,
         phases=phases,
-        available_from=available_from(interactions.events, catalogue, config.resolved_existence),
+        available_from=available if held is None else held_back(available, events, catalogue, held),
         ratings=interactions.events if config.scores or config.low_rating is not None else None,
         low_rating=config.low_rating,
     )
@@ -322,19 +348,26 @@ def _split(sequences: pl.DataFrame, config: RecordConfig) -> pl.DataFrame:
         return leave_one_out_split(sequences, file_order=config.file_order)
     if config.split in (BY_USER, BY_USER_IN_TIME):
         return user_split(sequences, config.ratios, seed=config.seed if config.split == BY_USER else None)
+    if config.split == BY_ITEM:
+        return item_split(sequences, config.ratios, config.held_out_items, seed=config.seed)
     return temporal_split(sequences, config.ratios)
 
 
 def _select(
-    events: pl.DataFrame, split: str, config: RecordConfig, builder: RecordBuilder
+    events: pl.DataFrame, learned: np.ndarray, split: str, config: RecordConfig, builder: RecordBuilder
 ) -> tuple[pl.DataFrame, dict[str, int]]:
     train, arrivals, times = split == "train", builder.sampler.arrivals, instants(events)
-    pool_size = config.num_negatives_of(split)
+    pool_size, cold = config.num_negatives_of(split), builder.sampler.cold
 
     def exists(rows: np.ndarray) -> np.ndarray:
         there = arrivals.count(times.gather(rows).to_numpy(), len(rows))
         return arrivals.places[builder.event_items[rows]] < there
 
+    conditions = {} if arrivals.always else {"dropped_first_of_item": exists}
+    if train and config.max_train_users is not None:
+        conditions["dropped_other_user"] = lambda rows: learned[rows]
+    if cold is not None and not train:
+        conditions["dropped_not_cold"] = lambda rows: cold[builder.event_items[rows]]
     targets, report = select_targets(
         events,
         split,
@@ -343,55 +376,28 @@ def _select(
         stride=config.train_stride if train else 1,
         windows=config.windows if train else config.eval_windows,
         limit=getattr(config, f"max_{split}_records"),
-        exists=None if arrivals.always else exists,
+        conditions=conditions,
     )
+    return _with_enough_to_draw(targets, report, split, pool_size, builder, cold is not None and not train)
+
+
+def _with_enough_to_draw(
+    targets: pl.DataFrame, report: dict[str, int], split: str, pool_size: int, builder: RecordBuilder, cold: bool
+) -> tuple[pl.DataFrame, dict[str, int]]:
+    """The targets that leave so many (cold) negatives, and the report with those that do not."""
     rows = builder.rows(targets)
-    if arrivals.always:
+    if builder.sampler.arrivals.always and not cold:
         builder.sampler.check_enough(targets, rows, pool_size)
         return targets, report
     # Early in a source there are too few items to draw from, which is nobody's mistake.
-    enough = builder.sampler.num_left(rows, pool_size) >= pool_size
+    enough = builder.sampler.num_left(rows, pool_size, cold) >= pool_size
     kept = targets.filter(enough)
     if kept.is_empty():
+        which = "items without a training event" if cold else "items"
         raise ValueError(
-            f"split '{split}': none of {targets.height} targets has {pool_size} items that existed by then to draw "
+            f"split '{split}': none of {targets.height} targets has {pool_size} {which} that existed by then to draw "
             "negatives from. Draw fewer negatives, use more items, or pass existence='off'."
         )
-    report |= {"dropped_small_catalogue": targets.height - kept.height, "records": kept.height}
+    reason = "dropped_few_cold" if cold else "dropped_small_catalogue"
+    report |= {reason: targets.height - kept.height, "records": kept.height}
     return kept, report | {"users": kept[USER_ID].n_unique(), "items": kept[ITEM_ID].n_unique()}
-
-
-def popularity_scores(train_events: pl.DataFrame, records: Dataset) -> np.ndarray | list[np.ndarray]:
-    """
-    The popularity baseline: score a candidate by its number of training events.
-
-    Args:
-        train_events (`polars.DataFrame`):
-            The events to count, with `item_id`: those of the training split alone.
-        records (`Dataset`, or `dict[str, Sequence]`):
-            Records with `item_id` and `rejected_item_ids`, as [`build_preference_dataset`] makes them.
-
-    Returns:
-        `numpy.ndarray` or `list[numpy.ndarray]`: Per record the score of the target, then those of the rejected, for
-        [`ranks`]: of shape `(n, 1 + K)`, or a list where K differs.
-
-    Example:
-        ```python
-        >>> import polars as pl
-        >>> train = pl.DataFrame({"item_id": [7, 7, 8]})
-        >>> popularity_scores(train, {"item_id": [8], "rejected_item_ids": [[7, 9]]}).tolist()
-        [[1, 2, 0]]
-
-        ```
-    """
-    targets, rejected = records[ITEM_ID], records["rejected_item_ids"]
-    rows: Sequence[Sequence] = [[target, *others] for target, others in zip(targets, rejected, strict=True)]
-    if not rows:
-        raise ValueError("records: no rows. Pass at least one record.")
-    counts = train_events.group_by(ITEM_ID).len()
-    flat = pl.Series([item for row in rows for item in row], dtype=train_events[ITEM_ID].dtype)
-    scores = flat.replace_strict(counts[ITEM_ID], counts["len"], default=0, return_dtype=pl.Int64).to_numpy()
-    lengths = [len(row) for row in rows]
-    if min(lengths) == max(lengths):
-        return scores.reshape(len(rows), -1)
-    return np.split(scores, np.cumsum(lengths)[:-1])

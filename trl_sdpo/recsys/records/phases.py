@@ -8,7 +8,7 @@ import polars as pl
 from ..interactions.codes import encode
 from ..interactions.interactions import ITEM_ID, NANOSECOND, TITLE, USER_ID, instants
 from ..negatives.strategies import NUM_EARLIER, POSITION
-from .splits import BY_USER, BY_USER_IN_TIME, SPLIT, SPLITS, TEMPORAL
+from .splits import BY_ITEM, BY_USER, BY_USER_IN_TIME, SPLIT, SPLITS, TEMPORAL
 
 
 PHASE, EVER = EXCLUSIONS = ("phase", "ever")
@@ -40,7 +40,7 @@ def touched_by_phase(
     """
     if split in (BY_USER, BY_USER_IN_TIME):
         return source, np.zeros(source.height, dtype=np.uint8)
-    if split == TEMPORAL:
+    if split in (TEMPORAL, BY_ITEM):
         return source, _phases_in_time(instants(source), events)
     if not in_time:
         source = source.join(events, on=[USER_ID, ITEM_ID], how="anti")
@@ -103,6 +103,31 @@ def available_from(source: pl.DataFrame, catalogue: pl.DataFrame, existence: str
         released = year.to_frame().select(pl.when(pl.col(TITLE) > 0).then(begin)).to_series()
         times = np.minimum(times, released.fill_null(np.iinfo(np.int64).max).to_numpy())
     return times
+
+
+def held_back(
+    available: np.ndarray | None, events: pl.DataFrame, catalogue: pl.DataFrame, held: pl.Series
+) -> np.ndarray:
+    """
+    Let items that are held out of training come into being when it has ended.
+
+    Args:
+        available (`numpy.ndarray`, *optional*):
+            What [`available_from`] returns.
+        events (`polars.DataFrame`):
+            Sequences with a column `split`.
+        catalogue (`polars.DataFrame`):
+            The items, sorted by `item_id`.
+        held (`polars.Series`):
+            The items that are held out.
+
+    Returns:
+        `numpy.ndarray`: Times of shape `(items,)`.
+    """
+    times = np.full(catalogue.height, np.iinfo(np.int64).min) if available is None else available
+    begin = instants(events.filter(pl.col(SPLIT) != SPLITS[0])).min()
+    there = catalogue[ITEM_ID].is_in(held.implode()).to_numpy()
+    return np.where(there, np.maximum(times, begin), times)
 
 
 class Consumed(Protocol):

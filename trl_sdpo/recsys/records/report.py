@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..._errors import install
 from ..._markdown import markdown_table
 from ..metrics.facts import fact_rows
 from ..metrics.leaks import CodedLists
@@ -27,10 +28,13 @@ _COUNTS = {
     "targets": "events of the split",
     "dropped_short_history": "dropped: too few events before",
     "dropped_first_of_item": "dropped: nobody had met the item before, so no list could hold it",
+    "dropped_other_user": "dropped: not of the users to learn from (`max_train_users`)",
+    "dropped_not_cold": "dropped: the target has a training event (`eval_candidates`)",
     "dropped_by_stride": "dropped: stride",
     "dropped_by_windows": "dropped: not among the last of the user",
     "dropped_by_subsampling": "dropped: subsampling",
     "dropped_small_catalogue": "dropped: too few items existed by then to draw from",
+    "dropped_few_cold": "dropped: too few items without a training event to draw from",
     "dropped_too_long": "dropped: too long for `max_length`",
     "records": "**records**",
     "histories_shortened": "of these with a shortened history",
@@ -170,7 +174,8 @@ def write_markdown(report: dict, path: Path, figure: bool) -> None:
 def _source_rows(report: dict) -> list[list[str]]:
     counts = {f"loader: {key}": value for key, value in report["loader"].items()}
     names = ("events", "events_below_min_rating", "events_repeated", "events_below_min_interactions")
-    counts |= {name: report[name] for name in (*names, "events_below_min_length", "users", "items")}
+    names += ("events_below_min_length", "events_of_held_out_items", "users", "items")
+    counts |= {name: report[name] for name in names if name in report}
     if report["events_tied_in_time"] is not None:
         counts["events at the same time as another of their user, whose order is not known"] = report[
             "events_tied_in_time"
@@ -272,9 +277,7 @@ def plot_report(report: dict, statistics: dict[str, SplitStatistics], path: Path
         `bool`: Whether there is a figure: `False` without matplotlib, with a warning.
     """
     if importlib.util.find_spec("matplotlib") is None:
-        logger.warning(
-            "matplotlib is not installed: the report has no figure. Run `python -m pip install matplotlib`."
-        )
+        logger.warning(f"matplotlib is not installed: the report has no figure. Run `{install('examples')}`.")
         return False
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

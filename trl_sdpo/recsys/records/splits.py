@@ -1,4 +1,4 @@
-"""Which events are for training, which for validation, which for the test."""
+"""Which events are for training, which for validation, which for the test, and which users and items training knows."""
 
 import logging
 import math
@@ -9,7 +9,15 @@ import numpy as np
 import polars as pl
 
 from ..interactions.interactions import ITEM_ID, NANOSECOND, TIMESTAMP, USER_ID, instants
-from ..interactions.random_streams import USER_SPLIT_STREAM, hash_keys, random_numbers, stream_keys
+from ..interactions.random_streams import (
+    ITEM_SPLIT_STREAM,
+    TRAIN_USER_STREAM,
+    USER_SPLIT_STREAM,
+    hash_keys,
+    random_numbers,
+    stream_keys,
+)
+from ..negatives.strategies import NUM_EARLIER, POSITION
 
 
 logger = logging.getLogger(__name__)
@@ -18,7 +26,9 @@ SPLIT = "split"
 SPLITS = ("train", "validation", "test")
 # A byte per event instead of a string.
 SPLIT_TYPE = pl.Enum(SPLITS)
-TEMPORAL, LEAVE_ONE_OUT, BY_USER, BY_USER_IN_TIME = SPLIT_KINDS = ("temporal", "leave-one-out", "user", "user-by-time")
+TEMPORAL, LEAVE_ONE_OUT, BY_USER, BY_USER_IN_TIME = ("temporal", "leave-one-out", "user", "user-by-time")
+BY_ITEM = "items"
+SPLIT_KINDS = (TEMPORAL, LEAVE_ONE_OUT, BY_USER, BY_USER_IN_TIME, BY_ITEM)
 
 
 def temporal_split(sequences: pl.DataFrame, ratios: tuple[float, float, float] = (0.8, 0.1, 0.1)) -> pl.DataFrame:
@@ -187,9 +197,7 @@ def user_split(
     if seed is None:
         users = users.sort(TIMESTAMP, maintain_order=True)
     else:
-        keys = hash_keys(users[USER_ID])
-        numbers = random_numbers(stream_keys(seed, USER_SPLIT_STREAM, keys, np.zeros(len(keys))), 1)[:, 0]
-        users = users[np.argsort(numbers, kind="stable")]
+        users = users[np.argsort(_numbers(users[USER_ID], seed, USER_SPLIT_STREAM), kind="stable")]
     num_train = round(ratios[0] * users.height)
     num_validation = min(round(ratios[1] * users.height), users.height - num_train)
     if ratios[2] == 0:
@@ -202,6 +210,105 @@ def user_split(
     split = sequences.join(users.select(USER_ID, names), on=USER_ID, how="left", maintain_order="left")
     logger.info("Split by user: %s users.", _in_words(dict(zip(SPLITS, sizes.tolist(), strict=True))))
     return split
+
+
+def item_split(
+    sequences: pl.DataFrame,
+    ratios: tuple[float, float, float] = (0.8, 0.1, 0.1),
+    held_out: float = 0.1,
+    *,
+    seed: int,
+) -> pl.DataFrame:
+    """
+    Split by time, as [`temporal_split`], and hold items out of training: a share of them, drawn by (seed, item), has no
+    training event.
+
+    For what is asked of new items where a source has few of them at the end of its time. The training events of the items
+    that are held out are left out, from histories too; their later events stay. Records made with [`RecordConfig`] show
+    them in no training record, neither as negatives nor in a list: the catalogue has them from the beginning of validation.
+
+    What it leaks: an item that was known for long is held to be new, and what users took instead of it is in their
+    histories. For the rest see [`temporal_split`].
+
+    Args:
+        sequences (`polars.DataFrame`):
+            What [`build_sequences`] returns.
+        ratios (`tuple[float, float, float]`, *optional*, defaults to `(0.8, 0.1, 0.1)`):
+            Shares of train, validation and test, before items are held out.
+        held_out (`float`, *optional*, defaults to `0.1`):
+            The share of items. A smaller one gives a subset of a larger one.
+        seed (`int`):
+            The seed.
+
+    Returns:
+        `polars.DataFrame`: The rows that stay with a column `split`; `position` and `num_earlier`, where there are any,
+        count them anew.
+
+    Raises:
+        ValueError: see [`temporal_split`]; or the share is not between 0 and 1, or holds out no item or all training events.
+
+    Example:
+        ```python
+        >>> import polars as pl
+        >>> rows = {"user_id": [1] * 6, "item_id": [7, 8, 7, 8, 7, 8], "timestamp": [1, 2, 3, 4, 5, 6]}
+        >>> split = item_split(pl.DataFrame(rows), (0.7, 0, 0.3), held_out=0.5, seed=0)
+        >>> split.filter(pl.col("split") == "train")["item_id"].n_unique(), split["item_id"].n_unique()
+        (1, 2)
+
+        ```
+    """
+    split = temporal_split(sequences, ratios)
+    held = split[ITEM_ID].is_in(held_out_items(split[ITEM_ID], held_out, seed).implode())
+    left_out = ((split[SPLIT] == "train") & held).to_numpy()
+    kept = split.filter(~left_out)
+    if not (kept[SPLIT] == "train").any():
+        raise ValueError(f"held_out_items={held_out} leaves no training event. Hold fewer items out.")
+    logger.info("%s events of items that are held out of training are left out", int(left_out.sum()))
+    if POSITION not in split.columns:
+        return kept
+    # what is left out before each row, and from that before its own place and before the end of its history
+    before = np.concatenate([[0], np.cumsum(left_out)])
+    begins = np.arange(len(left_out)) - split[POSITION].to_numpy()
+    places = {name: split[name].to_numpy() for name in (POSITION, NUM_EARLIER) if name in split.columns}
+    anew = {name: place - (before[begins + place] - before[begins]) for name, place in places.items()}
+    return kept.with_columns(pl.Series(name, place[~left_out]) for name, place in anew.items())
+
+
+def held_out_items(items: pl.Series, share: float, seed: int) -> pl.Series:
+    """The items that [`item_split`] holds out of these, sorted; each may occur many times."""
+    if not 0 < share < 1:
+        raise ValueError(f"held_out_items={share} is not between 0 and 1. Pass a share, such as 0.1.")
+    items = items.unique().sort()
+    count = round(share * len(items))
+    if not count:
+        raise ValueError(f"held_out_items={share} of {len(items)} items is none. Pass a larger share, or more data.")
+    return items[np.argsort(_numbers(items, seed, ITEM_SPLIT_STREAM), kind="stable")[:count]].sort()
+
+
+def users_to_learn_from(events: pl.DataFrame, count: int, seed: int) -> np.ndarray:
+    """
+    Draw users by (seed, user): a smaller number gives a subset of a larger one.
+
+    Args:
+        events (`polars.DataFrame`):
+            With `user_id` and `split`.
+        count (`int`):
+            How many of the users with a training event.
+        seed (`int`):
+            The seed.
+
+    Returns:
+        `numpy.ndarray`: Whether each event is a training event of one of them: flags of shape `(n,)`.
+    """
+    train = events[SPLIT] == "train"
+    users = events[USER_ID].filter(train).unique().sort()
+    drawn = users[np.argsort(_numbers(users, seed, TRAIN_USER_STREAM), kind="stable")[:count]]
+    return (train & events[USER_ID].is_in(drawn.implode())).to_numpy()
+
+
+def _numbers(ids: pl.Series, seed: int, stream: int) -> np.ndarray:
+    """A random number for each id."""
+    return random_numbers(stream_keys(seed, stream, hash_keys(ids), np.zeros(len(ids))), 1)[:, 0]
 
 
 def split_leaks(events: pl.DataFrame) -> dict[str, int | None]:

@@ -1,6 +1,6 @@
 """Which events of a split become the targets of records."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import polars as pl
@@ -53,7 +53,7 @@ def select_targets(
     stride: int = 1,
     windows: str | int = ALL,
     limit: int | None = None,
-    exists: Callable[[np.ndarray], np.ndarray] | None = None,
+    conditions: Mapping[str, Callable[[np.ndarray], np.ndarray]] | None = None,
 ) -> tuple[pl.DataFrame, dict[str, int]]:
     """
     The events of a split that have enough history, thinned out as asked.
@@ -73,8 +73,9 @@ def select_targets(
             See [`parse_windows`]. Applied after the stride.
         limit (`int`, *optional*):
             Keep this many, drawn uniformly. A smaller number gives a subset of a larger one.
-        exists (`Callable`, *optional*):
-            Tells of rows of the events `(n,)` whether the catalogue holds the item by the time of the event.
+        conditions (`Mapping[str, Callable]`, *optional*):
+            What else a target must be, by the name under which those that are not are counted: functions from rows of the
+            events `(n,)` to flags.
 
     Returns:
         `tuple[polars.DataFrame, dict[str, int]]`: The rows that stay, in order, and how many were dropped and why.
@@ -96,8 +97,8 @@ def select_targets(
 
     earlier = events[NUM_EARLIER if NUM_EARLIER in events.columns else POSITION]
     keep("dropped_short_history", rows[earlier.to_numpy()[rows] >= min_history])
-    if exists is not None:
-        keep("dropped_first_of_item", rows[exists(rows)])
+    for reason, condition in (conditions or {}).items():
+        keep(reason, rows[condition(rows)])
     # From the last one back, so that every user keeps the target with the longest history.
     keep("dropped_by_stride", rows[_from_last(events, rows) % stride == 0] if stride > 1 else rows)
     keep("dropped_by_windows", rows[_from_last(events, rows) < most] if most is not None else rows)

@@ -17,7 +17,7 @@ from ..scoring.title_trie import TitleTrie
 from ..tokenization import CompletionTokenizer
 from .kept_trie import KeptTrie
 from .prompts import ItemTexts, PromptMaker
-from .scores import LIKELIHOOD, PMI, REWARD, beginnings, reference_model, reference_scores
+from .scores import FUSION, LIKELIHOOD, PMI, REWARD, FusedScores, beginnings, reference_model, reference_scores
 
 
 # For each history or list its items: a row of the catalogue, if the item is there, and the title.
@@ -61,6 +61,8 @@ class ItemRanker:
         processing_class ([`~transformers.PreTrainedTokenizerBase`]), config ([`RecommenderConfig`]), catalogue
             ([`Catalogue`], *optional*), template ([`PromptTemplate`]), name (`str`):
             As in [`Recommender`].
+        fused ([`FusedScores`], *optional*):
+            What makes scores of kind `"fusion"`.
     """
 
     def __init__(
@@ -70,7 +72,9 @@ class ItemRanker:
         catalogue: Catalogue | None,
         template: PromptTemplate,
         name: str,
+        fused: FusedScores | None = None,
     ) -> None:
+        self.fused = fused
         self.processing_class, self.config, self.catalogue = processing_class, config, catalogue
         self.template, self.name = template, name
         self.prompts = PromptMaker(template, config, processing_class)
@@ -127,7 +131,8 @@ class ItemRanker:
         options: dict[str, Any] = {"top_k": top_k, "exclude": excluded}
         options |= {"batch_size": how.batch_size, "desc": how.desc}
         if exact or how.score != LIKELIHOOD:
-            found = rank_catalogue(*asked, **options, minus=self._minus(how))
+            combine = self._fuse_all(histories) if how.score == FUSION else None
+            found = rank_catalogue(*asked, **options, minus=self._minus(how), combine=combine)
         else:
             found = search_catalogue(
                 *asked, num_beams=max(2, top_k, 10 if num_beams is None else num_beams), **options
@@ -156,6 +161,8 @@ class ItemRanker:
         scores = self._log_probs(how.model, how, prompts, answers)
         if how.score == LIKELIHOOD:
             return scores
+        if how.score == FUSION:
+            return self.fused(scores, self._ids(histories), self._ids(candidates, "candidates"))
         if how.score == PMI:
             others = self._log_probs(how.model, how, self.prompts.without_history(shown), answers)
         else:
@@ -223,4 +230,24 @@ class ItemRanker:
             prompt_ids = self.trie.prompt_ids(self.prompts.without_history([None]), self.processing_class)
             scorer = CatalogueScorer(how.model, self.trie, pad_token_id, how.batch_size)
             self._without_history = scorer.score(prompt_ids)
-        return None if how.score == LIKELIHOOD else lambda prompt_ids: self._without_history
+        return (lambda prompt_ids: self._without_history) if how.score == PMI else None
+
+    def _fuse_all(self, histories: Items) -> Callable[[np.ndarray, int], np.ndarray]:
+        """Fuses the scores of all titles after some of these histories."""
+        read, items = self._ids(histories), [self.catalogue.item_ids[row] for row in self.trie.distinct_titles()]
+
+        def combine(scores: np.ndarray, begin: int) -> np.ndarray:
+            return np.array(self.fused(list(scores), read[begin : begin + len(scores)], [items] * len(scores)))
+
+        return combine
+
+    def _ids(self, rows: Items, needed: str | None = None) -> list[list[str]]:
+        """The ids of items; those of histories that are not in the catalogue say nothing to models of ids."""
+        for number, row in enumerate(rows if needed else ()):
+            for item, title in row:
+                if item is None:
+                    raise ValueError(
+                        f"{needed}, row {number}: {title!r} is not in the catalogue, so a fusion has no score of it. Pass "
+                        "items of the catalogue, or score='likelihood'."
+                    )
+        return [[self.catalogue.item_ids[item] for item, _ in row if item is not None] for row in rows]
