@@ -10,8 +10,7 @@ import time
 from pathlib import Path
 
 
-HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE.parents[1])]
+sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 STAGES = ("tests", "speed", "ranking", "train", "report")
 
