@@ -42,6 +42,7 @@ LONG_FILES = {
     "examples/dpo_script.py": "TRL's script, of which two lines are changed: a reader compares the two",
     "trl_sdpo/data_utils.py": "the multi-preference format in one place, half of it docstrings",
     "trl_sdpo/prefix_sharing/rows.py": "the row of a record and its scores, half of it docstrings",
+    "trl_sdpo/commands/evaluate.py": "flags of one command, a third of it their help",
     "trl_sdpo/recommender/recommender.py": "what users call, half of it docstrings",
     "trl_sdpo/recsys/baselines/sequential.py": "two networks of one training loop",
     "tests/recommender/test_recommender.py": "mirrors the module",
