@@ -1,10 +1,13 @@
 """The house: which room may import which, how large rooms and files are, and what is public."""
 
+import ast
 import importlib
 import importlib.util
+import io
 import re
 import subprocess
 import sys
+import tokenize
 from pathlib import Path
 
 import pytest
@@ -39,14 +42,34 @@ LONG_FILES = {
     "examples/dpo_script.py": "TRL's script, of which two lines are changed: a reader compares the two",
     "trl_sdpo/data_utils.py": "the multi-preference format in one place, half of it docstrings",
     "trl_sdpo/prefix_sharing/rows.py": "the row of a record and its scores, half of it docstrings",
-    "trl_sdpo/recsys/records/recommender_files.py": "the two files that travel with a model, half of it docstrings",
-    "trl_sdpo/recsys/baselines/sequential.py": "two networks of one training loop",
-    "trl_sdpo/recsys/interactions/interactions.py": "one class and what checks it",
+    "trl_sdpo/commands/evaluate.py": "flags of one command, a third of it their help",
     "trl_sdpo/recommender/recommender.py": "what users call, half of it docstrings",
+    "trl_sdpo/recsys/baselines/sequential.py": "two networks of one training loop",
     "tests/recommender/test_recommender.py": "mirrors the module",
-    "tests/recsys/interactions/test_readers_properties.py": "one model of all text formats",
     "tests/test_data_utils.py": "mirrors the module",
 }
+LONG_FUNCTIONS = {
+    "trl_sdpo/recsys/interactions/sources/table.py:load_table": "twenty options, a line each",
+    "trl_sdpo/trainer/softmax_dpo_trainer.py:__init__": "the signature and the call of the parent, as TRL writes them",
+    "trl_sdpo/recsys/negatives/candidates.py:sample_negatives": "ten options and their checks, before three calls",
+}
+
+
+def code_lines(path):
+    """The name of each function with its lines that hold code: neither blank, nor a comment, nor a docstring."""
+    source = path.read_text(encoding="utf-8")
+    marks = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
+    tokens = [token for token in tokenize.generate_tokens(io.StringIO(source).readline) if token.type not in marks]
+    code = {line for token in tokens for line in range(token.start[0], token.end[0] + 1)}
+    functions = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.FunctionDef | ast.ClassDef)]
+    for node in functions:
+        if ast.get_docstring(node) is not None:
+            code -= set(range(node.body[0].lineno, node.body[0].end_lineno + 1))
+    return [
+        (node.name, len(code & set(range(node.lineno, node.end_lineno + 1))))
+        for node in functions
+        if isinstance(node, ast.FunctionDef)
+    ]
 
 
 class TestSizes:
@@ -61,6 +84,15 @@ class TestSizes:
         sizes = {path.relative_to(ROOT).as_posix(): lines(path) for path in tracked("trl_sdpo", "tests", "benchmarks")}
         assert {name: size for name, size in sizes.items() if size > 420 and name not in LONG_FILES} == {}
         assert {name: size for name, size in sizes.items() if size > 600} == {}
+
+    def test_no_function_has_more_than_forty_lines_of_code(self):
+        sizes = {
+            f"{path.relative_to(ROOT).as_posix()}:{name}": size
+            for path in tracked("trl_sdpo")
+            for name, size in code_lines(path)
+            if size > 40
+        }
+        assert {name: size for name, size in sizes.items() if name not in LONG_FUNCTIONS} == {}
 
     def test_examples_are_read_in_one_go(self):
         sizes = {path.relative_to(ROOT).as_posix(): lines(path) for path in tracked("examples")}
@@ -82,6 +114,30 @@ def test_pages_for_contributors_name_what_is_there(page):
     ] == []
     links = re.findall(r"\]\(([^)#:]+)\)", text)
     assert [link for link in links if not (ROOT / page).parent.joinpath(link).exists()] == []
+
+
+def test_docstrings_refer_to_what_is_there():
+    """``[`name`]`` or ``[`home.name`]`` is in the package, and `name.py` one of its modules; `~` is for other libraries."""
+    sources = {path: path.read_text(encoding="utf-8") for path in tracked("trl_sdpo")}
+    homes = {}  # of a name: the modules that define it, the classes that have it
+    for path, source in sources.items():
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.Assign):
+                for target in node.targets:
+                    homes.setdefault(getattr(target, "id", None), set()).add(path.stem)
+            if isinstance(node, ast.FunctionDef | ast.ClassDef):
+                homes.setdefault(node.name, set()).add(path.stem)
+                for one in node.body if isinstance(node, ast.ClassDef) else ():
+                    homes.setdefault(getattr(one, "name", None), set()).add(node.name)
+    files = {path.name for path in sources} | {"app.py"}  # of a Space
+    wrong = []
+    for path, source in sources.items():
+        for name in re.findall(r"\[`([\w.]+)`\]", source):
+            *home, last = name.split(".")
+            if last not in homes or (home and home[-1] not in homes[last]):
+                wrong.append((path.name, name))
+        wrong += [(path.name, file) for file in re.findall(r"`(\w+\.py)`", source) if file not in files]
+    assert wrong == []
 
 
 def test_the_picture_is_that_of_the_contracts():

@@ -20,7 +20,7 @@ from trl_sdpo import (
     save_recommender_files,
 )
 from trl_sdpo.data_utils import tokenize_multi_preference
-from trl_sdpo.recommender.ranking import ItemRanker
+from trl_sdpo.recommender.item_ranker import ItemRanker
 from trl_sdpo.recsys import PromptTemplate, get_template
 
 

@@ -83,7 +83,7 @@ class TestGenerateAnswers:
         model, dataset = memorized(tokenized(rows)), Dataset.from_list(rows)
         answers = generate_answers(model, dataset, tokenizer)
         assert answers == [row["chosen"].strip() for row in rows]
-        metrics = generation_metrics(answers, dataset, seed=0)
+        metrics = generation_metrics(answers, dataset)
         assert (metrics["hr@1"], metrics["valid_ratio"], metrics["n"]) == (1.0, 1.0, 4)
         assert generate_answers(model, dataset, tokenizer, max_new_tokens=50) == answers
 
@@ -92,7 +92,7 @@ class TestGenerateAnswers:
         model, dataset = memorized(tokenized(rows)), Dataset.from_list(rows)
         answers = generate_answers(model, dataset, tokenizer, max_new_tokens=50)
         assert answers == [row["chosen"][0]["content"] for row in rows]
-        assert generation_metrics(answers, dataset, seed=0)["hr@1"] == 1.0
+        assert generation_metrics(answers, dataset)["hr@1"] == 1.0
 
     def test_tokenized_records_that_end_in_a_line_break(self, memorized, tokenizer, records, tokenized):
         line_break = tokenizer.encode("\n")
@@ -107,7 +107,7 @@ class TestGenerateAnswers:
         model, dataset = memorized(rows), Dataset.from_list(rows)
         answers = generate_answers(model, dataset, tokenizer, max_new_tokens=50)
         assert answers == [row["chosen"].strip() for row in records(3)]
-        assert generation_metrics(answers, dataset, seed=0, processing_class=tokenizer)["hr@1"] == 1.0
+        assert generation_metrics(answers, dataset, processing_class=tokenizer)["hr@1"] == 1.0
         # without the stop string nothing ends the answer
         longer = generate_answers(model, dataset, tokenizer, max_new_tokens=50, stop_strings=None)
         assert all(text.startswith(f"{answer}\n") for text, answer in zip(longer, answers, strict=True))
@@ -169,11 +169,11 @@ class TestErrors:
 
     def test_answers_that_do_not_fit(self, records, tokenizer, tokenized):
         with pytest.raises(ValueError, match="There are 1 answers to 2 records"):
-            generation_metrics(["a"], Dataset.from_list(records(2)), seed=0)
+            generation_metrics(["a"], Dataset.from_list(records(2)))
         with pytest.raises(ValueError, match="There are 0 answers to 0 records"):
-            generation_metrics([], Dataset.from_list(records(2)).select([]), seed=0)
+            generation_metrics([], Dataset.from_list(records(2)).select([]))
         with pytest.raises(ValueError, match=r"the records are tokenized. Pass `processing_class`"):
-            generation_metrics(["a"], Dataset.from_list(tokenized(records(1))), seed=0)
+            generation_metrics(["a"], Dataset.from_list(tokenized(records(1))))
 
 
 def test_metrics_by_hand():
@@ -186,13 +186,13 @@ def test_metrics_by_hand():
         ]
     )
     answers = ["Rocky II", "Rocky", "It is Jaws", "none"]
-    whole, substring = (generation_metrics(answers, rows, rule, seed=0) for rule in ("whole", "substring"))
+    whole, substring = (generation_metrics(answers, rows, rule) for rule in ("whole", "substring"))
     assert (whole["hr@1"], whole["valid_ratio"], whole["rule"]) == (0.25, 0.5, "whole")
     assert (substring["hr@1"], substring["valid_ratio"], substring["rule"]) == (0.25, 0.5, "substring")
     assert whole["chance"] == pytest.approx((1 / 4 + 3 / 2) / 4)
     assert whole["hr@1_ci"][0] <= 0.25 <= whole["hr@1_ci"][1]
     assert whole["valid_ratio_ci"][0] < 0.5 < whole["valid_ratio_ci"][1]
-    assert whole == generation_metrics(answers, rows, seed=0)
+    assert whole == generation_metrics(answers, rows)
 
 
 def test_titles_in_completions(records, to_conversational, tokenized, tokenizer):

@@ -12,7 +12,7 @@ import polars as pl
 from datasets import Dataset
 
 from ..recsys.metrics.columns import read_columns
-from ..recsys.metrics.intervals import group_codes, wilson_interval
+from ..recsys.metrics.intervals import group_codes, warn_of_seed, wilson_interval
 from ..recsys.records.recommender_files import Catalogue
 
 
@@ -60,7 +60,7 @@ def breakdowns(
         catalogue ([`Catalogue`], *optional*):
             With training counts, for the popularity.
         seed (`int`, *optional*):
-            Not used: the intervals draw nothing.
+            Deprecated: the intervals draw nothing any longer. Passing it warns.
         train (`Dataset`, *optional*):
             The training records, which say which steps from item to item and which users training has seen.
 
@@ -72,6 +72,7 @@ def breakdowns(
         training events of the target (0, 1 to 5, 6 to 20, more); whether the step from the last item of the history to
         the target occurs in training; whether the user does.
     """
+    warn_of_seed("breakdowns", seed)
     users = group_codes(records["user_id"], len(records)) if "user_id" in records.column_names else None
     parts = [*_by_number(records, catalogue), *_by_training(records, train)]
     return [_breakdown(hits, one, users) for one in parts]

@@ -209,10 +209,7 @@ def evaluate_catalogue(
     section = make_section(
         "catalogue", label, systems, placed, max(ks), ks, records, seed, catalogue, num_examples, shown, train
     )
-    taken_out = {
-        name: sum(item in there for row, there in zip(rows, gone, strict=True) for item in row)
-        for name, rows in recommended.items()
-    }
+    taken_out = {name: _num_taken_out(rows, gone) for name, rows in recommended.items()}
     notes = same_titles({name: [[titles[item] for item in row] for row in rows] for name, rows in lists.items()})
     return section | {"notes": notes, "excluded": taken_out, "repeats": repeats, "searches": dict(searches or {})}
 
@@ -221,6 +218,10 @@ def _without(rows: Sequence[Sequence[str]], gone: list[set[str]], most: int) -> 
     return [
         [item for item in map(str, row) if item not in there][:most] for row, there in zip(rows, gone, strict=True)
     ]
+
+
+def _num_taken_out(rows: Sequence[Sequence[str]], gone: list[set[str]]) -> int:
+    return sum(item in there for row, there in zip(rows, gone, strict=True) for item in row)
 
 
 def _chance_of_lists(targets: list[str], gone: list[set[str]], catalogue: Catalogue, ks: tuple[int, ...]) -> dict:

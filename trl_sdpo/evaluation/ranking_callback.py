@@ -32,6 +32,27 @@ PROTOCOLS = ("ranking", "generation")
 _METRICS = {"ranking": ("hr@1", "hr@10", "ndcg@10", "mrr", "n"), "generation": ("hr@1", "valid_ratio", "n")}
 
 
+def _check(trainer: Trainer, dataset: Any, protocol: str) -> None:
+    """Refuse what the callback cannot rank."""
+    if not isinstance(dataset, Dataset) or not len(dataset):
+        raise ValueError(
+            f"RankingCallback needs a dataset with records, got {type(dataset).__name__}. Pass `dataset`: one of a "
+            "dict of evaluation datasets, or the first records of a stream."
+        )
+    if not is_multi_preference(dataset[0], dataset.features):
+        raise ValueError(
+            f"The records of RankingCallback have the columns {dataset.column_names} and no list of rejected "
+            "completions to rank. Pass multi-preference records."
+        )
+    if protocol not in PROTOCOLS:
+        raise ValueError(f"protocol={protocol!r} is none of {PROTOCOLS}. Pass one of them.")
+    if trainer.is_fsdp_enabled or is_deepspeed_zero3_enabled():
+        raise ValueError(
+            "RankingCallback cannot ask a model whose weights are spread over processes (FSDP, DeepSpeed ZeRO-3). "
+            "Pass the records as `eval_dataset`: SoftmaxDPOTrainer ranks them in every evaluation."
+        )
+
+
 class RankingCallback(TrainerCallback):
     """
     Logs how a model recommends while it is being trained: before the first step, every few steps and after the last,
@@ -95,23 +116,7 @@ class RankingCallback(TrainerCallback):
     ) -> None:
         dataset = trainer.eval_dataset if dataset is None else dataset
         dataset = readable_records(dataset) if isinstance(dataset, Dataset) else dataset
-        if not isinstance(dataset, Dataset) or not len(dataset):
-            raise ValueError(
-                f"RankingCallback needs a dataset with records, got {type(dataset).__name__}. Pass `dataset`: one of a "
-                "dict of evaluation datasets, or the first records of a stream."
-            )
-        if not is_multi_preference(dataset[0], dataset.features):
-            raise ValueError(
-                f"The records of RankingCallback have the columns {dataset.column_names} and no list of rejected "
-                "completions to rank. Pass multi-preference records."
-            )
-        if protocol not in PROTOCOLS:
-            raise ValueError(f"protocol={protocol!r} is none of {PROTOCOLS}. Pass one of them.")
-        if trainer.is_fsdp_enabled or is_deepspeed_zero3_enabled():
-            raise ValueError(
-                "RankingCallback cannot ask a model whose weights are spread over processes (FSDP, DeepSpeed ZeRO-3). "
-                "Pass the records as `eval_dataset`: SoftmaxDPOTrainer ranks them in every evaluation."
-            )
+        _check(trainer, dataset, protocol)
         args = trainer.args
         self.every_n_steps = every_n_steps
         self.batch_size = args.per_device_eval_batch_size if batch_size is None else batch_size
@@ -197,9 +202,9 @@ class RankingCallback(TrainerCallback):
     def _metrics(self) -> dict:
         values = self._measured_values()
         if self.protocol == "ranking":
-            metrics = ranking_metrics(ranks(values), seed=self.seed)
+            metrics = ranking_metrics(ranks(values))
         else:
-            metrics = generation_metrics(values, self.dataset, seed=self.seed, processing_class=self._tokenizer)
+            metrics = generation_metrics(values, self.dataset, processing_class=self._tokenizer)
         low, high = metrics["hr@1_ci"]
         return {name: metrics[name] for name in _METRICS[self.protocol]} | {"hr@1_low": low, "hr@1_high": high}
 

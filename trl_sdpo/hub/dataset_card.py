@@ -60,24 +60,8 @@ def make_dataset_card(
     """
     source = public_name(report["source"]) if report else None
     pretty_name = f"{source or repo_id.split('/')[-1]}: multi-preference records"
-    total = sum(splits.values())
-    card_data = DatasetCardData(
-        license=licence.license,
-        license_name=licence.name if licence.license == "other" else None,
-        license_link=licence.link if licence.license == "other" else None,
-        pretty_name=pretty_name,
-        size_categories=[next((name for limit, name in _SIZES if total < limit), "n>10M")],
-        task_categories=["text-ranking", "text-generation"],
-        tags=["trl", "softmax-dpo", "recommendation", "preference"],
-        configs=[
-            {
-                "config_name": "default",
-                "data_files": [{"split": split, "path": f"data/{split}-*"} for split in splits],
-            }
-        ],
-    )
     card = DatasetCard.from_template(
-        card_data,
+        _card_data(pretty_name, splits, licence),
         template_path=str(TEMPLATES / "dataset_card.md"),
         pretty_name=pretty_name,
         repo_id=repo_id,
@@ -95,6 +79,25 @@ def make_dataset_card(
         data_citation=licence.citation,
     )
     return DatasetCard(without_private(str(card)))
+
+
+def _card_data(pretty_name: str, splits: dict[str, int], licence: Licence) -> DatasetCardData:
+    total = sum(splits.values())
+    return DatasetCardData(
+        license=licence.license,
+        license_name=licence.name if licence.license == "other" else None,
+        license_link=licence.link if licence.license == "other" else None,
+        pretty_name=pretty_name,
+        size_categories=[next((name for limit, name in _SIZES if total < limit), "n>10M")],
+        task_categories=["text-ranking", "text-generation"],
+        tags=["trl", "softmax-dpo", "recommendation", "preference"],
+        configs=[
+            {
+                "config_name": "default",
+                "data_files": [{"split": split, "path": f"data/{split}-*"} for split in splits],
+            }
+        ],
+    )
 
 
 def _licence(licence: Licence, source: str | None, permitted: bool) -> str:

@@ -178,16 +178,7 @@ def push_dataset(
     """
     validate_repo_id(repo_id)
     folder = Path(dataset) if isinstance(dataset, (str, Path)) else None
-    if folder is not None:
-        report = read_data_report(folder) if report is None else report
-        if not any((folder / "data").glob("*.parquet")):
-            raise ValueError(f"{folder}: holds no data/*.parquet. Pass the directory that `trl-sdpo prepare` made.")
-    if report is None and not redistribution_permitted:
-        raise ValueError(
-            f"{folder or 'The data set'}: has no report.json, which names the source, so its licence, recipe, counts and leak "
-            "probe are unknown. Make the data set with `trl-sdpo prepare` (`trl_sdpo.recsys.prepare`), pass `report`, or "
-            "state that you may redistribute it: redistribution_permitted=True (--redistribution_permitted)."
-        )
+    report = _report_of(folder, report, redistribution_permitted)
     licence = find_licence([report.get("source"), report.get("source_name")] if report else [])
     reason = why_not_public(licence, (report or {}).get("source", "the data"), private, redistribution_permitted)
     if reason is not None:
@@ -213,6 +204,21 @@ def push_dataset(
                     "(--public)."
                 )
             return _upload(stage, repo_id, "dataset", token, revision, commit_message, ["data/*"])
+
+
+def _report_of(folder: Path | None, report: dict | None, redistribution_permitted: bool) -> dict | None:
+    """The report of a data set, without which only who may redistribute it can push it."""
+    if folder is not None:
+        report = read_data_report(folder) if report is None else report
+        if not any((folder / "data").glob("*.parquet")):
+            raise ValueError(f"{folder}: holds no data/*.parquet. Pass the directory that `trl-sdpo prepare` made.")
+    if report is None and not redistribution_permitted:
+        raise ValueError(
+            f"{folder or 'The data set'}: has no report.json, which names the source, so its licence, recipe, counts and leak "
+            "probe are unknown. Make the data set with `trl-sdpo prepare` (`trl_sdpo.recsys.prepare`), pass `report`, or "
+            "state that you may redistribute it: redistribution_permitted=True (--redistribution_permitted)."
+        )
+    return report
 
 
 def _create(repo_id: str, repo_type: str, private: bool | None, token: str | None) -> tuple[str, bool]:

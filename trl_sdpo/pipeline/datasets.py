@@ -11,7 +11,7 @@ from ..data_utils import flat_rejected_columns, from_flat_columns
 from ..graded_records import RANKED, from_ranked
 from ..recsys.interactions.readers.paths import is_hub_name
 from ..recsys.interactions.readers.text_files import TextFile
-from ..recsys.prompts.templates import get_template
+from ..recsys.prompts.wordings import get_template
 from ..recsys.records.compact import CATALOGUE, find_catalogue, holds_codes, missing_catalogue, render_splits
 from ..recsys.records.recommender_files import (
     RECOMMENDER_FILE,
@@ -43,7 +43,7 @@ def load_records(
             Whether to read records as they are needed.
         template (`str`, *optional*):
             The words around the titles of records in the json of S-DPO (`historyList`, `itemList`, `trueSelection`),
-            see [`recsys.load_sdpo_json`]. By default `"choose"`, which shows the list.
+            see [`load_sdpo_json`]. By default `"choose"`, which shows the list.
 
     Returns:
         [`~datasets.DatasetDict`] or [`~datasets.IterableDatasetDict`]: The splits. The json of S-DPO and flat columns

@@ -187,10 +187,7 @@ def train_and_save(
     trainer.save_metrics("train", result.metrics | facts | {_SECONDS: seconds})
     trainer.save_state()
     if trainer.eval_dataset is not None:
-        metrics = trainer.evaluate()
-        for line in evaluation_table(metrics, trainer.eval_dataset):
-            trainer.accelerator.print(line)
-        trainer.save_metrics("eval", metrics)
+        _evaluate(trainer)
     if not args.push_to_hub:  # which makes it, too
         trainer.create_model_card()  # that of the last checkpoint knows nothing of the evaluation
     trainer.accelerator.print(f"{args.output_dir}: the model, its tokenizer and all_results.json.")
@@ -202,6 +199,13 @@ def train_and_save(
             # behind all pushes: few publishers let their catalogue be passed on, and `trl-sdpo push` knows which
             save_recommender_files(args.output_dir, files.config, files.catalogue)
     trainer.end()
+
+
+def _evaluate(trainer: Trainer) -> None:
+    metrics = trainer.evaluate()
+    for line in evaluation_table(metrics, trainer.eval_dataset):
+        trainer.accelerator.print(line)
+    trainer.save_metrics("eval", metrics)
 
 
 def _drawn(trainer: Trainer) -> int | None:

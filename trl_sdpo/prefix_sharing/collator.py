@@ -155,25 +155,10 @@ class DataCollatorForMultiPreference(DataCollatorMixin):
             output["record_id"] = torch.tensor([example["record_id"] for example in examples])
         if "ref_chosen_logps" in examples[0]:
             output["ref_chosen_logps"] = torch.tensor([example["ref_chosen_logps"] for example in examples])
-            output["ref_rejected_logps"] = pad(
-                [
-                    torch.tensor([example["ref_rejected_logps"][i] for i in draw])
-                    for example, draw in zip(examples, draws, strict=True)
-                ],
-                padding_value=float("nan"),
-                padding_side="right",
-            )
+            output["ref_rejected_logps"] = _ragged(_drawn(examples, draws, "ref_rejected_logps"))
         if self.with_scores:
-            output["grades"] = pad(
-                [
-                    torch.tensor(
-                        [example["chosen_score"], *(example["rejected_scores"][i] for i in draw)], dtype=torch.float32
-                    )
-                    for example, draw in zip(examples, draws, strict=True)
-                ],
-                padding_value=float("nan"),
-                padding_side="right",
-            )
+            scores = zip(examples, _drawn(examples, draws, "rejected_scores"), strict=True)
+            output["grades"] = _ragged([[example["chosen_score"], *drawn] for example, drawn in scores])
         if not self.prefix_sharing:
             output = expand_shared_rows(output, self.pad_token_id, self.pad_to_multiple_of)
         return with_targets(output)
@@ -202,6 +187,17 @@ class DataCollatorForMultiPreference(DataCollatorMixin):
                 "Add a column `record_id` of integers, as `SoftmaxDPOTrainer` does."
             )
         return draw_negatives(pool_size, self.num_negatives, self.seed, int(self.epoch), example["record_id"])
+
+
+def _drawn(examples: list[dict[str, Any]], draws: list[list[int]], column: str) -> list[list[float]]:
+    """What a column says of the rejected completions that are drawn."""
+    return [[example[column][i] for i in draw] for example, draw in zip(examples, draws, strict=True)]
+
+
+def _ragged(rows: list[list[float]]) -> torch.Tensor:
+    """Rows of different lengths, padded with NaN on the right."""
+    rows = [torch.tensor(row, dtype=torch.get_default_dtype()) for row in rows]
+    return pad(rows, padding_value=float("nan"), padding_side="right")
 
 
 def _padded(rows: list[list[int]], value: int, multiple: int) -> torch.Tensor:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from transformers.utils import logging
+from transformers.utils import ModelOutput, logging
 
 from .backbone import extended_backbone, hands_on_keywords
 from .masks import PADDING_SEGMENT, PROMPT_SEGMENT, BatchMasks, base_model
@@ -333,6 +333,11 @@ def score_completions(
             f"The forward pass of {type(getattr(model, 'base_model', model)).__name__} around {type(causal_lm).__name__} does "
             "not reach TRL's LM head, which computes log-probabilities. Use another kind of adapter, such as LoRA."
         )
+    return _summed(outputs, batch)
+
+
+def _summed(outputs: ModelOutput, batch: dict[str, torch.Tensor]) -> CompletionScores:
+    """What a model says of the tokens, summed over those of each completion."""
     exists, slots = batch["completion_exists"], batch["target_completions"]
 
     def per_completion(values: torch.Tensor) -> torch.Tensor:  # (N,) -> (B, C)

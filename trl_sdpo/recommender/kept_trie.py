@@ -13,11 +13,30 @@ from transformers.utils import logging
 
 from ..recsys.records.catalogue.columns import ParquetColumn
 from ..recsys.records.catalogue.files import TRIE_FILE
-from ..recsys.records.recommender_files import Catalogue, find_file
+from ..recsys.records.recommender_files import (
+    CATALOGUE_FILE,
+    Catalogue,
+    find_file,
+    load_recommender_files,
+    missing_file,
+)
 from ..scoring.title_trie import TitleTrie
 
 
 logger = logging.get_logger(__name__)
+
+
+def catalogue_and_trie(
+    asked: Catalogue | str | Path | None, own: Catalogue | None, model: str | Path, hub_kwargs: dict[str, Any]
+) -> "tuple[Catalogue | None, KeptTrie | None]":
+    """The catalogue that is asked for, or the model's own, and the trie that is kept of it."""
+    if asked is None or isinstance(asked, Catalogue):
+        catalogue = own if asked is None else asked
+        return catalogue, None if catalogue is None else KeptTrie(catalogue, model, **hub_kwargs)
+    catalogue = load_recommender_files(asked).catalogue
+    if catalogue is None:
+        raise missing_file(asked, CATALOGUE_FILE)
+    return catalogue, KeptTrie(catalogue, asked)
 
 
 class KeptTrie:

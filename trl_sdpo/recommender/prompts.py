@@ -142,7 +142,7 @@ class ItemTexts:
 
 class PromptMaker:
     """
-    Makes prompts as [`recsys.build_preference_dataset`] makes them: histories of at most `history_size` titles, and
+    Makes prompts as [`build_preference_dataset`] makes them: histories of at most `history_size` titles, and
     shortened further from the oldest where a prompt with its longest completion has more than `max_length` tokens.
 
     Args:

@@ -26,13 +26,12 @@ from ..scoring.generation import candidate_titles, generate_answers, stop_string
 from ..scoring.log_probs import completion_log_probs
 from ..scoring.title_trie import TitleTrie
 from ..tokenization import tokenize_dataset
-from .arguments import is_nested, one_for_each, where
-from .kept_trie import KeptTrie
+from .item_ranker import ItemRanker, Items, Recommendation, Scoring
+from .kept_trie import catalogue_and_trie
 from .loading import load_model_and_tokenizer
 from .prompts import select_template
-from .ranking import ItemRanker, Items, Recommendation, Scoring
 from .scores import FUSION, LIKELIHOOD, FusedScores, check_score, load_fusion
-from .title_lookup import UNKNOWN_TITLES, TitleLookup
+from .title_lookup import UNKNOWN_TITLES, TitleLookup, is_nested, one_for_each, where
 
 
 logger = logging.get_logger(__name__)
@@ -41,7 +40,7 @@ logger = logging.get_logger(__name__)
 class Recommender:
     """
     Recommends with a language model that was trained on multi-preference records: the prompts have the tokens of the
-    training records, and scores are those of [`recsys.ranking.completion_log_probs`] on them.
+    training records, and scores are those of [`completion_log_probs`] on them.
 
     Args:
         model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
@@ -158,14 +157,7 @@ class Recommender:
             if not isinstance(template, PromptTemplate):
                 raise missing_file(model, RECOMMENDER_FILE)
             config = RecommenderConfig([template])
-        kept_at: tuple[str | Path, dict] = model, hub_kwargs
-        if catalogue is None:
-            catalogue = files.catalogue
-        elif not isinstance(catalogue, Catalogue):
-            source, catalogue = catalogue, load_recommender_files(catalogue).catalogue
-            if catalogue is None:
-                raise missing_file(source, CATALOGUE_FILE)
-            kept_at = source, {}
+        found, kept_trie = catalogue_and_trie(catalogue, files.catalogue, model, hub_kwargs)
         select_template(config, template)  # before the weights, which take longer
         options = {"base_model": base_model, "device": device, "dtype": dtype, **model_kwargs}
         loaded, tokenizer = load_model_and_tokenizer(model, hub_kwargs=hub_kwargs, **options)
@@ -175,9 +167,8 @@ class Recommender:
             reference, _ = load_model_and_tokenizer(ref_model, hub_kwargs=shared, **{**options, "base_model": None})
         fusion, scorers = load_fusion(model, **hub_kwargs) or (None, None)
         more = {"ref_model": reference, "fusion": fusion, "scorers": scorers}
-        recommender = cls(loaded, tokenizer, config, catalogue, template, name=str(model), **more)
-        if catalogue is not None:
-            recommender._ranker.kept_trie = KeptTrie(catalogue, kept_at[0], **kept_at[1])
+        recommender = cls(loaded, tokenizer, config, found, template, name=str(model), **more)
+        recommender._ranker.kept_trie = kept_trie
         return recommender
 
     def recommend(
@@ -196,7 +187,7 @@ class Recommender:
         Recommend what comes after a history, or after each of several.
 
         With candidates, all of them are scored. Without, the likeliest titles of the catalogue are searched for, see
-        [`recsys.catalogue_search.search_catalogue`]; the scores of both are the same.
+        [`search_catalogue`]; the scores of both are the same.
 
         Args:
             history (`Sequence[str | int]`, or `Sequence` of these):
@@ -357,7 +348,7 @@ class Recommender:
     ) -> list[np.ndarray]:
         """
         Log-probabilities of the completions of records, with the tokens of training, see
-        [`recsys.ranking.completion_log_probs`].
+        [`completion_log_probs`].
 
         Args:
             dataset ([`~datasets.Dataset`]):
@@ -385,7 +376,7 @@ class Recommender:
 
     def answers(self, dataset: Dataset, batch_size: int = 8, *, desc: str = "Generating") -> list[str]:
         """
-        What the model writes after the prompts of records, see [`recsys.generation.generate_answers`].
+        What the model writes after the prompts of records, see [`generate_answers`].
 
         Args:
             dataset ([`~datasets.Dataset`]):

@@ -1,4 +1,4 @@
-"""What a user of a recommender may mean by a title or an id."""
+"""What a user of a recommender may mean: one history or several, one list of candidates or one for each, a title or an id."""
 
 import difflib
 import numbers
@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from transformers.utils import logging
 
-from ..recsys.interactions.interactions import canonical_title
 from ..recsys.interactions.readers.histories import ItemId, Title
+from ..recsys.interactions.titles import canonical_title
 from ..recsys.metrics.matching import normalize_title
 from ..recsys.records.catalogue.columns import ParquetColumn, TextRows
 from ..recsys.records.recommender_files import Catalogue
@@ -22,6 +22,29 @@ UNKNOWN_TITLES = ("error", "keep")
 _MOST_COMPARED = 20_000
 # More than so many titles take seconds to index, which is said.
 _SAID = 200_000
+
+
+def where(name: str, index: int, single: bool) -> str:
+    """What messages call a history or a list."""
+    return name if single else f"{name}, row {index}"
+
+
+def is_nested(rows: Any, name: str) -> bool:
+    """Whether there are several lists, and not one."""
+    if isinstance(rows, str) or not isinstance(rows, Sequence | np.ndarray) or not len(rows):
+        raise ValueError(f"{name}: {rows!r} is no list with something in it. Pass a list of titles or ids.")
+    return not isinstance(rows[0], str) and isinstance(rows[0], Sequence | np.ndarray)
+
+
+def one_for_each(candidates: Any, count: int) -> list:
+    """A list of candidates for each history."""
+    if not is_nested(candidates, "candidates"):
+        return [candidates] * count
+    if len(candidates) != count:
+        raise ValueError(
+            f"candidates has {len(candidates)} rows for {count} histories. Pass one for each, or one list."
+        )
+    return list(candidates)
 
 
 class TitleLookup:

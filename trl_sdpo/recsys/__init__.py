@@ -15,17 +15,7 @@ from .baselines.counting import (
     popularity_scores,
 )
 from .baselines.scores import read_lists, read_scores, score_records, write_lists, write_scores
-from .interactions.interactions import (
-    ITEM_ID,
-    RATING,
-    TIMESTAMP,
-    TITLE,
-    USER_ID,
-    Interactions,
-    canonical_title,
-    drop_untitled,
-    resolve_duplicate_titles,
-)
+from .interactions.interactions import ITEM_ID, RATING, TIMESTAMP, TITLE, USER_ID, Interactions
 from .interactions.readers.histories import ItemId, Title
 from .interactions.registry import load_source
 from .interactions.sources.amazon import load_amazon
@@ -37,6 +27,7 @@ from .interactions.sources.movielens import load_movielens
 from .interactions.sources.recbole import load_recbole
 from .interactions.sources.steam import load_steam
 from .interactions.sources.table import load_table
+from .interactions.titles import canonical_title, drop_untitled, resolve_duplicate_titles
 from .metrics.catalogue import catalogue_metrics, coverage, exposure, gini, mean_popularity, recommendation_ranks
 from .metrics.fusion import Fusion, fit_fusion
 from .metrics.intervals import bootstrap_interval, difference_interval, mean_interval, wilson_interval
@@ -62,8 +53,9 @@ from .metrics.statistics import (
     verdict,
 )
 from .negatives.candidates import sample_negatives
-from .prompts.templates import CANDIDATE_TEMPLATES, HISTORY_TEMPLATES, TEMPLATES, PromptTemplate, get_template
+from .prompts.templates import PromptTemplate
 from .prompts.token_budget import check_token_boundary
+from .prompts.wordings import CANDIDATE_TEMPLATES, HISTORY_TEMPLATES, TEMPLATES, get_template
 from .records.compact import load_prepared
 from .records.config import RecordConfig, recipe_options
 from .records.dataset import build_preference_dataset

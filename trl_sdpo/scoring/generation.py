@@ -14,11 +14,11 @@ from transformers import (
     StoppingCriteriaList,
     StopStringCriteria,
 )
-from trl.data_utils import is_conversational
 
 from .._progress import progress
 from ..prefix_sharing.masks import base_model
-from ..recsys.metrics.intervals import wilson_interval
+from ..recsys.metrics.columns import completion_text
+from ..recsys.metrics.intervals import warn_of_seed, wilson_interval
 from ..recsys.metrics.matching import match_title
 from ..recsys.metrics.ranking import mean_per_group
 from ..recsys.prompts.templates import PromptTemplate
@@ -220,15 +220,9 @@ def candidate_titles(
         pools = zip(dataset["chosen_ids"], dataset["rejected_ids"], strict=True)
         texts = (processing_class.batch_decode([one, *others], skip_special_tokens=True) for one, others in pools)
     else:
-        pools = zip(dataset["prompt"], dataset["chosen"], dataset["rejected"], strict=True)
-        texts = (_texts(prompt, [one, *others]) for prompt, one, others in pools)
+        pools = zip(dataset["chosen"], dataset["rejected"], strict=True)
+        texts = ([completion_text(each) for each in (one, *others)] for one, others in pools)
     return [[title_of_completion(text, stop_strings) for text in completions] for completions in texts]
-
-
-def _texts(prompt: str | list[dict], completions: list) -> list[str]:
-    if is_conversational({"prompt": prompt}):
-        return [messages[-1]["content"] for messages in completions]
-    return completions
 
 
 def generation_metrics(
@@ -257,7 +251,7 @@ def generation_metrics(
         rule (`str`, *optional*, defaults to `"whole"`):
             `"whole"` or `"substring"`, see [`match_title`].
         seed (`int`, *optional*):
-            Not used: the intervals draw nothing.
+            Deprecated: the intervals draw nothing any longer. Passing it warns.
         groups (`Sequence`, *optional*):
             The user of each record. Intervals are over users then, whose records are not independent.
         processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
@@ -291,6 +285,7 @@ def generation_metrics(
 
         ```
     """
+    warn_of_seed("generation_metrics", seed)
     if len(answers) != len(dataset) or not len(answers):
         raise ValueError(
             f"There are {len(answers)} answers to {len(dataset)} records. Pass one for each, at least one."

@@ -25,6 +25,26 @@ from ..losses.loss_types import (
 F_DIVERGENCE_LOSS_TYPES = ("sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "robust", "discopop", "sft")
 LOSSES_WITHOUT_BETA = ("mppo", "sft")
 LABEL_SMOOTHING_LOSS_TYPES = ("exo_pair", "robust")
+# What is refused and why. In tables stands what an option and the losses alone decide. What is left depends on models, data
+# and machines, each in another way, and is code: as a table it would be functions for its conditions and its messages.
+#
+# Options that have a meaning in some losses: the option, its value without effect, these losses, and why no others
+_DEFINED_FOR: tuple[tuple[str, Any, tuple[str, ...], str], ...] = (
+    ("f_divergence_type", "reverse_kl", F_DIVERGENCE_LOSS_TYPES, "they are derived for the reverse KL divergence"),
+    (
+        "ld_alpha",
+        None,
+        (*PAIRWISE_LOSSES, "sft"),
+        "LD-DPO cuts at the shorter completion of a pair, so the chosen one has no single log-probability",
+    ),
+    ("use_weighting", False, (*PAIRWISE_LOSSES,), "the weights of WPO are those of pairs"),
+)
+# Options of a single loss, which would change nothing without it, in silence: the option, its default, the loss
+_BELONGS_TO: tuple[tuple[str, Any, str], ...] = (
+    ("score_margin", LOG, "softmax_margin"),
+    ("score_margin_scale", 1.0, "softmax_margin"),
+    ("score_temperature", None, "infonca"),
+)
 NO_LOGITS = (
     "wants logits per label, which rows with several completions do not have. Use `evaluate` without `compute_metrics`: "
     "hr@k, ndcg@k and mrr are logged in every evaluation. For scores per record, use "
@@ -203,24 +223,15 @@ def check_multi_preference_options(args: DPOConfig, loss_types: list[str] | None
     """
     loss_types = args.loss_type if loss_types is None else loss_types
     _check_loss_types(loss_types)
-    pairwise = list(PAIRWISE_LOSSES)
-
-    def check_every(option: str, allowed: Collection[str], reason: str) -> None:
-        if others := [name for name in loss_types if name not in allowed]:
+    for option, neutral, allowed, reason in _DEFINED_FOR:
+        value, others = getattr(args, option), [name for name in loss_types if name not in allowed]
+        if value != neutral and others:
             raise ValueError(
-                f"`{option}={getattr(args, option)!r}` is not defined for `loss_type={others}` over several rejected "
-                f"completions: {reason}. Leave it out, or use {list(allowed)}."
+                f"`{option}={value!r}` is not defined for `loss_type={others}` over several rejected completions: {reason}. "
+                f"Leave it out, or use {list(allowed)}."
             )
-
-    if args.f_divergence_type != "reverse_kl":
-        reason = "they are derived for the reverse KL divergence"
-        check_every("f_divergence_type", F_DIVERGENCE_LOSS_TYPES, reason)
-    if args.ld_alpha is not None:  # 0.0 is a value
-        reason = "LD-DPO cuts at the shorter completion of a pair, so the chosen one has no single log-probability"
-        check_every("ld_alpha", (*pairwise, "sft"), reason)
+    if args.ld_alpha is not None:
         _check_ld_alpha(args)
-    if args.use_weighting:
-        check_every("use_weighting", pairwise, "the weights of WPO are those of pairs")
     if args.label_smoothing != 0.0:
         _check_label_smoothing(args.label_smoothing, loss_types)
     _check_scores(args, loss_types)
@@ -230,19 +241,18 @@ def check_multi_preference_options(args: DPOConfig, loss_types: list[str] | None
 
 
 def _check_scores(args: DPOConfig, loss_types: list[str]) -> None:
-    """Options of scores without a loss that takes them would change nothing, in silence."""
-    margin = getattr(args, "score_margin", LOG), getattr(args, "score_margin_scale", 1.0)
-    needs = {
-        "score_margin": ["softmax_margin"] if margin[0] != LOG else None,
-        "score_margin_scale": ["softmax_margin"] if margin[1] != 1.0 else None,
-        "score_temperature": ["infonca"] if getattr(args, "score_temperature", None) is not None else None,
-    }
-    for option, needed in needs.items():
-        if needed is not None and not set(needed) & set(loss_types):
+    for option, default, loss in _BELONGS_TO:
+        value = getattr(args, option, default)
+        if value != default and loss not in loss_types:
             raise ValueError(
-                f"`{option}={getattr(args, option)!r}` changes nothing in `loss_type={loss_types}`: it belongs to {needed}. "
-                "Leave it out, or use that loss."
+                f"`{option}={value!r}` changes nothing in `loss_type={loss_types}`: it belongs to {[loss]}. Leave it out, or "
+                "use that loss."
             )
+    if getattr(args, "boundary_negatives", False) and set(loss_types) <= {"sft"}:
+        raise ValueError(
+            f"`boundary_negatives=True` changes nothing in `loss_type={loss_types}`, which has no rejected completions. Leave "
+            "it out."
+        )
     unrated = getattr(args, "unrated_score", None)
     if unrated is not None and not graded_loss_types(args, loss_types):
         raise ValueError(

@@ -3,7 +3,7 @@ import re
 import pytest
 
 from trl_sdpo.recsys import CANDIDATE_TEMPLATES, HISTORY_TEMPLATES, TEMPLATES, PromptTemplate, get_template
-from trl_sdpo.recsys.prompts.templates import select_templates
+from trl_sdpo.recsys.prompts.wordings import select_templates
 
 
 HISTORY = ["Heat (1995)", "The {odd} One (1990)", "Good, Bad (1966)"]

@@ -294,7 +294,7 @@ def test_popularity_of_a_data_set_goes_into_the_table():
     dataset, _ = build()
     # all events that stand before the first one of validation are for training
     train = make_interactions().events.filter(pl.col("timestamp") < min(dataset["validation"]["timestamp"]))
-    metrics = ranking_metrics(ranks(popularity_scores(train, dataset["test"])), seed=0)
+    metrics = ranking_metrics(ranks(popularity_scores(train, dataset["test"])))
     counts = dict(train.group_by("item_id").len().iter_rows())
     hits = 0
     for record in dataset["test"]:

@@ -1,6 +1,6 @@
 """Recommenders without a language model, as functions that score the candidates of records."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -8,7 +8,7 @@ import polars as pl
 
 from ..interactions.codes import encode
 from ..interactions.interactions import ITEM_ID, USER_ID
-from ..negatives.cooccurrence import PairTable, pairs_of_users, pairs_within, sum_pairs
+from ..negatives.cooccurrence import PairTable, joined, pairs_of_users, pairs_within
 from ..negatives.strategies import NUM_EARLIER, POSITION
 from ..records.splits import SPLIT
 from .scores import HISTORY, Scorer
@@ -117,15 +117,20 @@ def popularity_scorer(events: pl.DataFrame) -> Scorer:
 
         ```
     """
-    # counted once, not in every call
-    items, counts = training_sequences(events)[ITEM_ID].value_counts().sort(ITEM_ID)
+    count = _counter(training_sequences(events)[ITEM_ID])  # counted once, not in every call
+    return lambda histories, candidates: count(candidates)
 
-    def score(histories: list[list[str]], candidates: list[list[str]]) -> list[np.ndarray]:
-        places = encode(pl.Series([item for row in candidates for item in row], dtype=pl.String), items)
-        scores = np.where(places < 0, 0, counts.to_numpy().astype(np.int64)[places])
-        return np.split(scores, np.cumsum([len(row) for row in candidates])[:-1])
 
-    return score
+def _counter(items: pl.Series) -> Callable[[Sequence[Sequence]], list[np.ndarray]]:
+    """What looks up how often each id of some rows occurs among items."""
+    known, counts = items.cast(pl.String).value_counts(name="count").sort(items.name)
+
+    def count(rows: Sequence[Sequence]) -> list[np.ndarray]:
+        places = encode(pl.Series([str(item) for row in rows for item in row], dtype=pl.String), known)
+        found = np.where(places < 0, 0, counts.to_numpy().astype(np.int64)[places])
+        return np.split(found, np.cumsum([len(row) for row in rows])[:-1])
+
+    return count
 
 
 def popularity_scores(train_events: pl.DataFrame, records: Any) -> np.ndarray | list[np.ndarray]:
@@ -155,13 +160,8 @@ def popularity_scores(train_events: pl.DataFrame, records: Any) -> np.ndarray | 
     rows: Sequence[Sequence] = [[target, *others] for target, others in zip(targets, rejected, strict=True)]
     if not rows:
         raise ValueError("records: no rows. Pass at least one record.")
-    counts = train_events.group_by(ITEM_ID).len()
-    flat = pl.Series([item for row in rows for item in row], dtype=train_events[ITEM_ID].dtype)
-    scores = flat.replace_strict(counts[ITEM_ID], counts["len"], default=0, return_dtype=pl.Int64).to_numpy()
-    lengths = [len(row) for row in rows]
-    if min(lengths) == max(lengths):
-        return scores.reshape(len(rows), -1)
-    return np.split(scores, np.cumsum(lengths)[:-1])
+    scores = _counter(train_events[ITEM_ID])(rows)
+    return np.stack(scores) if len({len(row) for row in rows}) == 1 else scores
 
 
 def cooccurrence_scorer(events: pl.DataFrame, *, window: int = 20) -> Scorer:
@@ -197,7 +197,7 @@ def cooccurrence_scorer(events: pl.DataFrame, *, window: int = 20) -> Scorer:
         raise ValueError(f"window={window} is below 1. Pass the number of events.")
     sequences = training_sequences(events)
     users, codes, items = _coded(sequences)
-    first, second, counts = pairs_within(users, codes, len(items), window)
+    first, second, counts = joined(pairs_within(users, codes, len(items), window))
     popularity = _popularity(codes, len(items))
     pairs = PairTable(items, first, second, counts.astype(np.float64))
 
@@ -250,11 +250,9 @@ def item_knn_scorer(events: pl.DataFrame, *, k: int = 1000, shrink: float = 10.0
     if window is None:
         parts = pairs_of_users(users, codes, len(items))
     else:
-        first, second, counts = pairs_within(users, codes, len(items), window)
-        parts = [sum_pairs(len(items), (first, second, counts), (second, first, counts))]
+        parts = pairs_within(users, codes, len(items), window, both_orders=True)
     takers = np.bincount(np.unique(users * len(items) + codes) % len(items)).astype(np.float64)
-    nearest = [_nearest(*part, takers, shrink, k) for part in parts]
-    first, second, similarity = (np.concatenate(columns) for columns in zip(*nearest, strict=True))
+    first, second, similarity = joined(_nearest(*part, takers, shrink, k) for part in parts)
     # keyed by (history item, candidate), where the candidate is the one whose neighbours were taken
     pairs = PairTable(items, second, first, similarity)
     popularity = 1e-6 * _popularity(codes, len(items))

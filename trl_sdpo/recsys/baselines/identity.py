@@ -42,7 +42,7 @@ def record_identity(records: Any) -> dict[str, list]:
         identity[USER_ID] = [None if user is None else str(user) for user in records[USER_ID]]
     if POSITION in columns:
         identity[POSITION] = [None if place is None else int(place) for place in records[POSITION]]
-    for first, others, text in ((ITEM_ID, REJECTED, str), ("chosen", "rejected", _text), ("chosen_ids", "rejected_ids", _text)):  # fmt: skip
+    for first, others, text in ((ITEM_ID, REJECTED, str), ("chosen", "rejected", _whole), ("chosen_ids", "rejected_ids", _whole)):  # fmt: skip
         if {first, others} <= columns:
             pairs = zip(records[first], records[others], strict=True)
             identity[CANDIDATES] = [_digest([text(one) for one in (target, *rest)]) for target, rest in pairs]
@@ -50,7 +50,8 @@ def record_identity(records: Any) -> dict[str, list]:
     return identity
 
 
-def _text(completion: Any) -> str:
+def _whole(completion: Any) -> str:
+    """All of a completion, be it a text, messages or tokens."""
     return completion.strip() if isinstance(completion, str) else json.dumps(completion, sort_keys=True)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from .intervals import wilson_interval
+from .intervals import warn_of_seed, wilson_interval
 from .ranking import hit_rate, mean_per_group, mean_reciprocal_rank, ndcg
 
 
@@ -254,7 +254,7 @@ def catalogue_metrics(
         ks (`tuple[int, ...]`, *optional*, defaults to `(1, 3, 5, 10)`):
             The cut-offs.
         seed (`int`, *optional*):
-            Not used: the intervals draw nothing.
+            Deprecated: the intervals draw nothing any longer. Passing it warns.
         popularity (`dict`, *optional*):
             For each item its training interactions, for the popularity of what is recommended.
         consumed (`Sequence[Sequence]`, *optional*):
@@ -280,6 +280,7 @@ def catalogue_metrics(
 
         ```
     """
+    warn_of_seed("catalogue_metrics", seed)
     ranks = recommendation_ranks(recommended, targets)
     metrics: dict[str, Any] = {}
     for k in ks:

@@ -6,6 +6,11 @@ from typing import Any, cast
 import polars as pl
 
 
+def completion_text(completion: str | Sequence[dict[str, str]]) -> str:
+    """What a completion says: a text itself, or the content of the last of its messages."""
+    return completion if isinstance(completion, str) else completion[-1]["content"]
+
+
 def has_columns(records: Any, names: Sequence[str]) -> bool:
     """Whether records have all of these columns."""
     return set(names) <= set(records.column_names if hasattr(records, "column_names") else records)

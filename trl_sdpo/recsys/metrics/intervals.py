@@ -2,6 +2,7 @@
 
 import functools
 import math
+import warnings
 from collections.abc import Hashable, Sequence
 from statistics import NormalDist
 from typing import NamedTuple
@@ -32,6 +33,13 @@ class GroupSums(NamedTuple):
         """As many groups of equal size tell as much (Kish, 1965): $(\\sum_g n_g)^2 / \\sum_g n_g^2$."""
         counts = self.counts.astype(np.float64)
         return float(counts.sum() ** 2 / (counts**2).sum())
+
+
+def warn_of_seed(function: str, seed: int | None) -> None:
+    """Say that a seed, which intervals once drew a bootstrap with, is without effect."""
+    if seed is not None:
+        message = f"{function} draws nothing, so `seed` is without effect. Leave it out."
+        warnings.warn(message, FutureWarning, stacklevel=3)
 
 
 def group_sums(

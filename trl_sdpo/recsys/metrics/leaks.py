@@ -1,6 +1,5 @@
 """How much candidate lists tell about their targets, without a look at the history."""
 
-import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -8,7 +7,8 @@ import numpy as np
 import polars as pl
 
 from ..._progress import progress
-from .intervals import wilson_interval
+from .columns import completion_text
+from .intervals import warn_of_seed, wilson_interval
 
 
 class LeakProbe(NamedTuple):
@@ -56,7 +56,7 @@ def leak_probe(
         max_records (`int`, *optional*, defaults to `5000`):
             Probe this many, evenly spread over the records; `None` for all.
         seed (`int`, *optional*):
-            Deprecated: nothing is drawn any longer, where the interval was a bootstrap's once. Passing it warns.
+            Deprecated: the intervals draw nothing any longer. Passing it warns.
 
     Returns:
         [`LeakProbe`]: Hit rate of the lookup with its interval, chance, popularity and the number of records. A record
@@ -74,10 +74,7 @@ def leak_probe(
 
         ```
     """
-    if seed is not None:
-        warnings.warn(
-            "leak_probe draws nothing, so `seed` is without effect. Leave it out.", FutureWarning, stacklevel=2
-        )
+    warn_of_seed("leak_probe", seed)
     probed, seen = _coded(records, reference)
     try:
         users = list(records["user_id"])
@@ -196,7 +193,7 @@ def _titles(records: Any, name: str) -> tuple[list[str], list[list[str]]]:
 
 
 def _text(completion: str | Sequence[dict[str, str]]) -> str:
-    return (completion if isinstance(completion, str) else completion[-1]["content"]).strip()
+    return completion_text(completion).strip()
 
 
 def _flatten(lists: list[list[str]]) -> list[str]:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from .intervals import bootstrap_interval as bootstrap_interval
-from .intervals import group_sums, wilson_interval
+from .intervals import group_sums, warn_of_seed, wilson_interval
 
 
 def ranks(scores: np.ndarray | Sequence[Sequence[float] | np.ndarray]) -> np.ndarray:
@@ -161,7 +161,7 @@ def ranking_metrics(
         groups (`Sequence`, *optional*):
             The user of each record. Intervals are over users then, whose records are not independent.
         seed (`int`, *optional*):
-            Not used: the intervals draw nothing.
+            Deprecated: the intervals draw nothing any longer. Passing it warns.
 
     Returns:
         `dict`: `hr@k`, `hr@k_ci` (a list of two: the 95% interval, see [`wilson_interval`]) and `ndcg@k` for every k,
@@ -179,6 +179,7 @@ def ranking_metrics(
 
         ```
     """
+    warn_of_seed("ranking_metrics", seed)
     metrics: dict[str, Any] = {}
     for k in ks:
         hits = _hits(ranks, k)

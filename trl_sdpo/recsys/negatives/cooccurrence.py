@@ -1,6 +1,6 @@
-"""How often two items go together in sequences, kept as the pairs that do."""
+"""How often two items go together in sequences, kept as the pairs that do: for baselines and for hard negatives."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise
 
 import numpy as np
@@ -11,6 +11,8 @@ from ..interactions.interactions import ITEM_ID, USER_ID
 
 
 Pairs = tuple[np.ndarray, np.ndarray, np.ndarray]
+# Users and items of events, as often as they are asked for: those of a user together, in order and in one part
+Parts = Callable[[], Iterable[tuple[np.ndarray, np.ndarray]]]
 # 8 bytes each
 _PAIRS_AT_ONCE = 1 << 26
 
@@ -66,7 +68,9 @@ def _flat(rows: list[list[str]], items: pl.Series) -> tuple[np.ndarray, np.ndarr
     return np.array([len(row) for row in rows]), encode(ids, items)
 
 
-def pairs_within(users: np.ndarray, items: np.ndarray, num_items: int, window: int) -> Pairs:
+def pairs_within(
+    users: np.ndarray, items: np.ndarray, num_items: int, window: int, *, both_orders: bool = False
+) -> Iterator[Pairs]:
     """
     Pairs of an item and another one that the same user took at most `window` events later.
 
@@ -77,18 +81,44 @@ def pairs_within(users: np.ndarray, items: np.ndarray, num_items: int, window: i
             Number of items.
         window (`int`):
             How many events later.
+        both_orders (`bool`, *optional*, defaults to `False`):
+            Whether at most `window` events earlier counts as well.
 
     Returns:
-        `tuple[numpy.ndarray, numpy.ndarray, numpy.ndarray]`: The earlier item, the later one, and how often.
+        `Iterator`: Some items at a time, whose pairs fit into memory: the item, the other one, and how often, of shape
+        `(m,)` each, sorted by the first and then by the second.
     """
-    total = _no_pairs()
+    counts = np.bincount(items, minlength=num_items)
+    return _pairs_of_parts(lambda: [(users, items)], counts, window, both_orders)
+
+
+def _pairs_of_parts(parts: Parts, counts: np.ndarray, window: int, both_orders: bool) -> Iterator[Pairs]:
+    size = len(counts)
+    # An event is the first of so many pairs at most.
+    turn = np.cumsum((1 + both_orders) * window * counts) // _PAIRS_AT_ONCE
+    for low, high in pairwise([0, *(np.flatnonzero(np.diff(turn)) + 1).tolist(), size]):
+        found = [keys for part in parts() for keys in _keys_of_range(*part, window, low, high, size, both_orders)]
+        keys = np.concatenate([np.empty(0, dtype=np.int64), *found])
+        del found
+        keys.sort()
+        begins = np.flatnonzero(np.append(True, keys[1:] != keys[:-1]))[: len(keys)]
+        distinct = keys[begins]
+        yield distinct // size, distinct % size, np.diff(np.append(begins, len(keys)))
+
+
+def _keys_of_range(
+    users: np.ndarray, items: np.ndarray, window: int, low: int, high: int, size: int, both_orders: bool
+) -> Iterator[np.ndarray]:
+    """Pairs of items of a range and others behind or beside them, as item times size plus other."""
     for distance in range(1, min(window, len(items) - 1) + 1):
         same = users[distance:] == users[:-distance]
         if not same.any():
             break
-        pairs = items[:-distance][same], items[distance:][same], np.ones(int(same.sum()), dtype=np.int64)
-        total = sum_pairs(num_items, total, pairs)
-    return _of_two_items(total)
+        earlier, later = items[:-distance], items[distance:]
+        same &= earlier != later
+        for item, other in ((earlier, later), (later, earlier))[: 1 + both_orders]:
+            some = same & (item >= low) & (item < high)
+            yield item[some] * np.int64(size) + other[some]
 
 
 def pairs_of_users(users: np.ndarray, items: np.ndarray, num_items: int) -> Iterator[Pairs]:
@@ -117,12 +147,10 @@ def pairs_of_users(users: np.ndarray, items: np.ndarray, num_items: int) -> Iter
         yield np.full(len(others), item), others, counts[others]
 
 
-def sum_pairs(num_items: int, *parts: Pairs) -> Pairs:
-    """Counts of pairs added up, sorted by the first item and then by the second."""
-    first, second, counts = (np.concatenate(columns) for columns in zip(*parts, strict=True))
-    keys, inverse = np.unique(first * num_items + second, return_inverse=True)
-    sums = np.bincount(inverse, weights=counts, minlength=len(keys)).astype(np.int64)
-    return keys // num_items, keys % num_items, sums
+def joined(parts: Iterable[Pairs]) -> Pairs:
+    """Pairs of all items, of those of some at a time."""
+    first, second, values = (np.concatenate(columns) for columns in zip(*parts, strict=True))
+    return first, second, values
 
 
 def nearest_by_co_occurrence(
@@ -147,45 +175,37 @@ def nearest_by_co_occurrence(
     Returns:
         `numpy.ndarray`: Rows of the catalogue, of shape `(items, num_neighbours)`; -1 where there are fewer.
     """
-    size = len(item_ids)
     items = encode(train_events[ITEM_ID], item_ids).astype(np.int32)
     users = encode(train_events[USER_ID], train_events[USER_ID].unique().sort()).astype(np.int32)
-    counts = np.bincount(items, minlength=size)
-    neighbours = np.full((size, num_neighbours), -1, dtype=np.int64)
-    # Some items at a time, whose pairs fit into memory: an event is in no more than so many.
-    part = np.cumsum(2 * window * counts) // _PAIRS_AT_ONCE
-    for low, high in pairwise([0, *(np.flatnonzero(np.diff(part)) + 1).tolist(), size]):
-        keys = _sorted_pairs(users, items, window, low, high, size)
-        ends = np.searchsorted(keys, np.arange(low, high + 1) * size)
+    counts = np.bincount(items, minlength=len(item_ids))
+    return nearest_of_parts(lambda: [(users, items)], counts, window=window, num_neighbours=num_neighbours)
+
+
+def nearest_of_parts(parts: Parts, counts: np.ndarray, *, window: int = 5, num_neighbours: int = 100) -> np.ndarray:
+    """
+    As [`nearest_by_co_occurrence`], of events that come in parts.
+
+    Args:
+        parts (`Callable`):
+            Gives the parts, as often as it is called: rows of users and of items in the catalogue, of shape `(n,)` each,
+            those of a user together, in order and in one part.
+        counts (`numpy.ndarray`):
+            Events of every item, of shape `(items,)`.
+        window (`int`), num_neighbours (`int`):
+            See [`nearest_by_co_occurrence`].
+
+    Returns:
+        `numpy.ndarray`: As [`nearest_by_co_occurrence`].
+    """
+    neighbours = np.full((len(counts), num_neighbours), -1, dtype=np.int32)
+    for first, second, times in _pairs_of_parts(parts, counts, window, both_orders=True):
+        low, high = int(first.min(initial=len(counts))), int(first.max(initial=-1)) + 1
+        ends = np.searchsorted(first, np.arange(low, high + 1))
         for item, begin, end in zip(range(low, high), ends[:-1].tolist(), ends[1:].tolist(), strict=True):
-            if end > begin:
-                others, times = _runs(keys[begin:end])
-                others -= item * size
-                best = _largest(times / np.sqrt(counts[item] * counts[others]), num_neighbours)
-                neighbours[item, : len(best)] = others[best]
+            others = second[begin:end]
+            best = _largest(times[begin:end] / np.sqrt(counts[item] * counts[others]), num_neighbours)
+            neighbours[item, : len(best)] = others[best]
     return neighbours
-
-
-def _sorted_pairs(users: np.ndarray, items: np.ndarray, window: int, low: int, high: int, size: int) -> np.ndarray:
-    """Pairs of items of a range and others beside them, as item times size plus other, sorted."""
-    parts = [np.empty(0, dtype=np.int64)]
-    for distance in range(1, window + 1):
-        same = users[distance:] == users[:-distance]
-        earlier, later = items[:-distance], items[distance:]
-        same &= earlier != later
-        for item, other in ((earlier, later), (later, earlier)):
-            some = same & (item >= low) & (item < high)
-            parts.append(item[some] * np.int64(size) + other[some])
-    keys = np.concatenate(parts)
-    del parts
-    keys.sort()
-    return keys
-
-
-def _runs(ordered: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The values of a sorted array, and how often each occurs."""
-    begins = np.flatnonzero(np.append(True, ordered[1:] != ordered[:-1]))
-    return ordered[begins], np.diff(np.append(begins, len(ordered)))
 
 
 def _largest(scores: np.ndarray, count: int) -> np.ndarray:
@@ -196,12 +216,3 @@ def _largest(scores: np.ndarray, count: int) -> np.ndarray:
         above = np.flatnonzero(scores > bound)
         places = np.sort(np.concatenate([above, np.flatnonzero(scores == bound)[: count - len(above)]]))
     return places[np.argsort(-scores[places], kind="stable")]
-
-
-def _no_pairs() -> Pairs:
-    return (np.empty(0, dtype=np.int64),) * 3
-
-
-def _of_two_items(pairs: Pairs) -> Pairs:
-    other = pairs[0] != pairs[1]
-    return tuple(column[other] for column in pairs)

@@ -6,7 +6,8 @@ honest one, and the one that made the published records.
 from dataclasses import dataclass, field, replace
 
 from ..negatives.strategies import COLD, LOW_RATED, UNIFORM, parse_negatives
-from ..prompts.templates import DOMAINS, PROMPT_STYLES, PromptTemplate, select_templates
+from ..prompts.templates import PROMPT_STYLES, PromptTemplate
+from ..prompts.wordings import DOMAINS, select_templates
 from .phases import EXCLUSIONS, EXISTENCE, FIRST_EVENT, OFF, PHASE
 from .sequences import CORE_PERIODS, K_CORES, ORDERS, WHOLE
 from .splits import BY_ITEM, SPLIT_KINDS, TEMPORAL

@@ -115,9 +115,7 @@ def prepare(
     name = source if isinstance(source, str) else source.name
     config = RecordConfig(**{**recipe_options(recipe, name), **options})
     if isinstance(processing_class, str):
-        from transformers import AutoTokenizer
-
-        processing_class = AutoTokenizer.from_pretrained(processing_class)
+        processing_class = _load_tokenizer(processing_class)
     if isinstance(source, str):
         source = load_source(source, path, **{**recipe_loader_options(recipe, name), **(loader_options or {})})
     loaded = source.report
@@ -130,23 +128,17 @@ def prepare(
         statistics = _write_records(plan, stage / "data", num_workers)
         report = {"recipe": recipe, "source_name": name, "options": _options(config), "loader": loaded, **plan.report}
         report |= {"form": form, "form_reason": reason}
-        report["negatives_drawn_uniformly_instead"] = plan.builder.sampler.filled_uniformly
-        for split, gathered in statistics.items():
-            report[split] |= gathered.summary()
-        plan.release()
-        report["leak_probe"] = _probe(statistics)
-        report["leak_probes"] = _probe_rules(stage / "data", list(statistics), plan)
-        (stage / REPORT).write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        figure = plot_report(report, statistics, stage / "report.png")
-        write_markdown(report, stage / "report.md", figure)
+        _complete_and_write(report, statistics, plan, stage)
         _write_recommender_files(plan, name, stage)
         if form == IDS:
-            fields = {"history_size", "num_candidates", "conversational"}
-            rendering = {field: getattr(config, field) for field in fields}
-            if plan.catalogue.height >= catalogue_files.PARQUET_FROM:  # one file for the records and for recommenders
-                rendering["train_counts"] = plan.train_counts
-            compact.write_catalogue(stage / compact.CATALOGUE, plan.catalogue, config.templates, **rendering)
+            _write_catalogue(plan, stage)
     return report
+
+
+def _load_tokenizer(name: str) -> "PreTrainedTokenizerBase":
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(name)
 
 
 def _choose_form(form: str, plan: RecordPlan) -> tuple[str, str]:
@@ -167,6 +159,27 @@ def _choose_form(form: str, plan: RecordPlan) -> tuple[str, str]:
             about,
         )
     return form, about
+
+
+def _complete_and_write(report: dict, statistics: dict[str, SplitStatistics], plan: RecordPlan, folder: Path) -> None:
+    """The report with what is known once the records are written, as JSON, Markdown and a figure."""
+    report["negatives_drawn_uniformly_instead"] = plan.builder.sampler.filled_uniformly
+    for split, gathered in statistics.items():
+        report[split] |= gathered.summary()
+    plan.release()
+    report["leak_probe"] = _probe(statistics)
+    report["leak_probes"] = _probe_rules(folder / "data", list(statistics), plan)
+    (folder / REPORT).write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    figure = plot_report(report, statistics, folder / "report.png")
+    write_markdown(report, folder / "report.md", figure)
+
+
+def _write_catalogue(plan: RecordPlan, folder: Path) -> None:
+    config = plan.config
+    rendering = {name: getattr(config, name) for name in ("history_size", "num_candidates", "conversational")}
+    if plan.catalogue.height >= catalogue_files.PARQUET_FROM:  # one file for the records and for recommenders
+        rendering["train_counts"] = plan.train_counts
+    compact.write_catalogue(folder / compact.CATALOGUE, plan.catalogue, config.templates, **rendering)
 
 
 def _write_records(plan: RecordPlan, folder: Path, num_workers: int) -> dict[str, SplitStatistics]:
@@ -246,7 +259,8 @@ def _probe_rules(folder: Path, splits: list[str], plan: RecordPlan) -> list[dict
         reference = _read_some(folder, "train", _LEARNED_FROM, texts)
     counts = dict(zip(plan.catalogue[ITEM_ID].to_list(), plan.train_counts.tolist(), strict=True))
     probed = _read_some(folder, last, _LEARNED_FROM, texts)
-    return [probe.as_dict() for probe in leak_probes(probed, reference, counts=counts, max_records=_PROBED)]
+    options = {"counts": counts, "max_records": _PROBED, "met": plan.first_met}
+    return [probe.as_dict() for probe in leak_probes(probed, reference, **options)]
 
 
 def _read_some(folder: Path, split: str, most: int, texts: RecordTexts | None) -> dict[str, list]:

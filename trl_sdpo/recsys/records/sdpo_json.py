@@ -10,7 +10,8 @@ from datasets import Dataset
 
 from ..interactions.readers.json_lines import strict_json, value_problem
 from ..interactions.readers.text_files import TextFile
-from ..prompts.templates import PromptTemplate, select_templates
+from ..prompts.templates import PromptTemplate
+from ..prompts.wordings import select_templates
 
 
 logger = logging.getLogger(__name__)

@@ -99,20 +99,9 @@ def build_sequences_with_report(
     with_rating: bool = True,
 ) -> tuple[pl.DataFrame, dict[str, int]]:
     """As [`build_sequences`], with counts of the events that were dropped, by reason, and ratings only if asked."""
-    if min_interactions < 1:
-        raise ValueError(f"min_interactions={min_interactions} is below 1. Pass 1 to keep all users and items.")
-    if min_length < 1:
-        raise ValueError(f"min_length={min_length} is below 1. Pass 1 to keep all users.")
-    if k_core not in K_CORES:
-        raise ValueError(f"k_core={k_core!r} is none of {K_CORES}. Pass one of them.")
-    if order not in ORDERS:
-        raise ValueError(f"order={order!r} is none of {ORDERS}. Pass one of them.")
-    events = interactions.events
-    report = {"events": events.height}
-    if min_rating is not None:
-        if RATING not in events.columns:
-            raise ValueError(f"{interactions.name}: min_rating={min_rating}, but no column '{RATING}'. Pass None.")
-        events = events.filter(pl.col(RATING) >= min_rating)
+    _check_options(min_interactions, min_length, k_core, order)
+    report = {"events": interactions.events.height}
+    events = _rated(interactions, min_rating)
     report["events_below_min_rating"] = interactions.events.height - events.height
     if not with_rating:
         events = events.drop(RATING, strict=False)
@@ -135,8 +124,7 @@ def build_sequences_with_report(
         "%s: %s events of %s users with %s items stay of %s.",
         *(interactions.name, f"{kept.height:,}", f"{report['users']:,}", f"{report['items']:,}", counts),
     )
-    tied = interactions.has_time and order == IN_TIME
-    kept = _with_positions(kept, tied)
+    kept = _with_positions(kept, interactions.has_time and order == IN_TIME)
     report["events_tied_in_time"] = _count_tied(kept) if interactions.has_time else None
     return kept, report
 
@@ -155,6 +143,25 @@ def in_words(report: Mapping[str, int]) -> str:
     (first, total), *others = report.items()
     said = [f"{count:,} {name.removeprefix(f'{first}_').replace('_', ' ')}" for name, count in others if count]
     return f"{total:,} {first}" + (f" ({', '.join(said)})" if said else "")
+
+
+def _check_options(min_interactions: int, min_length: int, k_core: str, order: str) -> None:
+    if min_interactions < 1:
+        raise ValueError(f"min_interactions={min_interactions} is below 1. Pass 1 to keep all users and items.")
+    if min_length < 1:
+        raise ValueError(f"min_length={min_length} is below 1. Pass 1 to keep all users.")
+    if k_core not in K_CORES:
+        raise ValueError(f"k_core={k_core!r} is none of {K_CORES}. Pass one of them.")
+    if order not in ORDERS:
+        raise ValueError(f"order={order!r} is none of {ORDERS}. Pass one of them.")
+
+
+def _rated(interactions: Interactions, min_rating: float | None) -> pl.DataFrame:
+    if min_rating is None:
+        return interactions.events
+    if RATING not in interactions.events.columns:
+        raise ValueError(f"{interactions.name}: min_rating={min_rating}, but no column '{RATING}'. Pass None.")
+    return interactions.events.filter(pl.col(RATING) >= min_rating)
 
 
 def keep_core_of_training(

@@ -123,44 +123,54 @@ def find_quoting(file: TextFile, separator: str, quote: str = AUTO, escape: str 
     if wanted.quote is None or not file.contains(wanted.quote.encode()):
         return replace(wanted, quote=None)
     if _fits(file, wanted):
-        if guess and file.contains(b'\\"'):
-            logger.warning(
-                "%s: there are backslashes before quotes. They are read as they stand; pass escape='\\\\' if they "
-                "belong to the quotes.",
-                file.label,
-            )
-        elif guess and _needs_no_quotes(file, wanted):
-            # Who quotes only what has to be quoted has not written this, nor has who quotes everything.
-            kept = separator == "\t"
-            logger.warning(
-                "%s: some fields have quotes around them, and none needs them. They are %s; pass quote=%s if that is "
-                "wrong.",
-                file.label,
-                "read as they stand" if kept else "taken off",
-                "'\"'" if kept else "''",
-            )
-            return replace(wanted, quote=None) if kept else wanted
-        return wanted
-    if guess:
-        escaped = replace(wanted, escape="\\")
-        if file.contains(b'\\"') and _fits(file, escaped):
-            logger.warning(
-                "%s: quotes inside of quoted fields have backslashes before them: read so. Pass quote and escape if "
-                "that is wrong.",
-                file.label,
-            )
-            return escaped
-        # who quotes the names of columns quotes
-        if not next(file.lines())[1].startswith(wanted.quote) and _fits_without_quotes(file, wanted):
-            logger.warning(
-                "%s: quotes do not come in pairs, and every line has its fields without them: they are read as they "
-                "stand. Pass quote if that is wrong.",
-                file.label,
-            )
-            return replace(wanted, quote=None)
+        return _as_guessed(file, wanted) if guess else wanted
+    if guess and (other := _unpaired(file, wanted)) is not None:
+        return other
     wanted = replace(wanted, multiline=True)
     _check_records(file, wanted, guess)
     return wanted
+
+
+def _as_guessed(file: TextFile, wanted: Quoting) -> Quoting:
+    """RFC 4180, which fits: said where it may not be what was meant."""
+    if file.contains(b'\\"'):
+        logger.warning(
+            "%s: there are backslashes before quotes. They are read as they stand; pass escape='\\\\' if they "
+            "belong to the quotes.",
+            file.label,
+        )
+    elif _needs_no_quotes(file, wanted):
+        # Who quotes only what has to be quoted has not written this, nor has who quotes everything.
+        kept = wanted.separator == "\t"
+        logger.warning(
+            "%s: some fields have quotes around them, and none needs them. They are %s; pass quote=%s if that is wrong.",
+            file.label,
+            "read as they stand" if kept else "taken off",
+            "'\"'" if kept else "''",
+        )
+        return replace(wanted, quote=None) if kept else wanted
+    return wanted
+
+
+def _unpaired(file: TextFile, wanted: Quoting) -> Quoting | None:
+    """What fits a file whose quotes are not in pairs: backslashes before them, or quotes that mean nothing."""
+    escaped = replace(wanted, escape="\\")
+    if file.contains(b'\\"') and _fits(file, escaped):
+        logger.warning(
+            "%s: quotes inside of quoted fields have backslashes before them: read so. Pass quote and escape if that is "
+            "wrong.",
+            file.label,
+        )
+        return escaped
+    # who quotes the names of columns quotes
+    if not next(file.lines())[1].startswith(wanted.quote) and _fits_without_quotes(file, wanted):
+        logger.warning(
+            "%s: quotes do not come in pairs, and every line has its fields without them: they are read as they stand. "
+            "Pass quote if that is wrong.",
+            file.label,
+        )
+        return replace(wanted, quote=None)
+    return None
 
 
 def _lines(file: TextFile) -> pl.LazyFrame:

@@ -8,22 +8,12 @@ from pathlib import Path
 import polars as pl
 
 from ..attributes import wanted_attributes
-from ..interactions import (
-    ITEM_ID,
-    RATING,
-    TIMESTAMP,
-    TITLE,
-    USER_ID,
-    Interactions,
-    drop_untitled,
-    plain_titles,
-    resolve_duplicate_titles,
-    with_nanoseconds,
-)
+from ..interactions import ITEM_ID, RATING, TIMESTAMP, TITLE, USER_ID, Interactions, with_nanoseconds
 from ..readers.delimited import check_header, read_table
 from ..readers.json_lines import read_json_lines
 from ..readers.text_files import TextFile
 from ..readers.times import read_times
+from ..titles import drop_untitled, plain_titles, resolve_duplicate_titles
 
 
 logger = logging.getLogger(__name__)

@@ -8,21 +8,11 @@ from typing import Any
 import polars as pl
 
 from ..attributes import wanted_attributes, with_attributes
-from ..interactions import (
-    ITEM_ID,
-    RATING,
-    TIMESTAMP,
-    TITLE,
-    USER_ID,
-    YEAR,
-    Interactions,
-    drop_untitled,
-    plain_titles,
-    resolve_duplicate_titles,
-)
+from ..interactions import ITEM_ID, RATING, TIMESTAMP, TITLE, USER_ID, YEAR, Interactions
 from ..readers.delimited import check_header, csv_rows, read_table
 from ..readers.frames import check_columns
 from ..readers.release_files import open_release
+from ..titles import drop_untitled, plain_titles, resolve_duplicate_titles
 from .goodreads import without_series
 
 

@@ -13,20 +13,11 @@ import polars as pl
 
 from ...._progress import progress
 from ..attributes import wanted_attributes, with_attributes
-from ..interactions import (
-    ITEM_ID,
-    RATING,
-    TIMESTAMP,
-    TITLE,
-    USER_ID,
-    Interactions,
-    drop_untitled,
-    plain_titles,
-    resolve_duplicate_titles,
-)
+from ..interactions import ITEM_ID, RATING, TIMESTAMP, TITLE, USER_ID, Interactions
 from ..readers.delimited import check_header, raise_first_bad_line, read_table
 from ..readers.json_lines import check_records, doubtful, raise_first_bad_record, value_problem
 from ..readers.text_files import check_not_empty
+from ..titles import drop_untitled, plain_titles, resolve_duplicate_titles
 from .goodreads_books import ATTRIBUTES, read_attributes
 
 

@@ -16,14 +16,12 @@ from ..interactions import (
     TITLE,
     USER_ID,
     Interactions,
-    drop_untitled,
-    plain_titles,
-    resolve_duplicate_titles,
     with_nanoseconds,
 )
 from ..readers.delimited import Columns, check_header, read_table
 from ..readers.release_files import open_release
 from ..readers.text_files import decode
+from ..titles import drop_untitled, plain_titles, resolve_duplicate_titles
 
 
 logger = logging.getLogger(__name__)

@@ -5,19 +5,11 @@ from pathlib import Path
 
 import polars as pl
 
-from ..interactions import (
-    ITEM_ID,
-    TIMESTAMP,
-    TITLE,
-    USER_ID,
-    Interactions,
-    drop_untitled,
-    plain_titles,
-    resolve_duplicate_titles,
-)
+from ..interactions import ITEM_ID, TIMESTAMP, TITLE, USER_ID, Interactions
 from ..readers.delimited import read_table
 from ..readers.text_files import TextFile
 from ..readers.times import read_times
+from ..titles import drop_untitled, plain_titles, resolve_duplicate_titles
 
 
 logger = logging.getLogger(__name__)

@@ -9,22 +9,11 @@ from typing import Any
 import polars as pl
 
 from ..attributes import most_frequent, wanted_attributes, with_attributes
-from ..interactions import (
-    ITEM_ID,
-    LATEST,
-    RATING,
-    TIMESTAMP,
-    TITLE,
-    USER_ID,
-    YEAR,
-    Interactions,
-    canonical_title,
-    number_duplicate_titles,
-    resolve_duplicate_titles,
-)
+from ..interactions import ITEM_ID, LATEST, RATING, TIMESTAMP, TITLE, USER_ID, YEAR, Interactions
 from ..readers.delimited import check_header, check_width, csv_rows, read_table
 from ..readers.release_files import open_release
 from ..readers.text_files import check_not_empty, decode, split_lines
+from ..titles import canonical_title, number_duplicate_titles, resolve_duplicate_titles
 
 
 logger = logging.getLogger(__name__)
@@ -122,9 +111,9 @@ def _read_ratings(source: Path | bytes, name: str, label: str) -> pl.DataFrame:
     return read_table(source, label, separator, _RATING_COLUMNS, limits=_LIMITS)
 
 
-def _read_movies(source: Path | bytes, name: str, label: str, wanted: tuple[str, ...]) -> pl.DataFrame:
+def _movie_rows(source: Path | bytes, name: str, label: str) -> Iterator[tuple[int, list[str]]]:
+    """Each line's number and fields."""
     check_not_empty(source, label)
-    data = source if isinstance(source, bytes) else source.read_bytes()
     if name == "movies.csv":
         rows = csv_rows(source, label)
         header = next(rows)[1]
@@ -132,18 +121,20 @@ def _read_movies(source: Path | bytes, name: str, label: str, wanted: tuple[str,
             raise ValueError(
                 f"{label}: line 1: the header is {header} instead of {_CSV_MOVIES_HEADER}. Pass a CSV release."
             )
+        yield from rows
     else:
+        data = source if isinstance(source, bytes) else source.read_bytes()
         separator, width = ("|", _U_ITEM_FIELDS) if name == "u.item" else ("::", 3)
-        lines = split_lines(decode(data, label, ("utf-8", "latin-1")))
-        rows = (
-            (number, check_width(line.split(separator), width, label, number))
-            for number, line in enumerate(lines, start=1)
-            if line
-        )
+        for number, line in enumerate(split_lines(decode(data, label, ("utf-8", "latin-1"))), start=1):
+            if line:
+                yield number, check_width(line.split(separator), width, label, number)
+
+
+def _read_movies(source: Path | bytes, name: str, label: str, wanted: tuple[str, ...]) -> pl.DataFrame:
     # Tens of thousands of items at most, so a loop, which can name the line.
     ids: dict[int, Any] = {}
     titles, genres, years = [], [], []
-    for number, fields in rows:
+    for number, fields in _movie_rows(source, name, label):
         identifier, title = fields[0], fields[1]
         if not (identifier.isascii() and identifier.isdigit()):
             raise ValueError(

@@ -19,16 +19,13 @@ from ..interactions import (
     TITLE,
     USER_ID,
     Interactions,
-    canonical_title,
-    drop_untitled,
-    number_duplicate_titles,
-    resolve_duplicate_titles,
     with_nanoseconds,
 )
 from ..readers.delimited import read_table
 from ..readers.ids import Fail, blank_to_null, read_ids, same_type
 from ..readers.text_files import TextFile
 from ..readers.times import read_times
+from ..titles import canonical_title, drop_untitled, number_duplicate_titles, resolve_duplicate_titles
 
 
 logger = logging.getLogger(__name__)

@@ -8,25 +8,12 @@ from typing import TYPE_CHECKING, TypeAlias
 import polars as pl
 
 from ..attributes import wanted_attributes, with_attributes
-from ..interactions import (
-    ITEM_ID,
-    NANOSECOND,
-    RATING,
-    TIMESTAMP,
-    TITLE,
-    USER_ID,
-    YEAR,
-    Interactions,
-    canonical_title,
-    drop_untitled,
-    plain_titles,
-    resolve_duplicate_titles,
-    with_nanoseconds,
-)
+from ..interactions import ITEM_ID, NANOSECOND, RATING, TIMESTAMP, TITLE, USER_ID, YEAR, Interactions, with_nanoseconds
 from ..readers.any_table import AnyTable
 from ..readers.ids import read_ids, same_type
 from ..readers.quoting import AUTO
 from ..readers.times import TIME_UNITS, read_times
+from ..titles import canonical_title, drop_untitled, plain_titles, resolve_duplicate_titles
 
 
 if TYPE_CHECKING:
@@ -146,18 +133,14 @@ def load_table(
         {key: column for key, column in (columns | ({} if items is not None else beside)).items() if column}
     )
     report = {"events_read": table.height}
-    events = _events(table, log, columns, time_unit, time_format)
+    events, book = _events(table, log, columns, time_unit, time_format), log
     if items is None:
         if title:
             events = events.with_columns(_titles(events[TITLE], log, title))
         catalogue = _items_of_events(events)
     else:
-        path = items if isinstance(items, (str, Path)) else f"{name} items"
-        book = AnyTable(items, str(path), **options)
-        catalogue = book.read({key: column for key, column in beside.items() if column})
-        catalogue = catalogue.with_columns(
-            _ids(catalogue, book, ITEM_ID, item), _titles(catalogue[TITLE], book, title)
-        )
+        book = AnyTable(items, str(items) if isinstance(items, (str, Path)) else f"{name} items", **options)
+        catalogue = _items_of_table(book, beside)
     ids, known = same_type(events[ITEM_ID], catalogue[ITEM_ID], log.fail_at(item, events[ITEM_ID]))
     events, catalogue = events.with_columns(ids), catalogue.with_columns(known)
     # Only now: a title may stand in a row without a time.
@@ -171,8 +154,7 @@ def load_table(
     events, catalogue, dropped = drop_untitled(events, catalogue)
     events, catalogue, merges = resolve_duplicate_titles(events, catalogue)
     if wanted:
-        source = log if items is None else book
-        catalogue = with_attributes(catalogue, _attributes(source, item, wanted, catalogue[ITEM_ID].dtype))
+        catalogue = with_attributes(catalogue, _attributes(book, item, wanted, catalogue[ITEM_ID].dtype))
     columns = [name for name in (USER_ID, ITEM_ID, RATING, TIMESTAMP, NANOSECOND) if name in events.columns]
     logger.info("%s: %d events and %d items read", log.label, report["events_read"], report["items_read"])
     report |= dropped | merges
@@ -232,6 +214,13 @@ def _titles(titles: pl.Series, source: AnyTable, column: str) -> pl.Series:
     if dtype.is_float() and (titles.drop_nulls() == titles.drop_nulls().floor()).all():
         titles = titles.cast(pl.Int64, strict=False).cast(pl.String).fill_null(titles.cast(pl.String))
     return titles.cast(pl.String).alias(TITLE)
+
+
+def _items_of_table(book: AnyTable, columns: dict) -> pl.DataFrame:
+    items = book.read({key: column for key, column in columns.items() if column})
+    return items.with_columns(
+        _ids(items, book, ITEM_ID, columns[ITEM_ID]), _titles(items[TITLE], book, columns[TITLE])
+    )
 
 
 def _items_of_events(events: pl.DataFrame) -> pl.DataFrame:
