@@ -141,6 +141,18 @@ def test_docstrings_refer_to_what_is_there():
     assert wrong == []
 
 
+def test_a_help_text_is_written_once():
+    """Of flags and options: what two commands share has one text, or one dataclass."""
+    texts = []
+    for path in tracked("trl_sdpo/commands", "trl_sdpo/recsys/records", "trl_sdpo/trainer"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.keyword) and node.arg in ("metadata", "help"):
+                texts += [one.value for one in ast.walk(node.value) if isinstance(one, ast.Constant)]
+    texts = [text for text in texts if isinstance(text, str) and len(text) > 25]
+    assert len(texts) > 50
+    assert {text for text in texts if texts.count(text) > 1} == set()
+
+
 def test_the_picture_is_that_of_the_contracts():
     """`python docs/draw_rooms.py` makes it anew; a row has a caption in the words of its user."""
     spec = importlib.util.spec_from_file_location("draw_rooms", ROOT / "docs" / "draw_rooms.py")
