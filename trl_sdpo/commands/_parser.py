@@ -15,8 +15,23 @@ from typing import Any
 from trl.scripts.utils import TrlParser
 
 from .._errors import SPOKEN_FOR, in_flags
+from .._terminal import FlagHelpFormatter
 from ..cli import COMMANDS, suggest
 from ._config_file import ENVIRONMENT, OLD_NAMES, old_name_sentence, read_config, section_of, with_new_names
+
+
+# What several commands say of one flag
+SHARED_HELP = {
+    "device": "Default: an accelerator, else the CPU.",
+    "dtype": "Type of the weights. Default: as saved.",
+    "host": "Address to listen at. 0.0.0.0 lets other machines in: there is no password.",
+    "num_beams": "Width of the search in the catalogue. Default: 10, or --top_k if that is more.",
+}
+
+
+def help_of(text: str, **more: Any) -> dict[str, Any]:
+    """The metadata of a field that is a flag: its help, and what `argparse` takes besides."""
+    return {"help": text, **more}
 
 
 class CommandParser(TrlParser):
@@ -75,10 +90,15 @@ class CommandParser(TrlParser):
         """The names of all flags."""
         return [one.dest for one in self._actions if one.dest not in ("help", "help_all", "config")]
 
+    @property
+    def flags_of_all(self) -> list[str]:
+        """The names of the flags that the section `common` of a file reaches."""
+        return self.flags
+
     def _set_defaults_from_file(self, path: str) -> None:
         config, command = read_config(path), self.command
         environment = config.pop(ENVIRONMENT, None) or {}
-        section, others = section_of(config, command, self.flags, path)
+        section, others = section_of(config, command, self.flags_of_all, path)
         environment |= section.pop(ENVIRONMENT, None) or {}
         section, said = with_new_names(command, section)
         self._say(said)
@@ -170,33 +190,6 @@ class CommandParser(TrlParser):
         return formatter.format_help()
 
 
-class FlagHelpFormatter(argparse.HelpFormatter):
-    """One spelling of each flag, and its default where it says something."""
-
-    def __init__(self, prog: str) -> None:
-        super().__init__(prog, max_help_position=34)
-
-    def _fill_text(self, text: str, width: int, indent: str) -> str:
-        return text if "\n" in text else super()._fill_text(text, width, indent)
-
-    def _format_action_invocation(self, action: argparse.Action) -> str:
-        flag = next((one for one in action.option_strings if one.startswith("--")), "")
-        if action.nargs == 0:
-            return flag
-        if action.choices is None:
-            kind = getattr(action.type, "__name__", "str").removeprefix("string_to_").strip("_")
-            metavar = action.metavar or {"int": "N", "float": "X", "bool": "[BOOL]", "str": "TEXT"}.get(kind, "VALUE")
-        else:
-            metavar = "|".join(map(str, action.choices)) if len(list(action.choices)) < 5 else "NAME"
-        return f"{flag} {metavar}{' ...' if action.nargs == '+' else ''}"
-
-    def _expand_help(self, action: argparse.Action) -> str:
-        text, default = super()._expand_help(action), action.default
-        if default in (None, "", argparse.SUPPRESS) or default == [] or "efault" in text or action.nargs == 0:
-            return text
-        return f"{text} Default: {getattr(default, 'value', default)}."
-
-
 class _HelpAll(argparse.Action):
     def __init__(self, option_strings: Sequence[str], dest: str, **kwargs) -> None:
         super().__init__(option_strings, dest, nargs=0, default=argparse.SUPPRESS, **kwargs)
@@ -232,7 +225,7 @@ def _check_common(names: list[str], commands: list[str], path: str, own: list[st
     known = set(own)
     for command in commands:
         module = importlib.import_module(f".{command}", __package__)
-        known.update(module.make_parser(f"trl-sdpo {command}").flags)
+        known.update(module.make_parser(f"trl-sdpo {command}").flags, OLD_NAMES.get(command, {}))
     for name in names:
         if name not in known:
             raise ValueError(
@@ -258,7 +251,8 @@ def flat_fields(config: type) -> list[tuple[str, Any, Any]]:
         if kind is bool:
             metadata |= {"nargs": "?", "const": True}
         if one.default is not None:
-            metadata["help"] += f" Default: {one.default}."
+            values = one.default if isinstance(one.default, tuple) else [one.default]
+            metadata["help"] += f" Default: {' '.join(map(str, values))}."
         fields.append((one.name, kind | None, dataclasses.field(default=None, metadata=metadata)))
     return fields
 

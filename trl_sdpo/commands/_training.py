@@ -19,7 +19,7 @@ from .._errors import INTERRUPTED, LAUNCH, SPOKEN_FOR, how_training_goes_on
 from ..cli import suggest
 from ..pipeline.machine import OLD_CHECKPOINTING, checkpointing_name, machine_defaults
 from ..recsys.records.recommender_files import check_model
-from ._parser import CommandParser, FlagHelpFormatter
+from ._parser import CommandParser
 
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ MODEL_FLAGS = (
     *("use_peft", "lora_r", "lora_alpha", "lora_dropout", "lora_target_modules"),
 )
 RUN_FLAGS = (
-    *("output_dir", "overwrite_output_dir", "resume_from_checkpoint", "num_train_epochs", "max_steps"),
+    *("output_dir", "overwrite", "resume_from_checkpoint", "num_train_epochs", "max_steps"),
     *("per_device_train_batch_size", "gradient_accumulation_steps", "per_device_eval_batch_size"),
     *("learning_rate", "lr_scheduler_type", "warmup_steps", "max_grad_norm", "optim", "seed"),
     *("bf16", "gradient_checkpointing", "use_cpu", "logging_steps", "report_to"),
@@ -63,7 +63,7 @@ class RecordArguments(ScriptArguments):
             Split to evaluate on, during training and after it; `"none"` for no evaluation.
         template (`str`, *optional*):
             See [`load_records`].
-        overwrite_output_dir (`bool`, *optional*, defaults to `False`):
+        overwrite (`bool`, *optional*, defaults to `False`):
             Remove the checkpoints that an earlier run left in `output_dir`.
     """
 
@@ -78,7 +78,7 @@ class RecordArguments(ScriptArguments):
     template: str | None = dataclasses.field(
         default=None, metadata={"help": "Wording of prompts for S-DPO's json, such as music-choose. Default: choose."}
     )
-    overwrite_output_dir: bool = dataclasses.field(
+    overwrite: bool = dataclasses.field(
         default=False, metadata={"help": "Remove the checkpoints of an earlier run in --output_dir."}
     )
 
@@ -125,7 +125,6 @@ class TrainingParser(CommandParser):
         super().__init__(
             (RecordArguments, config, ModelConfig),
             groups,
-            formatter_class=FlagHelpFormatter,
             epilog=_EPILOG,
             **kwargs,
         )
@@ -221,10 +220,10 @@ def check_output_dir(script_args: RecordArguments, training_args: "TrainingArgum
     checkpoints = sorted(Path(training_args.output_dir).glob("checkpoint-*"))
     if not checkpoints or training_args.resume_from_checkpoint:
         return
-    if not script_args.overwrite_output_dir:
+    if not script_args.overwrite:
         raise FileExistsError(
             f"{training_args.output_dir}: holds {checkpoints[-1].name} of an earlier run. Pass --resume_from_checkpoint "
-            "True to go on with that, --overwrite_output_dir to remove its checkpoints, or another --output_dir."
+            "True to go on with that, --overwrite to remove its checkpoints, or another --output_dir."
         )
     if training_args.should_save:
         for checkpoint in checkpoints:
