@@ -267,6 +267,11 @@ def _check_scores(args: DPOConfig, loss_types: list[str]) -> None:
                 f"`{option}={value!r}` changes nothing in `loss_type={loss_types}`: it belongs to {[loss]}. Leave it out, or "
                 "use that loss."
             )
+    if getattr(args, "boundary_negatives", False) and set(loss_types) <= {"sft"}:
+        raise ValueError(
+            f"`boundary_negatives=True` changes nothing in `loss_type={loss_types}`, which has no rejected completions. Leave "
+            "it out."
+        )
     unrated = getattr(args, "unrated_score", None)
     if unrated is not None and not graded_loss_types(args, loss_types):
         raise ValueError(
