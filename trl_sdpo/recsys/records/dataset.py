@@ -250,7 +250,7 @@ def plan_records(
             report[split]["record_facts"]["targets_without_train_event"] = cold
     builder.consumed = _consumed(interactions, targets, builder, config)
     plan = RecordPlan(config, targets, builder, catalogue, train_counts, report)
-    if config.eval_candidates == COLD and interactions.has_time:
+    if interactions.has_time:
         plan.first_met = dict(interactions.events.group_by(ITEM_ID).agg(pl.col(TIMESTAMP).min()).iter_rows())
     return plan
 
