@@ -82,6 +82,7 @@ MEANINGS = {
     "baseline": "baselines to train",
     "fuse": "systems to fuse",
     "text_model": "what makes vectors of titles",
+    "memorisation": "files of the source that models may know by heart",
     "protocol": "what is asked of models",
     "max_records": "records at most, of the split that is read",
     "per_token": "likelihood per token",

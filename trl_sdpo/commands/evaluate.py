@@ -70,6 +70,10 @@ class EvaluateArguments:
             **_AGAIN,
         ),
     )
+    memorisation: str | None = dataclasses.field(
+        default=None,
+        metadata=help_of("Files of the source, as prepare's --path: probe whether the models know them by heart."),
+    )
     ref_model: str | None = dataclasses.field(
         default=None, metadata=help_of("Model before S-DPO: also rank by the implicit reward against it.")
     )
@@ -162,11 +166,19 @@ def run(args: EvaluateArguments) -> None:
     task = _load(args)
     found, differing = _found(args, task, systems)
     results = _results(args, task, found, facts)
+    if args.memorisation is not None:
+        from ..evaluation.probing import probe_memorisation
+
+        results["memorisation"] = probe_memorisation(task, systems["model"], args.memorisation)
+        said = {name: probe["verdict"] for name, probe in results["memorisation"].items()}
+        results["settings"] |= {f"memorisation probe, {name}": verdict for name, verdict in said.items()}
     results["settings"] |= {f"differences, {name}": "; ".join(what) for name, what in differing.items()}
     from ..evaluation.report import results_text, write_report
 
     paths = write_report(results, args.output_dir)
     print(f"\n{results_text(results)}")
+    for name, probe in results.get("memorisation", {}).items():
+        print(f"Memorisation probe, {name}: {probe['verdict']}.")
     print(f"{args.output_dir}: {', '.join(path.name for path in paths)}.")
 
 

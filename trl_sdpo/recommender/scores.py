@@ -183,7 +183,7 @@ class FusedScores:
             `list[numpy.ndarray]`: As [`Fusion.scores`] gives them.
         """
         counts = [np.array([self.counts[item] for item in row], dtype=np.float64) for row in candidates]
-        parts = {self.own: log_probs, EVENTS: [np.log1p(row) for row in counts]}
+        parts: dict[str, Sequence[Any]] = {self.own: log_probs, EVENTS: [np.log1p(row) for row in counts]}
         parts[COLD] = [(row == 0).astype(float) for row in counts]
         asked = [list(row) for row in histories], [list(row) for row in candidates]
         parts |= {name: scorer(*asked) for name, scorer in self.scorers.items()}
