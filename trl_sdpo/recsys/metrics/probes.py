@@ -177,7 +177,7 @@ def leak_probes(
     return _warn(_probes(hits, matched, weights, records, _OF_TIME if cold else ()))
 
 
-def _rules(reference: dict | None, rows: list[Row], met: dict) -> dict[str, Rule]:
+def _rules(reference: dict | None, rows: list[Row], met: Mapping[Any, int]) -> dict[str, Rule]:
     rules = rules_of_ids(rows)
     if reference is not None and reference.get("rejected_item_ids") is not None:
         learned = rules_of_reference(reference)
