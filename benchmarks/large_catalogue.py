@@ -70,11 +70,12 @@ def measure(step: str, folder: Path) -> dict:
     began = time.perf_counter()
     from trl_sdpo import Recommender
 
-    imported = time.perf_counter()
+    imported, cpu = time.perf_counter(), time.process_time()
     recommender = Recommender.from_pretrained(folder / ("json" if step == "load_json" else "parquet"), device="cpu")
-    loaded = time.perf_counter()
+    loaded, cpu = time.perf_counter(), time.process_time() - cpu
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    row = {"imports_s": round(imported - began, 2), "load_s": round(loaded - imported, 2), "load_mb": memory // 1024}
+    row = {"imports_s": round(imported - began, 2), "load_s": round(loaded - imported, 2), "load_cpu_s": round(cpu, 2)}
+    row["load_mb"] = memory // 1024
     titles = recommender.catalogue.titles
     if step.endswith("search"):
         found = recommender.recommend(titles[:5])

@@ -10,10 +10,9 @@ Order and split are by time, so that the results are not those of the published 
 The same words again go on where a run broke off. The paper's setting, for a GPU, is examples/configs/lastfm.yaml.
 """
 
-import dataclasses
 import os
 import sys
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 
 # Read when torch loads: its threads wait in a loop otherwise, which takes the cores from whatever else runs
@@ -97,30 +96,19 @@ def main(args: Arguments) -> dict:
 
     # 3. Supervised fine-tuning on all tokens of a row, so that each of its eleven names teaches what comes next.
     windows = non_overlapping_windows(dataset["train"], history_size + 1, epochs=args.sft_epochs, seed=args.seed)
-    sft_args = SFTConfig(
-        learning_rate=2e-3 if small else 2e-4,
-        num_train_epochs=1,
-        gradient_accumulation_steps=2,
-        completion_only_loss=False,
-        **common,
-    )
-    sft = run.sft(base, sft_args, windows, peft_config=None if small else lora)
+    sft_args = {"num_train_epochs": 1, "gradient_accumulation_steps": 2, "completion_only_loss": False, **common}
+    sft_config = SFTConfig(learning_rate=2e-3 if small else 2e-4, **sft_args)
+    sft = run.sft(base, sft_config, windows, peft_config=None if small else lora)
 
     # 4. Softmax-DPO from there: the artist that came next against K others at once. The model of step 3 is the reference.
     records = dataset["train"].shuffle(seed=args.seed).select(range(min(args.dpo_records, len(dataset["train"]))))
-    dpo_args = SoftmaxDPOConfig(
-        num_negatives=args.num_negatives,
-        beta=args.beta,
-        learning_rate=1e-4,
-        num_train_epochs=1,
-        gradient_accumulation_steps=4,
-        **common,
-    )
-    aligned = run.align(sft, dpo_args, records, peft_config=lora if small else None)
+    dpo_args = {"num_train_epochs": 1, "gradient_accumulation_steps": 4, "learning_rate": 1e-4, **common}
+    dpo_config = SoftmaxDPOConfig(num_negatives=args.num_negatives, beta=args.beta, **dpo_args)
+    aligned = run.align(sft, dpo_config, records, peft_config=lora if small else None)
 
     # 5. The rank of the artist that came next among its 20 candidates, beside chance and popularity, in a report.
     models = {"base": base, "sft": sft, "s-dpo": aligned}
-    results = run.evaluate(models, reference="sft", seed=args.seed, settings=dataclasses.asdict(args))
+    results = run.evaluate(models, reference="sft", seed=args.seed, settings=asdict(args))
     print(f"\n{results_text(results)}\n\n{run.directory}: report/results.html, the models in sft/ and s-dpo/.")
     return results
 

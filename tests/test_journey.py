@@ -1,6 +1,6 @@
 """
 The whole way of a user in a terminal: records, two trainings, a report, recommendations, a push and back, each interrupted
-once by Ctrl-C. Every command is a process of its own, as it is for them; the Hub is that of helpers/hub_server.py.
+once by Ctrl-C. Every command is a process of its own, as it is for them; the Hub is that of helpers/hub/server.py.
 """
 
 import json
@@ -9,7 +9,7 @@ import re
 import pytest
 import yaml
 
-from helpers.hub_server import running_hub
+from helpers.hub.server import running_hub
 from helpers.terminal import trl_sdpo
 from helpers.tiny_models import build_llama
 

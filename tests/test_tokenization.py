@@ -174,6 +174,10 @@ TEMPLATES = {
     "thinks first": "{% for m in messages %}<s>{{ m.role }}\n{{ m.content }}{% endfor %}"
     "{% if add_generation_prompt %}<s>assistant\n<think>\n{% endif %}",
     "looks at the last": "{% for m in messages %}{{ '(last)' if loop.last else '' }}{{ m.content }}\n{% endfor %}",
+    "looks at the words": "{% for m in messages %}<s>{{ m.role }}\n{{ m.content }}{{ '!' if 'W' in messages[0].content else '' }}"
+    "</s>\n{% endfor %}{% if add_generation_prompt %}<s>assistant\n{% endif %}",
+    "looks at the length": "{% for m in messages %}<s>{{ m.role }}\n{{ messages | length }}{{ m.content }}</s>\n{% endfor %}"
+    "{% if add_generation_prompt %}<s>assistant\n{{ 1 + messages | length }}{% endif %}",
     "tools": "{% for t in tools or [] %}{{ t | tojson }}{% endfor %}{{ style }}{% for m in messages %}"
     "<s>{{ m.role }}\n{{ m.content or 'nothing' }}</s>{% endfor %}"
     "{% if add_generation_prompt %}<s>assistant\n{% endif %}",
@@ -192,8 +196,8 @@ conversations = st.lists(
             "prompt": turns,
             "chosen": answers,
             "rejected": st.lists(answers, min_size=1, max_size=3),
-            "tools": st.sampled_from([None, '[{"name": "find"}]']),
-            "chat_template_kwargs": st.sampled_from([None, {"style": "short "}, {"truncation": False}]),
+            "tools": st.sampled_from([None, None, '[{"name": "find"}]']),
+            "chat_template_kwargs": st.sampled_from([None, None, {"style": "short "}, {"truncation": False}]),
         }
     ),
     min_size=1,
@@ -216,7 +220,9 @@ def test_tokens_of_conversations_are_those_of_trl(tokenizers, rows, plain, name,
     tokenizer = copy.deepcopy(tokenizers[name])
     tokenizer.bos_token, tokenizer.chat_template = "<s>", template
     tokenize = CompletionTokenizer(tokenizer, tokenizer.eos_token)
-    for batch in (rows, [*plain[:1], *rows[::-1], *plain]):
+    # prompts of other words before the same completions, of which the tokens are kept
+    others = [{**row, "prompt": swapped["prompt"]} for row, swapped in zip(rows, rows[1:] + rows[:1], strict=True)]
+    for batch in (rows, [*plain[:1], *others, *plain], [*others[::-1], *rows]):
         found = list(tokenize(batch))
         assert found == [_tokenize_completions(row, tokenizer, tokenizer.eos_token) for row in batch]
 
@@ -229,8 +235,11 @@ def test_usual_conversations_are_cut(tokenizers, template):
     answers = [[{"role": "assistant", "content": title}] for title in (*TITLES[:3], TITLES[5])]
     row = {"prompt": [{"role": "user", "content": "Seen: W."}], "chosen": answers[0], "rejected": answers[1:]}
     assert list(tokenize([row])) == [_tokenize_completions(row, tokenizer, "</s>")]
+    assert len(tokenize._render._tails) == 1  # rendered once each
     kept = tokenize._tails[True]._tails.values()
-    assert len(kept) == (0 if template in ("thinks first", "looks at the last") else 4)  # which go on otherwise
+    assert len(kept) == (
+        0 if template in ("thinks first", "looks at the last", "looks at the length") else 4
+    )  # which go on otherwise
     assert template == "no generation prompt" or None not in kept  # where a role follows the EOS
 
 

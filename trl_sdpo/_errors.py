@@ -30,6 +30,8 @@ _OTHER_NAMES = {
     r"Load it with attn_implementation='sdpa' or 'eager', and in a dtype of its own": "Pass another --dtype, such as "
     "float32",
 }
+# Parameters that a command has under the name that they have in TRL's configurations, or in all commands
+_RENAMED = {"batch_size": "per_device_eval_batch_size", "split": "dataset_split", "reference": "ref_model"}
 # Options of the loaders, which a command has as `--loader_options name=value`
 _LOADER_OPTIONS = (
     *("user", "item", "timestamp", "time_unit", "time_format", "rating", "title", "year", "movie_titles", "separator"),
@@ -98,6 +100,8 @@ def in_flags(message: str, flags: Collection[str], loader: bool = False) -> str:
         name = match["name"] or match["alone"]
         if match["quoted"] is not None or name is None:
             return match[0]
+        if name not in flags and "per_device_train_batch_size" not in flags:  # whose batches have other names
+            name = _RENAMED.get(name, name)
         if name in flags:
             return f"--{name}" if match["alone"] else _with_value(name, match["value"])
         if loader and name in _LOADER_OPTIONS and match["value"] is not None:

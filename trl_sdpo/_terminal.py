@@ -1,5 +1,6 @@
-"""What commands write to the terminal or to a file of theirs: their own sentences, and of other libraries what matters."""
+"""What commands write: their help, their own sentences, and of other libraries what matters."""
 
+import argparse
 import logging
 import os
 import re
@@ -74,3 +75,35 @@ class _Formatter(logging.Formatter):
             return text
         text = _RANK.sub(lambda rank: "" if rank[1] == "0" else rank[0], text)
         return in_flags(text, self._flags, loader="loader_options" in self._flags)
+
+
+class FlagHelpFormatter(argparse.HelpFormatter):
+    """One spelling of each flag, and its default where it says something."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=34)
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return text if "\n" in text else super()._fill_text(text, width, indent)
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        if not action.option_strings:
+            return str(action.metavar)
+        flag = next((one for one in action.option_strings if one.startswith("--")), "")
+        if action.nargs == 0:
+            return flag
+        if action.choices is None:
+            kind = getattr(action.type, "__name__", "str").removeprefix("string_to_").strip("_")
+            metavar = action.metavar or {"int": "N", "float": "X", "bool": "[BOOL]", "str": "TEXT"}.get(kind, "VALUE")
+        else:
+            metavar = "|".join(map(str, action.choices)) if len(list(action.choices)) < 5 else "NAME"
+        return f"{flag} {metavar}{' ...' if action.nargs == '+' else ''}"
+
+    def _expand_help(self, action: argparse.Action) -> str:
+        text, default = super()._expand_help(action), action.default
+        if action.dest == "help":
+            return "Show this help, and exit."
+        if default in (None, "", argparse.SUPPRESS) or default == [] or "efault" in text or action.nargs == 0:
+            return text
+        values = default if isinstance(default, list | tuple) else [default]
+        return f"{text} Default: {' '.join(str(getattr(value, 'value', value)) for value in values)}."

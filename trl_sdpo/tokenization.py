@@ -5,8 +5,7 @@ prompt + completion together, and whether a model has rows for them.
 
 import re
 from collections.abc import Iterator, Sequence
-from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -43,14 +42,15 @@ _OF_TOKENIZATION = {
     ),
     *("tokenizer_kwargs", "sanitize_control_tokens", "continue_final_message", "add_generation_prompt"),
 }
+_OF_MESSAGES = {"role", "content"}
 _KEPT = 1_000_000  # completions, before they are forgotten and made anew
 
 
 class CompletionTokenizer:
     """
     Tokenizes the completions of prompts as [`~trl.DPOTrainer`] does, prompt and completion together, at the price of each
-    prompt once and each distinct completion once. Conversations are rendered wholly, as TRL renders them, and what the
-    chat template puts behind the rendered prompt is their completion.
+    prompt once and each distinct completion once. What a chat template puts behind a rendered prompt is the completion of a
+    conversation, see [`ConversationRenderer`].
 
     Every text that [`TailTokenizer`] does not cut is tokenized wholly, as TRL does: those of tokenizers that are not fast or
     whose pieces cross, and conversations that begin otherwise than their prompt does alone.
@@ -68,6 +68,7 @@ class CompletionTokenizer:
         self._tails = {
             is_chat: TailTokenizer(processing_class, add_special_tokens=not is_chat) for is_chat in (False, True)
         }
+        self._render = ConversationRenderer(processing_class)
 
     def __getstate__(self) -> dict[str, Any]:
         # what `map` hashes, and sends to its processes
@@ -88,9 +89,9 @@ class CompletionTokenizer:
             `Iterator` of the tokens of each prompt, and of its completions, the chosen one first.
         """
         is_chat = [isinstance(example["prompt"], list) for example in examples]
+        rendered = iter(self._render([example for example, chat in zip(examples, is_chat, strict=True) if chat]))
         texts = [
-            self._rendered(example) if chat else self._texts(example)
-            for example, chat in zip(examples, is_chat, strict=True)
+            next(rendered) if chat else self._texts(example) for example, chat in zip(examples, is_chat, strict=True)
         ]
         cut: dict[bool, Iterator] = {}
         for kind, tails in self._tails.items():
@@ -108,21 +109,120 @@ class CompletionTokenizer:
         completions = [example["chosen"], *example["rejected"]]
         return prompt, [text if text.endswith(eos_token) else text + eos_token for text in completions]
 
-    def _rendered(self, example: dict[str, Any]) -> tuple[str, list[str]] | None:
-        """The same of a conversation: what the template makes of its prompt, and what it goes on with."""
-        prompt, kwargs = example["prompt"], template_kwargs(example)
-        if (
-            not is_conversational({"prompt": prompt})
-            or not getattr(self.processing_class, "is_fast", False)
-            or kwargs.keys() & _OF_TOKENIZATION
-        ):
+
+# A prompt with its completions, as text; `None` for what is left to TRL's way.
+_Texts: TypeAlias = "tuple[str, list[str]] | None"
+# Messages as a dict can hold them
+_Key: TypeAlias = tuple[tuple[str, str], ...]
+
+
+class ConversationRenderer:
+    """
+    What a chat template makes of prompts and completions: each prompt once, and each distinct completion once.
+
+    A completion is what stands behind the rendered prompt when both are rendered together. That is the same behind every
+    prompt of as many messages of the same roles, unless a template looks at the words of one message to write another. So
+    one completion, the first that there was, is rendered with every prompt; where it differs, all are, from then on.
+
+    Args:
+        processing_class ([`~transformers.PreTrainedTokenizerBase`]):
+            Tokenizer with the template.
+    """
+
+    def __init__(self, processing_class: PreTrainedTokenizerBase) -> None:
+        self.processing_class = processing_class
+        self._is_fast = getattr(processing_class, "is_fast", False)
+        # by the roles of a prompt: tails of completions, `None` for one that does not go on from it, and the first of them
+        self._tails: dict[tuple, dict[_Key, str | None]] = {}
+        self._first: dict[tuple, list[dict]] = {}
+        self._looks_at_words: set[tuple] = set()
+
+    def __call__(self, examples: Sequence[dict[str, Any]]) -> list[_Texts]:
+        """
+        Render records.
+
+        Args:
+            examples (`Sequence[dict]`):
+                Conversations with `prompt`, `chosen` and `rejected`.
+
+        Returns:
+            `list`: Of each the rendered prompt and what its completions go on with; `None` for what is left to TRL's way.
+        """
+        kinds = [self._kind(example) for example in examples]
+        simple = [place for place, kind in enumerate(kinds) if kind is not None and kind not in self._looks_at_words]
+        starts = self._render([examples[place]["prompt"] for place in simple], add_generation_prompt=True)
+        keys: dict[int, list[_Key]] = {}
+        asked: list[tuple[int, list[dict]]] = []
+        asked_of: dict[tuple, set[_Key]] = {}
+        for place in simple:
+            example, kind = examples[place], kinds[place]
+            completions = [example["chosen"], *example["rejected"]]
+            keys[place] = [*map(_key, completions)]
+            tails, once = self._tails.setdefault(kind, {}), asked_of.setdefault(kind, set())
+            pairs = zip(keys[place], completions, strict=True)
+            new = {key: one for key, one in pairs if key not in tails and key not in once}
+            first = self._first.setdefault(kind, completions[0])
+            asked += [(place, one) for one in {_key(first): first, **new}.values()]
+            once.update(new)
+        whole = self._render([examples[place]["prompt"] + completion for place, completion in asked])
+        start_of = dict(zip(simple, starts, strict=True))
+        for (place, completion), text in zip(asked, whole, strict=True):
+            start, tails = start_of[place], self._tails[kinds[place]]
+            goes_on = bool(start) and text.startswith(start) and text != start
+            tail = text[len(start) :] if goes_on else None
+            if tails.setdefault(_key(completion), tail) != tail:
+                self._looks_at_words.add(kinds[place])
+        found: list[_Texts] = []
+        for place, example in enumerate(examples):
+            kind = kinds[place]
+            if kind is None or kind in self._looks_at_words:
+                found.append(self._whole(example))
+                continue
+            tails_of = [self._tails[kind][key] for key in keys[place]]
+            found.append(None if None in tails_of else (start_of[place], tails_of))
+        self._forget()
+        return found
+
+    def _kind(self, example: dict[str, Any]) -> tuple | None:
+        """The roles of the messages of a prompt; `None` if a record holds more than roles and texts."""
+        messages = [example["prompt"], example["chosen"], *example["rejected"]]
+        plain = all(
+            type(message) is dict and message.keys() == _OF_MESSAGES and type(message["content"]) is str
+            for one in messages
+            for message in one
+        )
+        if not plain or not example["prompt"] or not self._is_fast or template_kwargs(example) != {"tools": None}:
             return None
-        render = partial(self.processing_class.apply_chat_template, tokenize=False, **kwargs)
-        start = render(prompt, add_generation_prompt=True)
-        whole = render([prompt + completion for completion in [example["chosen"], *example["rejected"]]])
+        return tuple(message["role"] for message in example["prompt"])
+
+    def _whole(self, example: dict[str, Any]) -> _Texts:
+        """All completions of a record with its prompt."""
+        prompt, kwargs = example["prompt"], template_kwargs(example)
+        if not is_conversational({"prompt": prompt}) or not self._is_fast or kwargs.keys() & _OF_TOKENIZATION:
+            return None
+        (start,) = self._render([prompt], add_generation_prompt=True, **kwargs)
+        whole = self._render(
+            [prompt + completion for completion in [example["chosen"], *example["rejected"]]], **kwargs
+        )
         if not start or not all(text.startswith(start) and text != start for text in whole):
             return None
         return start, [text[len(start) :] for text in whole]
+
+    def _render(self, conversations: list[list[dict]], **kwargs) -> list[str]:
+        return (
+            self.processing_class.apply_chat_template(conversations, tokenize=False, **kwargs) if conversations else []
+        )
+
+    def _forget(self) -> None:
+        if sum(map(len, self._tails.values())) > _KEPT:
+            # what is compared stays
+            self._tails = {
+                kind: {_key(self._first[kind]): tails[_key(self._first[kind])]} for kind, tails in self._tails.items()
+            }
+
+
+def _key(messages: list[dict[str, str]]) -> _Key:
+    return tuple([(message["role"], message["content"]) for message in messages])
 
 
 class TailTokenizer:

@@ -13,8 +13,10 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTConfig, SFTTrainer
 
+from benchmarks.study.data import load_interactions
+from benchmarks.study.plan import HISTORY_SIZE, NUM_CANDIDATES, SEED, SOURCES
 from trl_sdpo import SoftmaxDPOConfig, SoftmaxDPOTrainer, to_prompt_completion
-from trl_sdpo.recsys import build_preference_dataset, completion_log_probs, load_movielens
+from trl_sdpo.recsys import build_preference_dataset, completion_log_probs
 
 
 SYSTEMS = {"more sft": None, "dpo": 1, "s-dpo K = 3": 3, "s-dpo K = 15": 15}
@@ -46,7 +48,7 @@ def run(cells: Cells, model: str, data: str | None, out: Path, device: str, rehe
 
 
 def _records(data: str | None, out: Path, rehearse: bool) -> DatasetDict:
-    """Records of ml-latest-small, the same for all seeds; invented ones for the rehearsal."""
+    """The records of `benchmarks/study` with attributes, the same for all seeds; invented ones for the rehearsal."""
     path = out / "records"
     if path.is_dir():
         return load_from_disk(path)
@@ -60,8 +62,12 @@ def _records(data: str | None, out: Path, rehearse: bool) -> DatasetDict:
     else:
         if data is None:
             raise ValueError("--data: pass the folder or zip of ml-latest-small.")
+        source = SOURCES["ml-latest-small"]
+        shown = {"item_format": source.item_format, "completion_format": source.item_format}
+        sizes = {"history_size": HISTORY_SIZE, "num_candidates": NUM_CANDIDATES}
+        sizes |= {"max_train_records": 20_000, "max_test_records": 2_000}
         records, _ = build_preference_dataset(
-            load_movielens(data), seed=0, prompt_style="history", max_train_records=20_000, max_test_records=2_000
+            load_interactions(source, Path(data)), seed=SEED, **sizes, **source.options, **shown
         )
     keep = ["prompt", "chosen", "rejected", "user_id"]
     records = DatasetDict({name: records[name].select_columns(keep) for name in ("train", "test")})

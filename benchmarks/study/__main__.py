@@ -30,14 +30,15 @@ from trl_sdpo.recsys import mean_reciprocal_rank, ranks
 from .data import Setting, load_interactions
 from .plan import ATTRIBUTES, FORMS, MANY, SIZES, SOURCES, TITLES, Size, System, searched, systems
 from .report import SFT, SFT_TITLES, Model, collect, read_results
-from .scores import read, score_baselines, score_model
+from .scores import BASELINES, SASREC_TEXT, SPLITS, TEXT, read, score_baselines, score_model
 from .stages import make_base, sft_curve, train, train_sft
 from .tables import markdown, plot
 
 
 logger = logging.getLogger("study")
 
-_LISTED = (f"S-DPO, K = {MANY}",)
+# What is ranked in the whole catalogue and by the parts of its completions, too
+_ASKED_MORE = (f"S-DPO, K = {MANY}",)
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -80,22 +81,25 @@ class Study:
         self.search: list[dict] = []
 
     def execute(self) -> None:
-        """All parts, the report after each that changes it."""
-        score_baselines(self.main)
+        """All parts, the most telling first, with a report of what is there after each seed."""
+        score_baselines(self.main, BASELINES)
         sft = self.first_stage(SFT, ATTRIBUTES)
+        score_baselines(self.main, (TEXT,), sft.directory)
         rates = self.search_rates(sft)
         for seed in range(self.seeds):
-            for system in systems(self.source):
+            for system in [one for one in systems(self.source) if one.whole or seed == 0]:
                 self.second_stage(system, rates[searched(system).name], seed, sft)
             self.report()
         self.first_stage(SFT_TITLES, TITLES)
+        self.report()
+        score_baselines(self.main, (SASREC_TEXT,), sft.directory)
         self.report()
 
     def first_stage(self, name: str, form: str) -> TrainedStage:
         """SFT in a wording, and its scores."""
         setting = self.settings[form]
         stage = train_sft(setting, make_base(setting))
-        score_model(setting, stage.directory, lists=True)
+        score_model(setting, stage.directory, more=True)
         self.models[name] = Model(setting, [stage.directory])
         self.curves[form] = sft_curve(stage)
         return stage
@@ -123,7 +127,8 @@ class Study:
     def second_stage(self, system: System, rate: float, seed: int, sft: TrainedStage) -> None:
         """Train a system with a seed, and score."""
         stage = train(self.main, system, rate, seed, sft)
-        score_model(self.main, stage.directory, lists=seed == 0 and system.name in _LISTED)
+        splits = SPLITS if system.whole else ("test",)
+        score_model(self.main, stage.directory, splits, more=system.name in _ASKED_MORE)
         model = self.models.setdefault(system.name, Model(self.main, [], stage, rate))
         model.places.append(stage.directory)
 

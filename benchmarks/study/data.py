@@ -5,9 +5,8 @@ from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
-import numpy as np
 import polars as pl
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 
 from trl_sdpo.evaluation.baselines import consumed_items
 from trl_sdpo.pipeline import Run
@@ -119,9 +118,9 @@ class Setting:
         return self.files.catalogue
 
     def held_out(self, split: str) -> Dataset:
-        """Records of `"validation"`, `"test"`, `"cold"`, or those of the test that the whole catalogue is ranked for."""
-        if split == "cold":
-            return self.cold
+        """Records of `"validation"`, `"test"`, of these among cold candidates, or those that the catalogue is ranked for."""
+        if split.startswith("cold-"):
+            return self.cold[split.removeprefix("cold-")]
         if split == "catalogue":
             return self.records["test"].select(range(min(self.size.catalogue_records, len(self.records["test"]))))
         return self.records[split]
@@ -144,22 +143,8 @@ class Setting:
         return {"uniform": self.records["train"]}
 
     @cached_property
-    def cold(self) -> Dataset:
-        """Test records whose candidates are all without training events, the target too; none where there are too few."""
-        counts = dict(zip(self.catalogue.item_ids, self.catalogue.train_counts, strict=True))
-        options = {**self.options, "num_candidates": min(600, len(counts) // 2), "max_test_records": None}
-        options |= {"max_train_records": 1, "max_validation_records": 1}
-        records = build_preference_dataset(self.interactions, **options)[0]["test"]
-        records = records.filter(lambda item: counts[str(item)] == 0, input_columns="item_id")
-
-        def keep_cold(row):
-            places = [place for place, item in enumerate(row["rejected_item_ids"]) if counts[str(item)] == 0]
-            return {name: [row[name][place] for place in places[: NUM_CANDIDATES - 1]] for name in _REJECTED}
-
-        records = records.map(keep_cold, remove_columns=["candidates"])
-        records = records.filter(lambda items: len(items) == NUM_CANDIDATES - 1, input_columns="rejected_item_ids")
-        drawn = np.random.default_rng(SEED).permutation(len(records))[: self.size.cold_records]
-        return records.select(np.sort(drawn))
-
-
-_REJECTED = ("rejected", "rejected_item_ids")
+    def cold(self) -> DatasetDict:
+        """Validation and test records whose candidates are all without a training event, the target too."""
+        sizes = {"max_validation_records": self.size.cold_records // 2, "max_test_records": self.size.cold_records}
+        options = {**self.options, **sizes, "eval_candidates": "cold", "max_train_records": 1}
+        return build_preference_dataset(self.interactions, **options)[0]

@@ -84,9 +84,9 @@ class Size:
     ranked: int = 400
     validation_records: int = 1000
     test_records: int = 2000
-    cold_records: int = 1000
+    cold_records: int = 600
     catalogue_records: int = 300
-    preference_records: int = 2560
+    preference_records: int = 1280
     batch_size: int = 64
     learning_rates: tuple[float, ...] = (1e-4, 3e-4)
     beta: float = 1.0
@@ -141,12 +141,15 @@ class System:
             K.
         negatives (`str`, *optional*, defaults to `"uniform"`):
             Where the pool of a record comes from, a key of `NEGATIVES`.
+        whole (`bool`, *optional*, defaults to `False`):
+            Whether it is trained with all seeds, fitted with others, and ranked among cold candidates, too.
     """
 
     name: str
     loss: str
     num_negatives: int | None = None
     negatives: str = "uniform"
+    whole: bool = False
 
     def folder(self, learning_rate: float, seed: int) -> str:
         """The folder of a run, which says all of it."""
@@ -161,24 +164,19 @@ NEGATIVES = {
     "hard": {"negatives": "hard:0.5,uniform:0.5"},
     "rated": {"negatives": "low-rated:0.3,uniform:0.7", "low_rating": 2.5, "scores": True},
 }
-_MAIN = System(f"S-DPO, K = {MANY}", "softmax", MANY)
+_MAIN = System(f"S-DPO, K = {MANY}", "softmax", MANY, whole=True)
 
 
 def systems(source: Source) -> list[System]:
-    """The systems of the second stage; those that need ratings last, where there are any."""
-    found = [
-        System(MORE_SFT, "sft"),
-        System("DPO, 1 negative", "sigmoid", 1),
-        System(f"S-DPO, K = {FEW}", "softmax", FEW),
-        _MAIN,
-        System(f"S-DPO, K = {MANY}, half of them hard", "softmax", MANY, "hard"),
-    ]
+    """The systems of the second stage; with those that need ratings, where there are any."""
+    found = [System(MORE_SFT, "sft", whole=True), System("DPO, 1 negative", "sigmoid", 1, whole=True), _MAIN]
     if source.lowest_rating is not None:
         found += [
             System(f"S-DPO with margins by ratings, K = {MANY}", "softmax_margin", MANY, "rated"),
             System(f"Plackett-Luce by ratings, K = {MANY}", "plackett_luce", MANY, "rated"),
         ]
-    return found
+    hard = System(f"S-DPO, K = {MANY}, half of them hard", "softmax", MANY, "hard")
+    return [*found, System(f"S-DPO, K = {FEW}", "softmax", FEW), hard]
 
 
 def searched(system: System) -> System:

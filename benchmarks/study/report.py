@@ -24,13 +24,25 @@ from trl_sdpo.recsys import (
 
 from .data import Setting
 from .plan import MORE_SFT, SEED
-from .scores import BASELINES, LISTS, read, read_catalogue_lists, read_prior
+from .scores import (
+    ATTRIBUTES_OF,
+    BASELINES,
+    COLD,
+    COLD_VALIDATION,
+    LISTS,
+    SASREC_TEXT,
+    TEXT,
+    read,
+    read_catalogue_lists,
+    read_prior,
+)
 
 
 SFT, SFT_TITLES = "SFT", "SFT, titles alone"
 IDS, CONTENT = "ids", "content"
 IDS_AND_CONTENT = f"{IDS} + {CONTENT}"
-PMI = " (mutual information)"
+PMI, FITTED = " (mutual information)", " (parts, fitted)"
+_NAMES = (*BASELINES, TEXT, SASREC_TEXT)
 _TRAINING_EVENTS = "training events of the target"
 
 
@@ -118,7 +130,7 @@ def differences(placed: Mapping[str, list[np.ndarray]], pairs: Sequence[tuple[st
 
 def baseline_scores(setting: Setting, split: str) -> dict[str, list[np.ndarray]]:
     """Scores of the systems without a language model, by name."""
-    found = {name: read(setting, setting.directory / "baselines" / name, split) for name in BASELINES}
+    found = {name: read(setting, setting.directory / "baselines" / name, split) for name in _NAMES}
     return {name: one for name, one in found.items() if one is not None}
 
 
@@ -156,31 +168,45 @@ def fused(setting: Setting, models: Mapping[str, Model]) -> tuple[dict[str, list
 
     without = {"validation": {}, "test": {}}
     fits = {IDS: [fit(sorted(ids), without)]}
-    if CONTENT in known["test"]:
-        fits[IDS_AND_CONTENT] = [fit(sorted({*ids, CONTENT}), without)]
+    fits[IDS_AND_CONTENT] = [fit(sorted({*ids, CONTENT, TEXT}), without)]
     for name, model in models.items():
         for place in model.places:
             more = {split: _language_features(model, place, split) for split in known}
             if all(more.values()):
                 fits.setdefault(f"{IDS} + {name}", []).append(fit(sorted(ids), more))
+                fits.setdefault(f"{IDS_AND_CONTENT} + {name}", []).append(fit(sorted({*ids, CONTENT, TEXT}), more))
     weights = {name: vars(seeds[0][1]) for name, seeds in fits.items()}
     return {name: [placed for placed, _ in seeds] for name, seeds in fits.items()}, weights
 
 
 def _language_features(model: Model, place: Path, split: str) -> dict[str, list[np.ndarray]]:
-    scores = read(model.setting, place, split)
-    return {} if scores is None else {"likelihood": scores, "without history": read_prior(model.setting, place, split)}
+    scores, prior = (find(model.setting, place, split) for find in (read, read_prior))
+    return {} if scores is None or prior is None else {"likelihood": scores, "without history": prior}
 
 
 def cold_ranks(setting: Setting, models: Mapping[str, Model]) -> dict[str, list[np.ndarray]]:
-    """Ranks among candidates that are all cold: by likelihood, and by it less that without the history."""
-    placed = {name: [ranks(one)] for name, one in baseline_scores(setting, "cold").items()}
+    """
+    Ranks among candidates that are all cold: by likelihood; by it less that without the history; by the attributes alone;
+    and by fits on validation records of these, without and with the content baseline.
+    """
+    content = {split: baseline_scores(setting, split) for split in (COLD_VALIDATION, COLD)}
+    placed = {name: [ranks(one)] for name, one in content[COLD].items()}
+    users = setting.held_out(COLD_VALIDATION)["user_id"]
     for name, model in models.items():
-        found = [(place, read(model.setting, place, "cold")) for place in model.places]
-        found = [(place, one) for place, one in found if one is not None]
-        if found:
-            placed[name] = [ranks(one) for _, one in found]
-            placed[name + PMI] = [ranks(minus(one, read_prior(model.setting, place, "cold"))) for place, one in found]
+        for place in model.places:
+            parts = {split: _language_features(model, place, split) for split in content}
+            if not all(parts.values()):
+                continue
+            found = {name: parts[COLD]["likelihood"], name + PMI: minus(*parts[COLD].values())}
+            for split, features in parts.items():
+                if (scores := read(model.setting, place, ATTRIBUTES_OF + split)) is not None:
+                    features["attributes"] = scores
+            if "attributes" in parts[COLD]:
+                both = {split: {CONTENT: content[split][CONTENT], **parts[split]} for split in parts}
+                for kind, features in ((name + FITTED, parts), (f"{CONTENT} + {name}", both)):
+                    found[kind] = fit_fusion(features[COLD_VALIDATION], groups=users).scores(features[COLD])
+            for kind, scores in found.items():
+                placed.setdefault(kind, []).append(ranks(scores))
     return placed
 
 
@@ -188,7 +214,7 @@ def catalogue_rows(setting: Setting, models: Mapping[str, Model]) -> dict[str, d
     """hr@10 of lists from the whole catalogue, of one seed."""
     records = setting.held_out(LISTS)
     targets = list(map(str, records["item_id"]))
-    places = {name: (setting, setting.directory / "baselines" / name) for name in BASELINES}
+    places = {name: (setting, setting.directory / "baselines" / name) for name in _NAMES}
     places |= {name: (model.setting, model.places[0]) for name, model in models.items() if model.places}
     lists = {name: read_catalogue_lists(*place) for name, place in places.items()}
     return {
@@ -227,9 +253,10 @@ def collect(setting: Setting, models: Mapping[str, Model], search: list[dict], c
     fits, weights = fused(setting, models)
     pairs = [(SFT, SFT_TITLES), *((name, SFT) for name in aligned), *((name, MORE_SFT) for name in aligned)]
     pairs += [(name, "DPO, 1 negative") for name in aligned if name.startswith("S-DPO")]
-    fusion_pairs = [(name, IDS) for name in fits] + [(name, IDS_AND_CONTENT) for name in fits if name != IDS]
+    fusion_pairs = [(name, IDS) for name in fits if not name.startswith(f"{IDS_AND_CONTENT} +")]
+    fusion_pairs += [(name, IDS_AND_CONTENT) for name in fits if name != IDS]
     fusion_pairs += [(f"{IDS} + {name}", f"{IDS} + {SFT}") for name in aligned]
-    cold, content = setting.held_out("cold"), {"facts": facts(setting), "search": search, "curves": curves}
+    content = {"facts": facts(setting), "search": search, "curves": curves}
     content["systems"] = {name: summary(one, users) | _more(models.get(name)) for name, one in placed.items()}
     content["reward"] = reward_rows(models, aligned, users)
     content["differences"] = differences(placed, pairs, users)
@@ -237,11 +264,11 @@ def collect(setting: Setting, models: Mapping[str, Model], search: list[dict], c
     content["fusion"] = {name: summary(one, users) for name, one in fits.items()}
     content["fusion differences"] = differences(fits, fusion_pairs, users)
     content["weights"] = weights
-    if len(cold):
-        among = cold_ranks(setting, models)
-        content["cold"] = {name: summary(one, cold["user_id"]) for name, one in among.items()}
-        cold_pairs = [(name + PMI, other) for name in models for other in (CONTENT, SFT + PMI)]
-        content["cold differences"] = differences(among, cold_pairs, cold["user_id"])
+    among, cold_users = cold_ranks(setting, models), setting.held_out(COLD)["user_id"]
+    content["cold"] = {name: summary(one, cold_users) for name, one in among.items()}
+    cold_pairs = [(name + PMI, SFT + PMI) for name in models]
+    cold_pairs += [(kind, CONTENT) for name in models for kind in (name + PMI, name + FITTED, f"{CONTENT} + {name}")]
+    content["cold differences"] = differences(among, cold_pairs, cold_users)
     content["catalogue"] = catalogue_rows(setting, models)
     content["negatives"] = {name: _negatives(model.stage) for name, model in models.items() if model.stage}
     return content
@@ -250,7 +277,7 @@ def collect(setting: Setting, models: Mapping[str, Model], search: list[dict], c
 def facts(setting: Setting) -> dict:
     """What the records are."""
     found = {}
-    for split in ("train", "validation", "test", "cold"):
+    for split in ("train", "validation", "test", COLD):
         records = setting.records["train"] if split == "train" else setting.held_out(split)
         found[split] = {"records": len(records), "users": len(set(records["user_id"][:]))}
     counts = np.array(setting.catalogue.train_counts)

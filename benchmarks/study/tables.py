@@ -21,26 +21,24 @@ def markdown(results: dict[str, dict]) -> str:
     """All tables of results.json, one below the other."""
     parts = []
     for name, content in results.items():
-        facts, events = content["facts"], content["by training events"]
-        parts.append(f"## {name}\n\n{_facts(facts)}")
-        parts.append(_section("20 candidates", _systems(content["systems"], "hr@1", content["reward"])))
-        parts.append(_section("Differences of hr@1", _differences(content["differences"])))
-        parts.append(_section("hr@1 by training events of the target", _events(events)))
-        parts.append(
-            _section(
-                "Fits on validation records (ids: item-kNN, SASRec, training events, no training event)",
-                _systems(content["fusion"], "hr@1"),
-            )
-        )
-        parts.append(_section("Differences of fits", _differences(content["fusion differences"])))
-        parts.append(_section("Weights of the fits, first seed", _weights(content["weights"])))
-        parts.append(_section("20 candidates without a training event", _systems(content.get("cold", {}), "hr@1")))
-        parts.append(_section("Differences among cold candidates", _differences(content.get("cold differences", []))))
-        parts.append(_section("Lists from the whole catalogue", _systems(content["catalogue"], "hr@10")))
-        parts.append(_section("The search on validation records", _search(content["search"])))
-        for form, curve in content["curves"].items():
-            parts.append(_section(f"The curve of SFT, {form}", _curve(curve)))
-    return "\n\n".join(part for part in parts if part) + "\n"
+        sections = {
+            "20 candidates, and by the training events of the target": _systems(
+                content["systems"], events=content["by training events"]
+            ),
+            "Differences of hr@1": _differences(content["differences"]),
+            "hr@1 by implicit reward": _systems(content["reward"]),
+            "Fits of ids (item-kNN, SASRec, training events, no training event) and more, made on validation records": (
+                _systems(content["fusion"], content["fusion differences"], content["by training events"])
+            ),
+            "Weights of the fits, first seed": _weights(content["weights"]),
+            "20 candidates, all without a training event": _systems(content["cold"], content["cold differences"]),
+            "Lists from the whole catalogue": _systems(content["catalogue"]),
+            "The search on validation records": _search(content["search"]),
+            **{f"The curve of SFT, {form}": _curve(curve) for form, curve in content["curves"].items()},
+        }
+        parts.append(f"## {name}\n\n{_facts(content['facts'])}")
+        parts += [f"### {title}\n\n{table}" for title, table in sections.items() if table]
+    return "\n\n".join(parts) + "\n"
 
 
 def _facts(facts: dict) -> str:
@@ -49,13 +47,11 @@ def _facts(facts: dict) -> str:
     return f"Records: {'; '.join(splits)}. {facts['items']} items, {none} of them without a training event."
 
 
-def _section(title: str, table: str) -> str:
-    return f"### {title}\n\n{table}" if table else ""
-
-
 def _table(header: list[str], rows: list[list[str]]) -> str:
-    """Nothing where there are no rows."""
-    return "\n".join(markdown_table(header, rows)) if rows else ""
+    """Without empty columns; nothing where there are no rows."""
+    kept = [place for place in range(len(header)) if any(row[place] for row in rows)]
+    rows = [[row[place] for place in kept] for row in rows]
+    return "\n".join(markdown_table([header[place] for place in kept], rows)) if rows else ""
 
 
 def number(value: float | None) -> str:
@@ -67,61 +63,54 @@ def signed(value: float) -> str:
     return f"{value:+.3f}".replace("0.", ".", 1).replace("-", "−")
 
 
-def probability(value: float) -> str:
-    """What the number of draws can tell."""
-    return "< .001" if value < 0.001 else number(value)
+def difference(row: dict) -> str:
+    """With its interval, and the corrected p as far as the number of draws can tell it."""
+    p = "p < .001" if row["p_holm"] < 0.001 else f"p = {number(row['p_holm'])}"
+    return f"{signed(row['mean'])} ({' to '.join(map(signed, row['ci']))}), {p}"
 
 
-def _systems(systems: dict, metric: str, reward: dict | None = None) -> str:
-    header = ["system", "lr", metric, "95% interval", "ndcg@10", "mrr", "by seed", "by implicit reward", "n"]
+def _pivot(rows: list[dict]) -> tuple[list[str], dict[str, dict[str, str]]]:
+    """What is subtracted, and by system the cells below it."""
+    cells: dict[str, dict[str, str]] = {}
+    for row in rows:
+        cells.setdefault(row["system"], {})[row["minus"]] = difference(row)
+    return [*dict.fromkeys(row["minus"] for row in rows)], cells
+
+
+def _systems(systems: dict, differences: list[dict] = (), events: dict | None = None) -> str:
+    others, cells = _pivot(differences)
+    metric = next((name for row in systems.values() for name in row if name.startswith("hr@")), "")
+    bins = [] if events is None else [f"{one['label']} events (n = {one['n']})" for one in events["bins"]]
+    header = ["system", "lr", metric, "95% interval", "ndcg@10", "mrr", "by seed", *bins]
     rows = []
     for name, row in systems.items():
-        rate = row.get("learning_rate")
         seeds = ", ".join(map(number, row["seeds"])) if len(row["seeds"]) > 1 else ""
-        by_reward = number(reward[name][metric]) if reward and name in reward else ""
-        cells = [number(row[metric]), " to ".join(map(number, row["ci"])), number(row["ndcg@10"]), number(row["mrr"])]
-        rows.append([name, f"{rate:g}" if rate else "", *cells, seeds, by_reward, str(row["n"])])
-    kept = [place for place in range(len(header)) if any(row[place] for row in rows)]
-    return _table([header[place] for place in kept], [[row[place] for place in kept] for row in rows])
+        rate = f"{row['learning_rate']:g}" if "learning_rate" in row else ""
+        interval = " to ".join(map(number, row["ci"]))
+        values = [number(row[metric]), interval, number(row["ndcg@10"]), number(row["mrr"]), seeds]
+        parts = [number(one["value"]) for one in events["systems"][name]] if bins else []
+        rows.append([name, rate, *values, *parts, *(cells.get(name, {}).get(one, "") for one in others)])
+    return _table([*header, *(f"minus {one}" for one in others)], rows)
 
 
 def _differences(rows: list[dict]) -> str:
-    cells = [
-        [
-            *(row["system"], row["minus"], signed(row["mean"]), " to ".join(map(signed, row["ci"]))),
-            *(probability(row["p"]), probability(row["p_holm"])),
-        ]
-        for row in rows
-    ]
-    return _table(["hr@1 of", "minus", "difference", "95% interval", "p", "p, Holm"], cells)
-
-
-def _events(events: dict) -> str:
-    header = ["system", *(f"{one['label']} (n = {one['n']})" for one in events["bins"])]
-    rows = [[name, *(number(one["value"]) for one in row)] for name, row in events["systems"].items()]
-    return _table(header, rows)
+    others, cells = _pivot(rows)
+    header = ["hr@1 of", *(f"minus {one}" for one in others)]
+    return _table(header, [[name, *(row.get(one, "") for one in others)] for name, row in cells.items()])
 
 
 def _weights(weights: dict) -> str:
+    columns = ("features", "weights", "errors", "gains")
     rows = [
         [name, feature, f"{weight:.3g}", f"{error:.2g}", f"{gain:.4f}"]
         for name, fit in weights.items()
-        for feature, weight, error, gain in zip(
-            fit["features"], fit["weights"], fit["errors"], fit["gains"], strict=True
-        )
+        for feature, weight, error, gain in zip(*(fit[column] for column in columns), strict=True)
     ]
     return _table(["fit", "feature", "weight", "standard error", "lost without it, nats a record"], rows)
 
 
 def _search(rows: list[dict]) -> str:
-    cells = [
-        [
-            row["system"],
-            f"{row['learning_rate']:g}",
-            f"**{number(row['mrr'])}**" if row["chosen"] else number(row["mrr"]),
-        ]
-        for row in rows
-    ]
+    cells = [[row["system"], f"{row['learning_rate']:g}", number(row["mrr"])] for row in rows]
     return _table(["system", "lr", "mrr"], cells)
 
 

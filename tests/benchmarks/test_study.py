@@ -10,6 +10,7 @@ from benchmarks.study import __main__ as study
 from benchmarks.study import data
 from benchmarks.study.plan import MORE_SFT, SIZES, SOURCES, systems
 from benchmarks.study.report import differences, paired_difference, summary
+from benchmarks.study.scores import BASELINES, SASREC_TEXT, TEXT
 from trl_sdpo.recsys import read_scores
 
 
@@ -56,11 +57,13 @@ class TestProgram:
 
     def test_all_systems_are_there(self, results):
         names = [system.name for system in systems(SOURCES[NAME])]
-        assert {"popularity", "item-knn", "sasrec", "gru4rec", "SFT", "SFT, titles alone", *names} <= set(
-            results["systems"]
+        assert {*BASELINES, TEXT, SASREC_TEXT, "SFT", "SFT, titles alone", *names} <= set(results["systems"])
+        assert all(
+            len(results["systems"][name]["seeds"]) == 1 for name in names if "ratings" in name or "hard" in name
         )
-        for name in names:
-            assert len(results["systems"][name]["seeds"]) == len(results["fusion"][f"ids + {name}"]["seeds"]) == 2
+        for name in (MORE_SFT, "DPO, 1 negative", "S-DPO, K = 15"):
+            rows = results["systems"][name], results["fusion"][f"ids + {name}"], results["cold"][name]
+            assert [len(row["seeds"]) for row in rows] == [2, 2, 2]
         for row in (results["systems"] | results["fusion"]).values():
             assert row["n"] == SIZES["tiny"].test_records
             assert row["ci"][0] <= row["hr@1"] <= row["ci"][1]

@@ -70,7 +70,7 @@ class TestEvaluate:
         records = prepared()[1]["test"]
         write_scores(np.random.default_rng(0).normal(size=(len(records), 5)), folder / "sasrec.parquet")
         words = ["--dataset", dataset, "--model", folder / "base", "--model", f"tuned={folder / 's-dpo'}"]
-        words += ["--reference", "base", "--scores", f"SASRec={folder / 'sasrec.parquet'}", "--output", folder / "out"]
+        words += ["--ref_model", "base", "--scores", f"SASRec={folder / 'sasrec.parquet'}", "--output", folder / "out"]
         words += ["--protocol", "ranking", "generation", "catalogue", "--facts", "tuned:num_negatives=15,beta=1"]
         assert run("evaluate", *words, "--num_examples", 2, "--top_k", 5) == 0
         results = json.loads((folder / "out" / "results.json").read_text(encoding="utf-8"))
@@ -278,15 +278,18 @@ class TestEvaluate:
     @pytest.mark.parametrize(
         ("words", "message"),
         [
-            (["--split", "tset"], "has no split 'tset', only ['train', 'validation', 'test']"),
+            (["--dataset_split", "tset"], "has no split 'tset', only ['train', 'validation', 'test']"),
             (["--model", "s-dpo={folder}/base"], "two systems are called 's-dpo'"),
             (["--scores", "SASRec={folder}/nothing.parquet"], "nothing.parquet"),
             (
                 ["--scores", "short={folder}/short.parquet"],
-                "short.parquet: scores of 1 records, where --split test has",
+                "short.parquet: scores of 1 records, where --dataset_split test has",
             ),
             (["--fuse", "sasrec"], "--fuse: 'sasrec' is no baseline and no model of this evaluation"),
-            (["--fuse", "s-dpo", "--split", "validation"], "--fuse: {dataset} needs a split 'validation' to fit"),
+            (
+                ["--fuse", "s-dpo", "--dataset_split", "validation"],
+                "--fuse: {dataset} needs a split 'validation' to fit",
+            ),
             (["--fuse", "s-dpo", "--protocol", "generation"], "--fuse: scores are fused under --protocol ranking"),
             (["--baseline", "sasrek"], "--baseline: 'sasrek' is none of"),
             (["--facts", "sdpo:beta=1"], "'sdpo' is none of the systems ['s-dpo']"),

@@ -7,75 +7,10 @@ import subprocess
 import sys
 
 import pytest
-import yaml
 
-from trl_sdpo import cli
+from helpers.run_file import SECTIONS, main, write
 from trl_sdpo.commands import run as run_command
 from trl_sdpo.commands._config_file import read_config
-
-
-SECTIONS = {
-    "common": {
-        "dataset_name": "data",
-        "max_steps": 2,
-        "per_device_train_batch_size": 4,
-        "save_steps": 1,
-        "logging_steps": 1,
-    },
-    "prepare": {
-        "source": "table",
-        "path": "log.csv",
-        "output_dir": "data",
-        "domain": "items",
-        "num_candidates": 4,
-        "loader_options": ["user=user", "item=item", "timestamp=time", "title=title"],
-    },
-    "sft": {"model_name_or_path": "model", "output_dir": "sft", "use_peft": True, "learning_rate": 0.01},
-    "train": {"model_name_or_path": "sft", "output_dir": "s-dpo", "num_negatives": 2},
-}
-
-
-@pytest.fixture
-def workplace(tmp_path, monkeypatch, llama, tokenizer):
-    """A directory with a model, a log of interactions and a file for all commands, in which they run."""
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    monkeypatch.chdir(tmp_path)
-    llama().save_pretrained("model")
-    tokenizer.save_pretrained("model")
-    rows = [
-        f'{user},{(5 * user + 7 * step) % 20},{1000 + 50 * step + user},"Film {(5 * user + 7 * step) % 20} (1999)"'
-        for user in range(12)
-        for step in range(8)
-    ]
-    (tmp_path / "log.csv").write_text("\n".join(["user,item,time,title", *rows]) + "\n")
-    write(SECTIONS)
-    return tmp_path
-
-
-def write(sections):
-    with open("mine.yaml", "w") as file:
-        yaml.safe_dump(sections, file, sort_keys=False)
-
-
-@pytest.fixture
-def start(monkeypatch):
-    """Commands run in this process, which has imported what they need; returns the words of each."""
-    started = []
-
-    def start_here(name, words):
-        started.append((name, words[2:]))
-        return main(name, *words)
-
-    monkeypatch.setattr(run_command, "_start", start_here)
-    return started
-
-
-def main(*words):
-    """The exit status of the command."""
-    try:
-        return cli.main([str(word) for word in words])
-    except SystemExit as stop:
-        return stop.code
 
 
 def adapter(directory):
@@ -115,7 +50,7 @@ def test_a_run_that_was_killed_goes_on_from_its_checkpoint(workplace, start):
     (out / "_run.json").write_text(json.dumps(state | {"done": False}))
     start.clear()
     assert main("run", "mine.yaml", "train.lr_scheduler_type=constant", "train.max_steps=3") == 0
-    assert start == [("train", ["--overwrite_output_dir"])]
+    assert start == [("train", ["--overwrite"])]
     assert adapter(out) == whole
 
 
@@ -168,7 +103,7 @@ def test_what_was_made_with_other_settings_is_kept_until_told(workplace, start, 
     assert {name: adapter(workplace / name) for name in before} == before
     assert main("run", "mine.yaml", "sft.learning_rate=0.02", "--overwrite") == 0
     # S-DPO builds on SFT
-    assert start == [("sft", ["--overwrite_output_dir"]), ("train", ["--overwrite_output_dir"])]
+    assert start == [("sft", ["--overwrite"]), ("train", ["--overwrite"])]
     assert all(adapter(workplace / name) != before[name] for name in before)
     # the files that prepare reads are a setting, too
     with open("log.csv", "a") as file:
@@ -194,106 +129,6 @@ def test_a_command_that_fails_ends_the_run(workplace, start, capsys):
     start.clear()
     assert main("run", "mine.yaml", "--overwrite") == 0
     assert [name for name, _ in start] == ["sft", "train"]
-
-
-@pytest.mark.parametrize(
-    ("change", "status", "says"),
-    [
-        ({"trian": {}}, 1, "'trian' is no section. Did you mean 'train'?"),
-        (
-            {"train": SECTIONS["train"] | {"bta": 1}},
-            2,
-            "trl-sdpo train: error: --config: 'bta' is no flag. Did you mean",
-        ),
-        ({"prepare": SECTIONS["prepare"] | {"negatvies": "hard"}}, 2, "Did you mean 'negatives'?"),
-        ({"prepare": SECTIONS["prepare"] | {"split": "leave-one-uot"}}, 2, "Did you mean 'leave-one-out'?"),
-        (
-            {"prepare": SECTIONS["prepare"] | {"loader_options": ["user=user", "timestmap=time"]}},
-            2,
-            "--loader_options: table has no option 'timestmap'. Did you mean 'timestamp'?",
-        ),
-        (
-            {"prepare": SECTIONS["prepare"] | {"path": "lg.csv"}},
-            2,
-            "there is no 'lg.csv' here. Did you mean 'log.csv'?",
-        ),
-        ({"prepare": SECTIONS["prepare"] | {"source": "tabel"}}, 2, "Did you mean 'table'?"),
-        ({"prepare": SECTIONS["prepare"] | {"min_history": 0}}, 2, "--min_history 0 is below 1"),
-        (
-            {"sft": SECTIONS["sft"] | {"model_name_or_path": "modle"}},
-            1,
-            "sft: model_name_or_path: modle: no such directory here, and config.json could neither be fetched",
-        ),
-        ({"sft": SECTIONS["sft"] | {"model_name_or_path": "modle"}}, 1, "Did you mean 'model'?"),
-        ({"train": SECTIONS["train"] | {"model_name_or_path": "stf"}}, 1, "train: model_name_or_path: stf: no such"),
-        ({"train": SECTIONS["train"] | {"dataset_name": "daat"}}, 1, "train: dataset_name: 'daat' is no file or"),
-        ({"train": SECTIONS["train"] | {"output_dir": "./sft"}}, 1, "sft and train: both have output_dir './sft'"),
-        ({"evaluate": {"output_dir": "report"}}, 2, "--model_name_or_path is missing, and --scores too"),
-        ({"recommend": {"model_name_or_path": "s-dpo"}}, 2, "pass either --history or --histories"),
-        ({"train": SECTIONS["train"] | {"beta": "much"}}, 2, "argument --beta: invalid float value: 'much'"),
-        ({"train": SECTIONS["train"] | {"num_proceses": 2}}, 2, "Did you mean '--num_processes'?"),
-        ({"train": SECTIONS["train"] | {"loss_type": "sofmax"}}, 2, "--loss_type 'sofmax' is none of"),
-        ({"train": SECTIONS["train"] | {"loss_type": ["softmax", "sfd"]}}, 2, "Did you mean 'sft'?"),
-        ({"train": SECTIONS["train"] | {"num_negatives": 0}}, 2, "--num_negatives must be at least 1, got 0"),
-        ({"common": SECTIONS["common"] | {"sead": 1}}, 2, "'sead' in the section 'common' is no flag of any command"),
-        ({"train": {"output_dir": "s-dpo"}}, 2, "--model_name_or_path is missing"),
-        ({"train": "s-dpo"}, 1, "the section 'train' holds 's-dpo' where `name: value` is expected"),
-    ],
-)
-def test_mistakes_in_any_section_are_found_before_the_first_command(workplace, start, capsys, change, status, says):
-    write(SECTIONS | change)
-    assert main("run", "mine.yaml") == status
-    error = capsys.readouterr().err
-    assert says in error
-    assert "Traceback" not in error
-    assert start == []
-    assert not (workplace / "data").exists()
-
-
-@pytest.mark.parametrize(
-    ("words", "says"),
-    [
-        (["train.beta"], "'train.beta' is not SECTION.FLAG=VALUE"),
-        (["trian.beta=1"], "mine.yaml has no section 'trian'. Did you mean 'train'?"),
-        (["train.beta=[1"], "'[1' is no YAML value"),
-        (["--stages", "evaluate"], "mine.yaml has no section 'evaluate'"),
-    ],
-)
-def test_mistakes_in_words_are_named(workplace, start, capsys, words, says):
-    assert main("run", "mine.yaml", *words) == 1
-    assert says in capsys.readouterr().err
-    assert start == []
-
-
-def test_what_is_no_model_is_told_before_the_first_command(workplace, start, capsys):
-    assert main("run", "mine.yaml", "--stages", "prepare") == 0
-    start.clear()
-    assert main("run", "mine.yaml", "sft.model_name_or_path=data") == 1
-    assert "sft: model_name_or_path: data: is a prepared data set" in capsys.readouterr().err
-    assert start == []
-    # and by the command itself, which would speak of tokenizers
-    words = ["--model_name_or_path", "data", "--dataset_name", "data", "--output_dir", "out"]
-    assert main("sft", *words) == 1
-    assert "--model_name_or_path: data: is a prepared data set" in capsys.readouterr().err
-
-
-def test_old_names_of_flags_are_taken_with_a_sentence(workplace, start, capsys):
-    old = {name: dict(section) for name, section in SECTIONS.items()}
-    old["prepare"]["output"] = old["prepare"].pop("output_dir")
-    write(old)
-    assert main("run", "mine.yaml", "--stages", "prepare") == 0
-    assert "'output' is called 'output_dir' now, as in all commands" in capsys.readouterr().err
-    write(SECTIONS)  # the same by another name
-    start.clear()
-    assert main("run", "mine.yaml", "--stages", "prepare") == 0
-    assert start == []
-    assert main("run", "mine.yaml", "prepare.output=data2", "--stages", "prepare") == 0
-    assert (workplace / "data2" / "report.json").is_file()
-    assert main("prepare", "--config", "mine.yaml", "--output", "data3") == 0
-    assert "'--output' is called '--output_dir' now" in capsys.readouterr().err
-    write(SECTIONS | {"prepare": SECTIONS["prepare"] | {"output": "x"}})
-    assert main("run", "mine.yaml") == 1
-    assert "'output' and 'output_dir' are one flag" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("what", ["done", "typo"])
@@ -421,7 +256,7 @@ def test_what_the_terminal_shows_of_a_run(workplace, start, capfd, caplog):
     write(sections | {"train": sections["train"] | {"dataset_test_split": "test"}})
     start.clear()
     assert main("run", "mine.yaml", "--overwrite") == 0
-    assert dict(start)["train"] == ["--overwrite_output_dir"]
+    assert dict(start)["train"] == ["--overwrite"]
     assert "eval_loss" in json.loads((workplace / "s-dpo" / "all_results.json").read_text())
 
 

@@ -148,7 +148,7 @@ def test_checkpoints_of_another_run_are_not_mixed_with_new_ones(workplace, capsy
     assert run(*words, "--max_steps", "1") == 1
     assert "out: holds checkpoint-2 of an earlier run. Pass --resume_from_checkpoint" in capsys.readouterr().err
     assert (workplace / "out" / "model.safetensors").read_bytes() == before
-    assert run(*words, "--max_steps", "1", "--overwrite_output_dir") == 0
+    assert run(*words, "--max_steps", "1", "--overwrite") == 0
     assert [path.name for path in (workplace / "out").glob("checkpoint-*")] == ["checkpoint-1"]
 
 
@@ -308,7 +308,7 @@ def test_accelerate_starts_the_process_that_trains(workplace, capfd):
     words = ["--dataset_name", "data", "--model_name_or_path", "model", "--dataset_test_split", "none", *LORA]
     assert run("train", *words, "--config", "train.yaml", "--logging_steps", "1", "--num_negatives", "2") == 0
     assert losses(workplace / "out") == [pytest.approx(math.log(3), abs=1e-4)]
-    assert run("train", *words, "--config", "train.yaml", "--overwrite_output_dir", "--dataset_train_split", "x") == 1
+    assert run("train", *words, "--config", "train.yaml", "--overwrite", "--dataset_train_split", "x") == 1
     error = capfd.readouterr().err
     assert "trl-sdpo train: error: The dataset 'data' has no split 'x'" in error
     assert "Traceback" not in error

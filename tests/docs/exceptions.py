@@ -74,6 +74,12 @@ config = RecommenderConfig([get_template("lines")], history_size=10)
 save_recommender_files(folder, config, Catalogue([str(number) for number in range(len(titles))], titles))
 pq.write_table(pa.table({"history": [titles[:2], titles[3:4]]}), "histories.parquet")
 """,
+    "evaluation.md": """
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+AutoModelForCausalLM.from_pretrained("model").save_pretrained("outputs/s-dpo")
+AutoTokenizer.from_pretrained("model").save_pretrained("outputs/s-dpo")
+""",
     "new_items.md": """
 from pathlib import Path
 

@@ -81,11 +81,24 @@ def test_notes_and_the_size_of_each_bin_stand_on_the_page(results):
     assert "s-dpo: all of the 40 lists hold 'Emma'." in results_text(results)
 
 
-def test_lines_that_lie_on_each_other_differ_in_width(results):
+def test_of_lines_that_lie_on_each_other_all_are_seen(results):
+    """None is wider than the others, and a later one has more gaps."""
     page = to_html(results)
     figure = page[page.index("by length of the history") - 60_000 :]
-    widths = {float(width) for width in re.findall(r"stroke-width: ([\d.]+)", figure)}
-    assert {1.5, 3.5} <= widths
+    assert max(float(width) for width in re.findall(r"stroke-width: ([\d.]+)", figure)) <= 1.5
+    systems = len(results["sections"][0]["breakdowns"][0]["systems"])
+    assert len(set(re.findall(r"stroke-dasharray: ([\d.,]+)", figure))) >= systems - 1
+
+
+def test_what_no_reader_of_a_verdict_needs_is_folded(results):
+    probes = [
+        {"name": name, "hr_at_1": 0.2, "ci": [0.1, 0.3], "matched": None, "chance": 0.25, "n": 10, "leaks": leaks}
+        | {"verdict": "leaks: x" if leaks else "no more than chance", "popularity": None}
+        for name, leaks in (("list lookup", False), ("id above the last", True))
+    ]
+    page = to_html(results | {"leak_probes": probes})
+    assert "Of 2 rules that know nothing of tastes, id above the last finds more targets than chance." in page
+    assert page.index("<details><summary>What each rule finds") < page.index("list lookup</td>")
 
 
 def test_the_same_answer_to_everybody_is_said():

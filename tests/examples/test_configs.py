@@ -5,6 +5,8 @@ import random
 from pathlib import Path
 
 import pytest
+from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.utils import DistributedType
 from safetensors.torch import load_file
 
 from trl_sdpo import cli
@@ -32,6 +34,15 @@ def test_every_section_is_right_and_builds_on_the_one_before(name):
 
 def test_there_is_one_of_each_data_set_and_one_in_4_bits():
     assert {path.stem for path in CONFIGS.glob("*.yaml")} >= {"movielens", "goodreads", "lastfm", "qlora"}
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("fsdp2_2x8", DistributedType.FSDP), ("zero3_2x8", DistributedType.DEEPSPEED)]
+)
+def test_accelerate_takes_those_of_several_machines(name, kind):
+    """`tests/trainer/test_fsdp.py` trains with the first, `tests/helpers/check_deepspeed.py` with the second."""
+    config = load_config_from_file(str(CONFIGS / "accelerate" / f"{name}.yaml"))
+    assert (config.distributed_type, config.num_machines, config.num_processes) == (kind, 2, 16)
 
 
 @pytest.fixture

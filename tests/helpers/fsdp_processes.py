@@ -1,6 +1,6 @@
 """
 What test_fsdp.py runs on one process, and on two that share every parameter out (FSDP2 of accelerate) with
-`torchrun --nproc_per_node 2 fsdp_processes.py OUTPUT_DIR`.
+`accelerate launch --config_file FILE --num_machines 1 --num_processes 2 fsdp_processes.py OUTPUT_DIR`.
 
 accelerate passes over FSDP on a CPU, and asks the type of its state alone: where that says "several GPUs", it shards
 over gloo as it does there.
@@ -23,11 +23,7 @@ from helpers.tiny_models import build_llama, build_tokenizer
 from helpers.two_processes import Recorder, make_config, make_records
 
 
-FSDP = {
-    "fsdp": True,
-    "fsdp_config": {"transformer_layer_cls_to_wrap": ["LlamaDecoderLayer"], "state_dict_type": "FULL_STATE_DICT"},
-    "accelerator_config": {"use_configured_state": True},
-}
+FSDP = {"accelerator_config": {"use_configured_state": True}}  # the rest is in the file
 
 
 def lora(**kwargs):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed
-from datasets import Dataset, load_dataset
+from datasets import Dataset, IterableDataset, load_dataset
 from peft import LoraConfig, get_peft_model
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -149,6 +149,41 @@ def stream(folder):
     return result(trainer)
 
 
+SHARD_SIZES = (2, 1, 5, 3)  # of which the first process reads 0 and 2
+
+
+def read_shards(numbers, folder):
+    """Records of shards, and a note of who reads them."""
+    for number in numbers:
+        with open(f"{folder}-read-{os.environ.get('RANK', '0')}.txt", "a") as file:
+            file.write(f"{number}\n")
+        first = sum(SHARD_SIZES[:number])
+        yield from make_records(first + SHARD_SIZES[number])[first:]
+
+
+def sharded_stream(folder):
+    """Each process reads its own shards, in passes of unlike lengths, and a whole stream of the evaluation."""
+    numbers = list(range(len(SHARD_SIZES)))
+    train, test = (
+        IterableDataset.from_generator(read_shards, gen_kwargs={"numbers": numbers, "folder": f"{folder}-{name}"})
+        for name in ("train", "test")
+    )
+    args = {
+        "num_negatives": 2,
+        "gradient_accumulation_steps": 2,
+        "max_steps": 6,
+        "save_strategy": "steps",
+        "save_steps": 4,
+    }
+    whole = make_trainer(folder, train, args={**args, "eval_strategy": "steps", "eval_steps": 6}, eval_dataset=test)
+    whole.train()
+    read = Path(f"{folder}-train-read-{os.environ.get('RANK', '0')}.txt").read_text().split()
+    trainer = make_trainer(folder, train, args=args)
+    trainer.train(resume_from_checkpoint=str(Path(folder) / "checkpoint-4"))
+    same = all(torch.equal(a, b) for a, b in zip(whole.model.parameters(), trainer.model.parameters(), strict=True))
+    return {**result(whole), "same_as_whole": same, "read": [*map(int, read)]}
+
+
 def resumed_stream(folder):
     """From the second step of the second pass."""
     dataset = Dataset.from_list(make_records(12)).to_iterable_dataset()
@@ -280,6 +315,7 @@ SCENARIOS = (
     uneven_evaluation,
     uneven_evaluation_of_streams,
     stream,
+    sharded_stream,
     resumed_stream,
     precomputed_reference,
     precomputed_reference_in_memory,

@@ -10,8 +10,8 @@ import polars as pl
 import pytest
 from huggingface_hub import DatasetCard, ModelCard
 
-from helpers.hub_server import TOKEN, Fault, running_hub
-from helpers.hub_worker import Worker
+from helpers.hub.server import TOKEN, Fault, running_hub
+from helpers.hub.worker import Worker
 from trl_sdpo.recsys import Interactions, prepare
 
 

@@ -18,9 +18,9 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load
 from transformers.utils import PushInProgress
 
-from helpers import hub_run
-from helpers.hub_server import TOKEN, running_hub
-from helpers.hub_worker import Worker
+from helpers.hub import run as hub_run
+from helpers.hub.server import TOKEN, running_hub
+from helpers.hub.worker import Worker
 from helpers.tiny_models import TITLES, build_llama, build_tokenizer
 from trl_sdpo.recsys.prompts.wordings import get_template
 
@@ -74,7 +74,7 @@ def worker(running, home):
 
 
 def train(worker, output_dir, **options):
-    return worker.ask(code=f"import hub_run\nhub_run.main({str(output_dir)!r}, {options!r})")
+    return worker.ask(code=f"from helpers.hub import run\nrun.main({str(output_dir)!r}, {options!r})")
 
 
 def policy(repo, folder=""):

@@ -7,9 +7,13 @@ import sys
 
 import pytest
 import torch
+from datasets import Dataset
 
 from helpers import two_processes
 from helpers.closeness import assert_same_scores, assert_same_weights
+from trl_sdpo import DataCollatorForMultiPreference
+from trl_sdpo.data_utils import tokenize_multi_preference
+from trl_sdpo.trainer.checkpoints import check_stream
 from trl_sdpo.trainer.metrics import num_before_padding
 
 
@@ -123,6 +127,58 @@ def test_stream(one_and_two):
     one, two = one_and_two(two_processes.stream)
     assert_same_trajectory(one, two)
     assert_same_records(one, two)
+
+
+def test_each_process_reads_its_own_shards(one_and_two, folder, tokenizer):
+    """Of a stream of unlike shards: none is read by both, negatives are those of the pass, and a run resumes bit by bit."""
+    one, two = one_and_two(two_processes.sharded_stream)
+    own = ({0, 2}, {1, 3})
+    records = two_processes.make_records(sum(two_processes.SHARD_SIZES))
+    tokens = [tokenize_multi_preference(row, 0, tokenizer, tokenizer.eos_token, stream=True) for row in records]
+    places = {row["record_id"]: place for place, row in enumerate(tokens)}
+    for rank in (0, 1):
+        assert two[rank]["same_as_whole"]
+        # the first record of all tells the format
+        assert {*two[rank]["read"]} - own[rank] <= {0}
+        starts = [sum(two_processes.SHARD_SIZES[:number]) for number in range(4)]
+        expected = {starts[number] + row for number in own[rank] for row in range(two_processes.SHARD_SIZES[number])}
+        seen = [(places[record_id], row) for step in two[rank]["seen"] for record_id, row in step.items()]
+        assert len(seen) == 6 * 2 * 2
+        for number in range(len(seen) // len(expected)):
+            part = seen[number * len(expected) : (number + 1) * len(expected)]
+            assert {place for place, _ in part} == expected
+            collator = DataCollatorForMultiPreference(tokenizer.pad_token_id, num_negatives=2, seed=42)
+            collator.epoch.fill_(number)
+            for place, row in part:
+                assert tuple(collator([tokens[place]])["input_ids"][0].tolist()[: len(row)]) == row
+    # losses and metrics are of both, and an evaluation of each record once
+    assert two[0]["logs"] == two[1]["logs"]
+    assert "eval_hr@1" in two[0]["logs"][-1]
+    assert one["same_as_whole"]
+
+
+def test_a_stream_of_own_shards_is_not_resumed_by_others(one_and_two, folder, tmp_path):
+    checkpoint = folder / "sharded_stream" / "checkpoint-4"
+    assert json.loads((checkpoint / "stream.json").read_text()) == {
+        "own_shards": True, "processes": 2, "shards": 4, "workers": 0
+    }  # fmt: skip
+    with pytest.raises(
+        ValueError, match=r"own shards: True then, False now, processes: 2 then, 1 now\): each process reads"
+    ):
+        check_stream(checkpoint, {"own_shards": False, "processes": 1, "shards": 4, "workers": 0})
+    with pytest.raises(ValueError, match=r"shards: 4 then, 8 now"):
+        check_stream(checkpoint, {"own_shards": True, "processes": 2, "shards": 8, "workers": 0})
+    check_stream(checkpoint, {"own_shards": True, "processes": 2, "shards": 4, "workers": 0})
+    with pytest.raises(ValueError, match="processes: unknown then, 2 now"):
+        check_stream(tmp_path, {"own_shards": True, "processes": 2, "shards": 4, "workers": 0})
+    check_stream(tmp_path, {"own_shards": False, "processes": 2, "shards": 1, "workers": 0})
+    dataset = Dataset.from_list(two_processes.make_records(8)).to_iterable_dataset(num_shards=4)
+    trainer = two_processes.make_trainer(tmp_path, dataset, args={"max_steps": 6})
+    with pytest.raises(ValueError, match=r"Can't resume from .* at its place in the stream"):
+        trainer.train(resume_from_checkpoint=str(checkpoint))
+    trainer.args.ignore_data_skip = True
+    trainer.train(resume_from_checkpoint=str(checkpoint))
+    assert trainer.state.global_step == 6
 
 
 def test_precomputed_reference_in_memory(one_and_two):

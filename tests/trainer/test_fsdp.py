@@ -1,9 +1,13 @@
-"""FSDP2 through accelerate, over gloo: one process and two that share every parameter out come to the same."""
+"""
+FSDP2 through accelerate, over gloo, by the configuration for two machines in examples: one process and two that share every
+parameter out come to the same.
+"""
 
 import math
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,10 +19,14 @@ from helpers.closeness import assert_same_numbers, assert_same_weights
 from helpers.tiny_models import build_llama, build_tokenizer
 
 
+CONFIG = Path(__file__).parents[2] / "examples" / "configs" / "accelerate" / "fsdp2_2x8.yaml"
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("fsdp")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIG), "--num_machines", "1"]
+    command += ["--num_processes", "2", "--mixed_precision", "no", "--main_process_port", "0"]
     run = subprocess.run(
         [*command, fsdp_processes.__file__, str(folder)],
         env=os.environ | {"OMP_NUM_THREADS": "1"},

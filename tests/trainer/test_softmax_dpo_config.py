@@ -37,6 +37,7 @@ class TestDefaults:
             "max_row_length",
             "max_tokens_per_pass",
             "redistribution_permitted",
+            "boundary_negatives",
             "score_margin",
             "score_margin_scale",
             "score_temperature",

@@ -85,7 +85,12 @@ SIGNATURES = [
     (
         Trainer.get_train_dataloader,
         "self",
-        f"{TRAINER}: SoftmaxDPOTrainer.get_train_dataloader swaps the collator for one that draws",
+        f"{TRAINER}: SoftmaxDPOTrainer.get_train_dataloader swaps the collator for one that draws, and a stream for own shards",
+    ),
+    (
+        Trainer.get_eval_dataloader,
+        "self eval_dataset",
+        f"{TRAINER}: SoftmaxDPOTrainer.get_eval_dataloader has every process read a whole stream",
     ),
     (
         Trainer.train,
@@ -170,6 +175,7 @@ def test_signature(function, expected, where):
         "_compute_loss",
         "_precompute_ref_logps",
         "get_train_dataloader",
+        "get_eval_dataloader",
         "log",
         "train",
         "_save_checkpoint",

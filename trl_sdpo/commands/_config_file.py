@@ -26,13 +26,25 @@ from ..cli import COMMANDS, suggest
 
 
 COMMON, ENVIRONMENT = "common", "env"
+# An old name that is one command's own today: in `common` it is that one's
+_NOT_OLD_IN_COMMON = ("split",)
 # Sections that have a data set, and those that have a model
 _WITH_DATA, _WITH_MODEL = ("sft", "train", "evaluate"), ("sft", "train", "evaluate", "recommend")
 # What flags were called before all commands had one name for one thing, TRL's where TRL has one
 OLD_NAMES = {
     "prepare": {"output": "output_dir"},
-    "evaluate": {"dataset": "dataset_name", "model": "model_name_or_path", "output": "output_dir"},
-    "recommend": {"model": "model_name_or_path"},
+    "sft": {"overwrite_output_dir": "overwrite"},
+    "train": {"overwrite_output_dir": "overwrite"},
+    "evaluate": {
+        "dataset": "dataset_name",
+        "model": "model_name_or_path",
+        "output": "output_dir",
+        "split": "dataset_split",
+        "batch_size": "per_device_eval_batch_size",
+        "reference": "ref_model",
+    },
+    "recommend": {"model": "model_name_or_path", "batch_size": "per_device_eval_batch_size"},
+    "push": {"directory": "model_name_or_path"},
     "serve": {"model": "model_name_or_path"},
     "demo": {"model": "model_name_or_path", "data": "dataset_name", "output": "output_dir"},
 }
@@ -106,12 +118,20 @@ def with_new_names(command: str, section: dict[str, Any]) -> tuple[dict[str, Any
     old = OLD_NAMES.get(command, {})
     for name, value in section.items():
         new = old.get(name, name)
+        if command == "push" and new != name:
+            new = flag_of_folder(value)
         if new != name and new in section:
             raise ValueError(f"{command}: {name!r} and {new!r} are one flag. Leave out {name!r}, its old name.")
         if new != name:
             said.append(old_name_sentence(name, new))
         renamed[new] = value
     return renamed, said
+
+
+def flag_of_folder(folder: Any) -> str:
+    """The flag of `push` that a directory belongs to, by what it holds."""
+    is_dataset = isinstance(folder, str) and any((Path(folder) / "data").glob("*.parquet"))
+    return "dataset_name" if is_dataset else "model_name_or_path"
 
 
 def old_name_sentence(old: str, new: str) -> str:
@@ -155,9 +175,13 @@ def section_of(
             f"{path}: there is no section {command!r}, only {there}. Add it, if only as `{command}: {{}}`."
         )
     common, own = config.get(COMMON) or {}, config[command] or {}
-    return {name: value for name, value in common.items() if name in known} | own, [
-        name for name in common if name not in known
-    ]
+    old = {
+        old: new for old, new in OLD_NAMES.get(command, {}).items() if old not in _NOT_OLD_IN_COMMON and new in known
+    }
+    taken = {name: value for name, value in common.items() if name in known or name in old}
+    # what the section itself says stands before it, by whichever name
+    taken = {name: value for name, value in taken.items() if old.get(name) not in own}
+    return taken | own, [name for name in common if name not in known and name not in old]
 
 
 def check_places(sections: Mapping[str, Mapping[str, Any]], all_outputs: Mapping[str, str]) -> None:
@@ -188,8 +212,9 @@ def check_places(sections: Mapping[str, Mapping[str, Any]], all_outputs: Mapping
         if name in _WITH_MODEL:
             for model in _models_of(name, flags):
                 _check_model(f"{name}: model_name_or_path", model, made)
-        if name == "push" and isinstance(flags.get("directory"), str):
-            _check_folder(f"{name}: directory", flags["directory"], made)
+        for flag in ("model_name_or_path", "dataset_name") if name == "push" else ():
+            if isinstance(flags.get(flag), str):
+                _check_folder(f"{name}: {flag}", flags[flag], made)
         if name in all_outputs:
             made.append(os.path.normpath(all_outputs[name]))
 

@@ -6,17 +6,80 @@ import dataclasses
 import importlib
 import os
 import re
+import socket
 import sys
 import types
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from trl.scripts.utils import TrlParser
 
 from .._errors import SPOKEN_FOR, in_flags
+from .._terminal import FlagHelpFormatter
 from ..cli import COMMANDS, suggest
+from ..recsys.interactions.readers.paths import nearest_file
+from ..recsys.records.recommender_files import check_model
 from ._config_file import ENVIRONMENT, OLD_NAMES, old_name_sentence, read_config, section_of, with_new_names
+
+
+# What several commands say of one flag
+SHARED_HELP = {
+    "device": "Default: an accelerator, else the CPU.",
+    "dtype": "Type of the weights. Default: as saved.",
+    "host": "Address to listen at. 0.0.0.0 lets other machines in: there is no password.",
+    "num_beams": "Width of the search in the catalogue. Default: 10, or --top_k if that is more.",
+}
+
+
+def help_of(text: str, **more: Any) -> dict[str, Any]:
+    """The metadata of a field that is a flag: its help, and what `argparse` takes besides."""
+    return {"help": text, **more}
+
+
+def check_model_flag(flag: str, name: str, **hub_kwargs: Any) -> None:
+    """[`check_model`] with an error that begins with the flag."""
+    with error_of(f"--{flag}"):
+        check_model(name, **hub_kwargs)
+
+
+def check_file_flag(flag: str, path: str) -> None:
+    """A `FileNotFoundError` that names the flag and the nearest file, unless there is the file."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"--{flag}: there is no file {path!r}.{nearest_file(path)} Correct it.")
+
+
+@contextmanager
+def error_of(flag: str) -> Iterator[None]:
+    """Errors that a user can mend begin with the flag, or the files, that they are of."""
+    try:
+        yield
+    except OSError as error:
+        kind = FileNotFoundError if isinstance(error, FileNotFoundError) else OSError
+        raise kind(f"{flag}: {error}") from error
+    except ValueError as error:
+        raise ValueError(f"{flag}: {error}") from error
+
+
+def check_port(host: str, port: int) -> None:
+    """Before a model is loaded: a `ValueError` where nobody can listen at the port."""
+    if not 0 <= port < 65536:
+        raise ValueError(f"--port is {port}. Pass one from 1 to 65535, or 0 for any that is free.")
+    try:
+        family, kind, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind) as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+    except socket.gaierror as error:
+        raise ValueError(
+            f"--host: {host!r} is no address of this machine ({error.strerror}). Pass 127.0.0.1, for one."
+        ) from error
+    except OSError as error:
+        raise ValueError(
+            f"--port: {port} at {host} cannot be had ({error.strerror}). Pass another, or 0 for any that is free."
+        ) from error
 
 
 class CommandParser(TrlParser):
@@ -75,10 +138,15 @@ class CommandParser(TrlParser):
         """The names of all flags."""
         return [one.dest for one in self._actions if one.dest not in ("help", "help_all", "config")]
 
+    @property
+    def flags_of_all(self) -> list[str]:
+        """The names of the flags that the section `common` of a file reaches."""
+        return self.flags
+
     def _set_defaults_from_file(self, path: str) -> None:
         config, command = read_config(path), self.command
         environment = config.pop(ENVIRONMENT, None) or {}
-        section, others = section_of(config, command, self.flags, path)
+        section, others = section_of(config, command, self.flags_of_all, path)
         environment |= section.pop(ENVIRONMENT, None) or {}
         section, said = with_new_names(command, section)
         self._say(said)
@@ -139,6 +207,9 @@ class CommandParser(TrlParser):
         wrong = re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message)
         if wrong:
             message += "." + suggest(wrong[1], [choice.strip(" '") for choice in wrong[2].split(",")])
+        message = re.sub(r"argument (--\w+)/--[\w-]+:", r"\1:", message)
+        if kind := re.search(r": invalid (int|float) value: '", message):
+            message += f". Pass a {'whole ' if kind[1] == 'int' else ''}number."
         message = in_flags(message, self.flags, loader="loader_options" in self.flags)
         self.exit(2, f"{self.prog}: error: {message}\n")
         raise AssertionError("argparse has ended the process")
@@ -168,33 +239,6 @@ class CommandParser(TrlParser):
             formatter.end_section()
         formatter.add_text(self.epilog)
         return formatter.format_help()
-
-
-class FlagHelpFormatter(argparse.HelpFormatter):
-    """One spelling of each flag, and its default where it says something."""
-
-    def __init__(self, prog: str) -> None:
-        super().__init__(prog, max_help_position=34)
-
-    def _fill_text(self, text: str, width: int, indent: str) -> str:
-        return text if "\n" in text else super()._fill_text(text, width, indent)
-
-    def _format_action_invocation(self, action: argparse.Action) -> str:
-        flag = next((one for one in action.option_strings if one.startswith("--")), "")
-        if action.nargs == 0:
-            return flag
-        if action.choices is None:
-            kind = getattr(action.type, "__name__", "str").removeprefix("string_to_").strip("_")
-            metavar = action.metavar or {"int": "N", "float": "X", "bool": "[BOOL]", "str": "TEXT"}.get(kind, "VALUE")
-        else:
-            metavar = "|".join(map(str, action.choices)) if len(list(action.choices)) < 5 else "NAME"
-        return f"{flag} {metavar}{' ...' if action.nargs == '+' else ''}"
-
-    def _expand_help(self, action: argparse.Action) -> str:
-        text, default = super()._expand_help(action), action.default
-        if default in (None, "", argparse.SUPPRESS) or default == [] or "efault" in text or action.nargs == 0:
-            return text
-        return f"{text} Default: {getattr(default, 'value', default)}."
 
 
 class _HelpAll(argparse.Action):
@@ -232,7 +276,7 @@ def _check_common(names: list[str], commands: list[str], path: str, own: list[st
     known = set(own)
     for command in commands:
         module = importlib.import_module(f".{command}", __package__)
-        known.update(module.make_parser(f"trl-sdpo {command}").flags)
+        known.update(module.make_parser(f"trl-sdpo {command}").flags, OLD_NAMES.get(command, {}))
     for name in names:
         if name not in known:
             raise ValueError(
@@ -258,7 +302,8 @@ def flat_fields(config: type) -> list[tuple[str, Any, Any]]:
         if kind is bool:
             metadata |= {"nargs": "?", "const": True}
         if one.default is not None:
-            metadata["help"] += f" Default: {one.default}."
+            values = one.default if isinstance(one.default, tuple) else [one.default]
+            metadata["help"] += f" Default: {' '.join(map(str, values))}."
         fields.append((one.name, kind | None, dataclasses.field(default=None, metadata=metadata)))
     return fields
 

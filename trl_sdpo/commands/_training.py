@@ -18,8 +18,7 @@ from trl.scripts.utils import TrlParser
 from .._errors import INTERRUPTED, LAUNCH, SPOKEN_FOR, how_training_goes_on
 from ..cli import suggest
 from ..pipeline.machine import OLD_CHECKPOINTING, checkpointing_name, machine_defaults
-from ..recsys.records.recommender_files import check_model
-from ._parser import CommandParser, FlagHelpFormatter
+from ._parser import CommandParser, check_model_flag, error_of
 
 
 if TYPE_CHECKING:
@@ -40,7 +39,7 @@ MODEL_FLAGS = (
     *("use_peft", "lora_r", "lora_alpha", "lora_dropout", "lora_target_modules"),
 )
 RUN_FLAGS = (
-    *("output_dir", "overwrite_output_dir", "resume_from_checkpoint", "num_train_epochs", "max_steps"),
+    *("output_dir", "overwrite", "resume_from_checkpoint", "num_train_epochs", "max_steps"),
     *("per_device_train_batch_size", "gradient_accumulation_steps", "per_device_eval_batch_size"),
     *("learning_rate", "lr_scheduler_type", "warmup_steps", "max_grad_norm", "optim", "seed"),
     *("bf16", "gradient_checkpointing", "use_cpu", "logging_steps", "report_to"),
@@ -63,7 +62,7 @@ class RecordArguments(ScriptArguments):
             Split to evaluate on, during training and after it; `"none"` for no evaluation.
         template (`str`, *optional*):
             See [`load_records`].
-        overwrite_output_dir (`bool`, *optional*, defaults to `False`):
+        overwrite (`bool`, *optional*, defaults to `False`):
             Remove the checkpoints that an earlier run left in `output_dir`.
     """
 
@@ -78,7 +77,7 @@ class RecordArguments(ScriptArguments):
     template: str | None = dataclasses.field(
         default=None, metadata={"help": "Wording of prompts for S-DPO's json, such as music-choose. Default: choose."}
     )
-    overwrite_output_dir: bool = dataclasses.field(
+    overwrite: bool = dataclasses.field(
         default=False, metadata={"help": "Remove the checkpoints of an earlier run in --output_dir."}
     )
 
@@ -125,7 +124,6 @@ class TrainingParser(CommandParser):
         super().__init__(
             (RecordArguments, config, ModelConfig),
             groups,
-            formatter_class=FlagHelpFormatter,
             epilog=_EPILOG,
             **kwargs,
         )
@@ -161,6 +159,9 @@ class TrainingParser(CommandParser):
         for name in ("dataset_name", "model_name_or_path", "output_dir"):
             if getattr(known, name) is None:
                 self.error(f"--{name} is missing. Usage: {self.usage}")
+        for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
+            if getattr(known, name) < 1:
+                self.error(f"--{name} is {getattr(known, name)}. Pass at least 1.")
         new = checkpointing_name()
         if new != OLD_CHECKPOINTING and getattr(known, new, None) is None:
             setattr(known, new, known.gradient_checkpointing)
@@ -200,7 +201,8 @@ def load_splits(
     from ..pipeline.datasets import load_records, select_split
 
     name = script_args.dataset_name
-    splits = load_records(name, script_args.dataset_config, script_args.dataset_streaming, script_args.template)
+    with error_of("--dataset_name"):
+        splits = load_records(name, script_args.dataset_config, script_args.dataset_streaming, script_args.template)
     train = select_split(splits, script_args.dataset_train_split, "--dataset_train_split", name)
     split = script_args.dataset_test_split
     if split == NO_SPLIT:
@@ -221,10 +223,10 @@ def check_output_dir(script_args: RecordArguments, training_args: "TrainingArgum
     checkpoints = sorted(Path(training_args.output_dir).glob("checkpoint-*"))
     if not checkpoints or training_args.resume_from_checkpoint:
         return
-    if not script_args.overwrite_output_dir:
+    if not script_args.overwrite:
         raise FileExistsError(
             f"{training_args.output_dir}: holds {checkpoints[-1].name} of an earlier run. Pass --resume_from_checkpoint "
-            "True to go on with that, --overwrite_output_dir to remove its checkpoints, or another --output_dir."
+            "True to go on with that, --overwrite to remove its checkpoints, or another --output_dir."
         )
     if training_args.should_save:
         for checkpoint in checkpoints:
@@ -233,11 +235,8 @@ def check_output_dir(script_args: RecordArguments, training_args: "TrainingArgum
 
 def check_names(args: TrainingRun) -> None:
     """Say at once, before anything is loaded, that what is named as a model is none."""
-    name = args.model_args.model_name_or_path
-    try:
-        check_model(name, revision=args.model_args.model_revision)
-    except (ValueError, OSError) as error:
-        raise type(error)(f"--model_name_or_path: {error}") from error
+    model_args = args.model_args
+    check_model_flag("model_name_or_path", model_args.model_name_or_path, revision=model_args.model_revision)
 
 
 def train_here(args: TrainingRun, make_trainer: Callable) -> None:

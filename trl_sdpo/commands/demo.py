@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .._errors import install
-from ..recsys.records.recommender_files import check_model
-from ._parser import CommandParser, FlagHelpFormatter
+from ._parser import SHARED_HELP, CommandParser, check_model_flag, check_port, help_of
 from .recommend import LoadingArguments, loading_options
 
 
@@ -16,39 +15,37 @@ if TYPE_CHECKING:
     from ..serving.histories import KnownUser
 
 
-def _help(text: str, **more) -> dict:
-    return {"help": text, **more}
-
-
 @dataclasses.dataclass
 class DemoArguments(LoadingArguments):
     """Flags of `trl-sdpo demo`."""
 
     compare: list[str] = dataclasses.field(
-        default_factory=list, metadata=_help("Directories or Hub ids of models that stand beside it.")
+        default_factory=list, metadata=help_of("Directories or Hub ids of models that stand beside it.")
     )
     dataset_name: str | None = dataclasses.field(
-        default=None, metadata=_help("Directory of the prepared data set, to load test users from.")
+        default=None, metadata=help_of("Directory of the prepared data set, to load test users from.")
     )
-    top_k: int = dataclasses.field(default=10, metadata=_help("Length of a list."))
+    top_k: int = dataclasses.field(default=10, metadata=help_of("Length of a list."))
     host: str = dataclasses.field(
         default="127.0.0.1",
-        metadata=_help("Address to listen at. 0.0.0.0 lets other machines in: there is no password."),
+        metadata=help_of(SHARED_HELP["host"]),
     )
     space: str | None = dataclasses.field(
         default=None,
-        metadata=_help("Write the page as a Space of the Hub, user/name, in place of opening it: models are Hub ids."),
+        metadata=help_of(
+            "Write the page as a Space of the Hub, user/name, in place of opening it: models are Hub ids."
+        ),
     )
     output_dir: str | None = dataclasses.field(
-        default=None, metadata=_help("Directory of the Space. Default: spaces/ and its name.")
+        default=None, metadata=help_of("Directory of the Space. Default: spaces/ and its name.")
     )
-    push: bool = dataclasses.field(default=False, metadata=_help("Push the Space, privately unless --public."))
-    public: bool = dataclasses.field(default=False, metadata=_help("Make a public Space. Default: private."))
+    push: bool = dataclasses.field(default=False, metadata=help_of("Push the Space, privately unless --public."))
+    public: bool = dataclasses.field(default=False, metadata=help_of("Make a public Space. Default: private."))
     redistribution_permitted: bool = dataclasses.field(
         default=False,
-        metadata=_help("State that you may show the titles, also where the licence of their source forbids it."),
+        metadata=help_of("State that you may show the titles, also where the licence of their source forbids it."),
     )
-    port: int = dataclasses.field(default=7860, metadata=_help("Port to listen at."))
+    port: int = dataclasses.field(default=7860, metadata=help_of("Port to listen at."))
 
 
 class _DemoParser(CommandParser):
@@ -67,7 +64,6 @@ def make_parser(prog: str) -> CommandParser:
     return _DemoParser(
         DemoArguments,
         prog=prog,
-        formatter_class=FlagHelpFormatter,
         usage=f"{prog} --model_name_or_path DIR [--compare DIR ...] [--dataset_name DIR] [flags]",
         description="Open a page of this machine to look at the lists of a recommender.",
     )
@@ -78,8 +74,10 @@ def run(args: DemoArguments) -> None:
     if args.space is not None:
         _write_space(args)
         return
-    for model in (args.model_name_or_path, *args.compare):
-        check_model(model)
+    check_port(args.host, args.port)
+    check_model_flag("model_name_or_path", args.model_name_or_path)
+    for model in args.compare:
+        check_model_flag("compare", model)
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when it is imported
     try:
         import uvicorn

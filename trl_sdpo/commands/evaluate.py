@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..cli import suggest
-from ._parser import CommandParser, FlagHelpFormatter
+from ._parser import SHARED_HELP, CommandParser, check_file_flag, check_model_flag, error_of, help_of
 
 
 if TYPE_CHECKING:
@@ -14,10 +14,6 @@ if TYPE_CHECKING:
 
     from ..evaluation.systems import Task
     from ..recsys.records.recommender_files import Catalogue
-
-
-def _help(text: str, **more) -> dict:
-    return {"help": text, **more}
 
 
 # The flags that name systems, by what these are
@@ -31,24 +27,25 @@ class EvaluateArguments:
     """Flags of `trl-sdpo evaluate`."""
 
     dataset_name: str | None = dataclasses.field(
-        default=None, metadata=_help("Records: a directory that prepare wrote, a file, or a name on the Hub. Needed.")
+        default=None,
+        metadata=help_of("Records: a directory that prepare wrote, a file, or a name on the Hub. Needed."),
     )
-    split: str = dataclasses.field(default="test", metadata=_help("Split to evaluate on."))
+    dataset_split: str = dataclasses.field(default="test", metadata=help_of("Split to evaluate on."))
     model_name_or_path: list[str] = dataclasses.field(
         default_factory=list,
-        metadata=_help(
+        metadata=help_of(
             "Directory or Hub id of a model or an adapter, or NAME=DIRECTORY. May be given again.", **_AGAIN
         ),
     )
     scores: list[str] = dataclasses.field(
         default_factory=list,
-        metadata=_help(
+        metadata=help_of(
             "Scores of any other system: NAME=FILE.parquet, a row per record. May be given again.", **_AGAIN
         ),
     )
     lists: list[str] = dataclasses.field(
         default_factory=list,
-        metadata=_help(
+        metadata=help_of(
             "Lists of any other system for --protocol catalogue: NAME=FILE.parquet with a column item_ids. May be given "
             "again.",
             **_AGAIN,
@@ -56,67 +53,72 @@ class EvaluateArguments:
     )
     baseline: list[str] = dataclasses.field(
         default_factory=list,
-        metadata=_help(
+        metadata=help_of(
             "Baselines to train on the training records, in every protocol: 'popularity', 'cooccurrence', 'item-knn', "
             "'sasrec', 'gru4rec', 'content' (attributes of items), 'text' and 'sasrec-text' (see --text_model).",
             **_AGAIN,
         ),
     )
     text_model: str | None = dataclasses.field(
-        default=None, metadata=_help("Model whose vectors of titles --baseline text and sasrec-text read.")
+        default=None, metadata=help_of("Model whose vectors of titles --baseline text and sasrec-text read.")
     )
     fuse: list[str] = dataclasses.field(
         default_factory=list,
-        metadata=_help(
+        metadata=help_of(
             "Names of baselines and models to fuse into one more system, 'fusion': their scores and the training counts, "
             "weighted by a fit on the validation records. May be given again.",
             **_AGAIN,
         ),
     )
-    reference: str | None = dataclasses.field(
-        default=None, metadata=_help("Model before S-DPO: also rank by the implicit reward against it.")
+    memorisation: str | None = dataclasses.field(
+        default=None,
+        metadata=help_of("Files of the source, as prepare's --path: probe whether the models know them by heart."),
+    )
+    ref_model: str | None = dataclasses.field(
+        default=None, metadata=help_of("Model before S-DPO: also rank by the implicit reward against it.")
     )
     protocol: list[str] = dataclasses.field(
         default_factory=lambda: ["ranking"],
-        metadata=_help(
+        metadata=help_of(
             "'ranking' (candidates by likelihood), 'generation' (written answers), 'catalogue' (all items)."
         ),
     )
     output_dir: str | None = dataclasses.field(
-        default=None, metadata=_help("Directory for results.json, .md and .html and for the scores. Needed.")
+        default=None, metadata=help_of("Directory for results.json, .md and .html and for the scores. Needed.")
     )
-    max_records: int | None = dataclasses.field(default=None, metadata=_help("Records at most, drawn by the seed."))
-    seed: int = dataclasses.field(default=0, metadata=_help("Seed of draws, intervals and tests."))
+    max_records: int | None = dataclasses.field(default=None, metadata=help_of("Records at most, drawn by the seed."))
+    seed: int = dataclasses.field(default=0, metadata=help_of("Seed of draws, intervals and tests."))
     per_token: bool = dataclasses.field(
-        default=False, metadata=_help("Rank by likelihood per token, which takes away the advantage of short titles.")
+        default=False,
+        metadata=help_of("Rank by likelihood per token, which takes away the advantage of short titles."),
     )
     pmi: bool = dataclasses.field(
         default=False,
-        metadata=_help("Also rank by pointwise mutual information: the likelihood less that without the history."),
+        metadata=help_of("Also rank by pointwise mutual information: the likelihood less that without the history."),
     )
-    top_k: int = dataclasses.field(default=10, metadata=_help("Length of the lists from the whole catalogue."))
-    num_beams: int | None = dataclasses.field(
-        default=None, metadata=_help("Width of the search in the catalogue. Default: 10, or top_k if that is more.")
-    )
+    top_k: int = dataclasses.field(default=10, metadata=help_of("Length of the lists from the whole catalogue."))
+    num_beams: int | None = dataclasses.field(default=None, metadata=help_of(SHARED_HELP["num_beams"]))
     exact: bool = dataclasses.field(
         default=False,
-        metadata=_help("Score all titles of the catalogue in place of a search: for some thousands, or few records."),
+        metadata=help_of(
+            "Score all titles of the catalogue in place of a search: for some thousands, or few records."
+        ),
     )
     repeats: bool = dataclasses.field(
-        default=False, metadata=_help("Let lists from the catalogue hold what the user had before.")
+        default=False, metadata=help_of("Let lists from the catalogue hold what the user had before.")
     )
     ignore_differences: bool = dataclasses.field(
-        default=False, metadata=_help("Evaluate models that were trained on other prompts than the records have.")
+        default=False, metadata=help_of("Evaluate models that were trained on other prompts than the records have.")
     )
-    overwrite: bool = dataclasses.field(default=False, metadata=_help("Replace the report in --output_dir."))
+    overwrite: bool = dataclasses.field(default=False, metadata=help_of("Replace the report in --output_dir."))
     facts: list[str] = dataclasses.field(
         default_factory=list,
-        metadata=_help("What is known of a system, for plots: 'NAME:num_negatives=15,beta=1'.", **_AGAIN),
+        metadata=help_of("What is known of a system, for plots: 'NAME:num_negatives=15,beta=1'.", **_AGAIN),
     )
-    num_examples: int = dataclasses.field(default=5, metadata=_help("Hits and misses to show."))
-    batch_size: int = dataclasses.field(default=16, metadata=_help("Records in a batch."))
-    device: str | None = dataclasses.field(default=None, metadata=_help("Default: an accelerator, else the CPU."))
-    dtype: str = dataclasses.field(default="auto", metadata=_help("Type of the weights. Default: as saved."))
+    num_examples: int = dataclasses.field(default=5, metadata=help_of("Hits and misses to show."))
+    per_device_eval_batch_size: int = dataclasses.field(default=16, metadata=help_of("Records in a batch."))
+    device: str | None = dataclasses.field(default=None, metadata=help_of(SHARED_HELP["device"]))
+    dtype: str = dataclasses.field(default="auto", metadata=help_of(SHARED_HELP["dtype"]))
 
 
 class _EvaluateParser(CommandParser):
@@ -135,7 +137,7 @@ class _EvaluateParser(CommandParser):
         for name in arguments.protocol:
             if name not in ("ranking", "generation", "catalogue"):
                 self.error(f"--protocol: {name!r} is none of 'ranking', 'generation', 'catalogue'.")
-        for name in ("max_records", "top_k", "batch_size"):
+        for name in ("max_records", "top_k", "per_device_eval_batch_size"):
             value = getattr(arguments, name)
             if value is not None and value < 1:
                 self.error(f"--{name}: {value} is below 1.")
@@ -147,7 +149,6 @@ def make_parser(prog: str) -> CommandParser:
     return _EvaluateParser(
         EvaluateArguments,
         prog=prog,
-        formatter_class=FlagHelpFormatter,
         usage=f"{prog} --dataset_name DIR --model_name_or_path NAME=DIR ... --output_dir DIR [flags]",
         description="Evaluate models, and scores of other systems, on the same records: metrics with chance and "
         "intervals, paired tests, what is easy and what is hard, and examples, in one page.",
@@ -165,11 +166,19 @@ def run(args: EvaluateArguments) -> None:
     task = _load(args)
     found, differing = _found(args, task, systems)
     results = _results(args, task, found, facts)
+    if args.memorisation is not None:
+        from ..evaluation.probing import probe_memorisation
+
+        results["memorisation"] = probe_memorisation(task, systems["model"], args.memorisation)
+        said = {name: probe["verdict"] for name, probe in results["memorisation"].items()}
+        results["settings"] |= {f"memorisation probe, {name}": verdict for name, verdict in said.items()}
     results["settings"] |= {f"differences, {name}": "; ".join(what) for name, what in differing.items()}
     from ..evaluation.report import results_text, write_report
 
     paths = write_report(results, args.output_dir)
     print(f"\n{results_text(results)}")
+    for name, probe in results.get("memorisation", {}).items():
+        print(f"Memorisation probe, {name}: {probe['verdict']}.")
     print(f"{args.output_dir}: {', '.join(path.name for path in paths)}.")
 
 
@@ -193,6 +202,12 @@ def _systems(args: EvaluateArguments) -> dict[str, dict[str, str]]:
                     "another name."
                 )
             seen[name] = flag
+            if flag in ("scores", "lists"):
+                check_file_flag(flag, named[name])
+            elif flag == "model":
+                check_model_flag("model_name_or_path", named[name])
+    if args.ref_model is not None and args.ref_model not in systems["model"]:
+        check_model_flag("ref_model", args.ref_model)
     return systems
 
 
@@ -208,7 +223,7 @@ def _found(args: EvaluateArguments, task: "Task", systems: dict) -> tuple[dict[s
         train_baselines,
     )
 
-    models = systems["model"] | ({} if args.reference is None else {REFERENCE: args.reference})
+    models = systems["model"] | ({} if args.ref_model is None else {REFERENCE: args.ref_model})
     models = {name: systems["model"].get(path, path) for name, path in models.items()}
     differing = check_task(task, models, args.baseline)
     if args.fuse:
@@ -223,7 +238,7 @@ def _found(args: EvaluateArguments, task: "Task", systems: dict) -> tuple[dict[s
     _end_run(args.output_dir)
     scorers = train_baselines(task, args.baseline)
     known = ask_baselines(task, scorers, excluded)
-    asked = ask_models(task, systems["model"], args.reference, excluded, files)
+    asked = ask_models(task, systems["model"], args.ref_model, excluded, files)
     files.remove_others(list(systems["scores"].values()))
     found: dict[str, Any] = {protocol: known[protocol] | asked[protocol] for protocol in known}
     found["ranking"] = known["ranking"] | scores | asked["ranking"]
@@ -277,14 +292,14 @@ def _results(args: EvaluateArguments, task: "Task", found: dict[str, Any], facts
         sections,
         dataset={
             "name": _public(args.dataset_name),
-            "split": args.split,
+            "split": args.dataset_split,
             "records": len(task.records),
             "of": task.total,
             "source": None if task.config is None else task.config.source,
         },
         settings=_settings(args),
         facts=facts,
-        **probe_all(task.splits, args.split, task.records, task.catalogue),
+        **probe_all(task.splits, args.dataset_split, task.records, task.catalogue),
     )
 
 
@@ -347,21 +362,23 @@ def _load(args: EvaluateArguments) -> "Task":
     from ..evaluation.systems import Task
     from ..pipeline.datasets import find_recommender_files, load_records, select_split
 
-    splits = load_records(args.dataset_name)
-    total, rows = len(select_split(splits, args.split, "--split", args.dataset_name)), None
+    with error_of("--dataset_name"):
+        splits = load_records(args.dataset_name)
+    total, rows = len(select_split(splits, args.dataset_split, "--dataset_split", args.dataset_name)), None
     if args.max_records is not None and args.max_records < total:
         rows = np.sort(np.random.default_rng(args.seed).choice(total, args.max_records, replace=False))
     files, _ = find_recommender_files(args.dataset_name)
-    options = ("seed", "batch_size", "per_token", "pmi", "top_k", "num_beams", "exact", "repeats", "device", "dtype")
+    options = ("seed", "per_token", "pmi", "top_k", "num_beams", "exact", "repeats", "device", "dtype")
     return Task(
         args.dataset_name,
         splits,
-        args.split,
+        args.dataset_split,
         rows,
         files.config,
         files.catalogue,
         args.protocol,
         ignore_differences=args.ignore_differences,
+        batch_size=args.per_device_eval_batch_size,
         text_model=args.text_model,
         **{name: getattr(args, name) for name in options},
     )
@@ -393,10 +410,10 @@ def _settings(args: EvaluateArguments) -> dict[str, Any]:
 
     from .. import __version__
 
-    chosen = ("split", "reference", "max_records", "seed", "per_token", "top_k", "num_beams")
-    settings = {name: getattr(args, name) for name in chosen if getattr(args, name) is not None}
-    if args.reference is not None:
-        settings["reference"] = _public(args.reference)
+    settings: dict[str, Any] = {"split": args.dataset_split}
+    settings |= {} if args.ref_model is None else {"reference": _public(args.ref_model)}
+    chosen = ("max_records", "seed", "per_token", "top_k", "num_beams")
+    settings |= {name: getattr(args, name) for name in chosen if getattr(args, name) is not None}
     for name, flag in (("models", "--model_name_or_path"), ("scores", "--scores"), ("lists", "--lists")):
         if name == "lists" and not args.lists:
             continue

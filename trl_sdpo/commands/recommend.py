@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..cli import BEGINS_ANEW, GOES_ON
-from ..recsys.records.recommender_files import CATALOGUE_FILE, check_model, load_recommender_files, missing_file
-from ._parser import CommandParser, FlagHelpFormatter
+from ..recsys.records.recommender_files import CATALOGUE_FILE, load_recommender_files, missing_file
+from ._parser import SHARED_HELP, CommandParser, check_model_flag, help_of
 
 
 if TYPE_CHECKING:
@@ -23,33 +23,29 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def _help(text: str, **more) -> dict:
-    return {"help": text, **more}
-
-
 @dataclasses.dataclass
 class LoadingArguments:
     """Flags of every command that loads a recommender."""
 
     model_name_or_path: str | None = dataclasses.field(
-        default=None, metadata=_help("Directory or Hub id of a model or an adapter. Needed.")
+        default=None, metadata=help_of("Directory or Hub id of a model or an adapter. Needed.")
     )
     template: str | None = dataclasses.field(
-        default=None, metadata=_help("Wording, by its name among those that the model was trained on.")
+        default=None, metadata=help_of("Wording, by its name among those that the model was trained on.")
     )
     catalogue: str | None = dataclasses.field(
-        default=None, metadata=_help("Directory with a catalogue.json, such as the prepared data set.")
+        default=None, metadata=help_of("Directory with a catalogue.json, such as the prepared data set.")
     )
     base_model: str | None = dataclasses.field(
-        default=None, metadata=_help("Model under the adapter, where it has moved.")
+        default=None, metadata=help_of("Model under the adapter, where it has moved.")
     )
-    device: str | None = dataclasses.field(default=None, metadata=_help("Default: an accelerator, else the CPU."))
-    dtype: str = dataclasses.field(default="auto", metadata=_help("Type of the weights. Default: as saved."))
+    device: str | None = dataclasses.field(default=None, metadata=help_of(SHARED_HELP["device"]))
+    dtype: str = dataclasses.field(default="auto", metadata=help_of(SHARED_HELP["dtype"]))
 
 
 def loading_options(args: LoadingArguments) -> dict[str, Any]:
     """The arguments of [`Recommender.from_pretrained`]; a model that is not there is told before torch is imported."""
-    check_model(args.model_name_or_path)
+    check_model_flag("model_name_or_path", args.model_name_or_path)
     options = {field.name: getattr(args, field.name) for field in dataclasses.fields(LoadingArguments)}
     return {"model": options.pop("model_name_or_path"), **options}
 
@@ -59,11 +55,11 @@ class RecommendArguments(LoadingArguments):
     """Flags of `trl-sdpo recommend`."""
 
     history: list[str] = dataclasses.field(
-        default_factory=list, metadata=_help("Titles or item ids of one history, oldest first.")
+        default_factory=list, metadata=help_of("Titles or item ids of one history, oldest first.")
     )
     histories: str | None = dataclasses.field(
         default=None,
-        metadata=_help(
+        metadata=help_of(
             'Many: a .jsonl file with {"history": [...], "candidates": [...]} on each line, the latter optional, or with '
             '"history_item_ids" where all are ids; or a '
             ".csv file with a row per event and the columns user_id, title or item_id, and, where rows are not in order, "
@@ -71,37 +67,35 @@ class RecommendArguments(LoadingArguments):
         ),
     )
     candidates: list[str] = dataclasses.field(
-        default_factory=list, metadata=_help("Titles or ids to choose from. Default: the whole catalogue.")
+        default_factory=list, metadata=help_of("Titles or ids to choose from. Default: the whole catalogue.")
     )
-    top_k: int = dataclasses.field(default=10, metadata=_help("How many to recommend."))
+    top_k: int = dataclasses.field(default=10, metadata=help_of("How many to recommend."))
     output: str | None = dataclasses.field(
-        default=None, metadata=_help("File to write: .jsonl, a line per history, or .csv, a row per item.")
+        default=None, metadata=help_of("File to write: .jsonl, a line per history, or .csv, a row per item.")
     )
-    num_beams: int | None = dataclasses.field(
-        default=None, metadata=_help("Width of the search in the catalogue. Default: 10, or --top_k if that is more.")
-    )
+    num_beams: int | None = dataclasses.field(default=None, metadata=help_of(SHARED_HELP["num_beams"]))
     new_items: str | None = dataclasses.field(
         default=None,
-        metadata=_help(
+        metadata=help_of(
             "File of items that the catalogue lacks, .csv or .jsonl with item_id, title and its attributes."
         ),
     )
     score: str | None = dataclasses.field(
         default=None,
-        metadata=_help(
+        metadata=help_of(
             "What to rank by: 'likelihood', 'pmi' (less that without the history), 'reward' (less that of --ref_model) or "
             "'fusion'. Default: the fusion that lies beside the model, else the likelihood.",
             choices=["likelihood", "pmi", "reward", "fusion"],
         ),
     )
     ref_model: str | None = dataclasses.field(
-        default=None, metadata=_help("Model before S-DPO, for --score reward. Default: the base under the adapter.")
+        default=None, metadata=help_of("Model before S-DPO, for --score reward. Default: the base under the adapter.")
     )
     unknown_titles: str = dataclasses.field(
         default="error",
-        metadata=_help("'keep' takes titles that are not in the catalogue as they are.", choices=["error", "keep"]),
+        metadata=help_of("'keep' takes titles that are not in the catalogue as they are.", choices=["error", "keep"]),
     )
-    batch_size: int = dataclasses.field(default=8, metadata=_help("Histories in a batch."))
+    per_device_eval_batch_size: int = dataclasses.field(default=8, metadata=help_of("Histories in a batch."))
 
 
 class _RecommendParser(CommandParser):
@@ -129,7 +123,6 @@ def make_parser(prog: str) -> CommandParser:
     return _RecommendParser(
         RecommendArguments,
         prog=prog,
-        formatter_class=FlagHelpFormatter,
         usage=f'{prog} --model_name_or_path DIR (--history "Title A" "Title B" | --histories FILE) [flags]',
         description="Recommend what comes after a history, or after each of many, with log-probabilities in nats.",
     )
@@ -237,7 +230,8 @@ def _recommend(
 
 
 def _list_options(args: RecommendArguments) -> dict[str, Any]:
-    return {name: getattr(args, name) for name in ("top_k", "num_beams", "unknown_titles", "batch_size", "score")}
+    options = {name: getattr(args, name) for name in ("top_k", "num_beams", "unknown_titles", "score")}
+    return options | {"batch_size": args.per_device_eval_batch_size}
 
 
 def _loading_options(args: RecommendArguments) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from typing import Any
 import yaml
 
 from .._errors import INTERRUPTED, RUN, SPOKEN_FOR
+from .._terminal import FlagHelpFormatter
 from ..cli import COMMANDS, GOES_ON, suggest
 from ..files import write_text
 from ..pipeline.digests import digest, state_of_files
@@ -95,11 +96,12 @@ def make_parser(prog: str) -> argparse.ArgumentParser:
         description="Run the commands that have a section in a YAML file, one after the other, each in a process of its "
         "own. What is done is not done again, and training that broke off goes on from its last checkpoint: to go on, "
         "run the same words again.",
+        formatter_class=FlagHelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument("config", metavar="CONFIG.yaml", help="File with a section per command.")
     parser.add_argument(
-        "changes", nargs="*", metavar="SECTION.FLAG=VALUE", help="In the place of what the file has: train.beta=0.5"
+        "changes", nargs="*", metavar="SECTION.FLAG=VALUE", help="In the place of what the file has: train.beta=0.5."
     )
     parser.add_argument("--stages", nargs="+", metavar="NAME", help=f"Only these of {', '.join(STAGES)}.")
     parser.add_argument(
@@ -211,7 +213,8 @@ def _check_section(name: str, path: str) -> None:
 
 
 def _check_places(config: dict[str, Any], names: Sequence[str], running: Sequence[str]) -> None:
-    sections = {name: _written(name, config) for name in names}
+    # what a push puts on the Hub, its section says
+    sections = {name: (config[name] or {}) if name == "push" else _written(name, config) for name in names}
     outputs = {
         name: flags["output_dir"] for name, flags in sections.items() if name in MAKES and flags.get("output_dir")
     }
@@ -220,9 +223,9 @@ def _check_places(config: dict[str, Any], names: Sequence[str], running: Sequenc
 
 def _make_stage(name: str, config: dict[str, Any], path: str, before: str) -> Stage:
     # flags of `accelerate launch` say where a result is computed, and are no part of it
-    known = importlib.import_module(f".{name}", __package__).make_parser(f"trl-sdpo {name}").flags
-    flags, _ = section_of(config, name, known, path)
-    digests = {flag: digest(value) for flag, value in flags.items() if flag in known}
+    parser = importlib.import_module(f".{name}", __package__).make_parser(f"trl-sdpo {name}")
+    flags, _ = with_new_names(name, section_of(config, name, parser.flags_of_all, path)[0])
+    digests = {flag: digest(value) for flag, value in flags.items() if flag in parser.flags}
     digests["the files of `path`"] = digest(state_of_files(flags.get("path")))
     digests[BEFORE] = before
     return Stage(name, flags, digests, _digest_of_section(name, config))
@@ -337,13 +340,7 @@ def _words_to_go_on(stage: Stage, overwrite: bool) -> list[str] | None:
             f"{stage.name}: {stage.output} holds {stage.state.what_is_there()}. Pass --overwrite to make it anew, "
             "another directory in the file, or --stages to leave this one out."
         )
-    return (
-        ["--overwrite_output_dir"]
-        if stage.name in TRAINING
-        else ["--overwrite"]
-        if stage.name in ("prepare", "evaluate")
-        else []
-    )
+    return ["--overwrite"] if stage.name in MAKES else []
 
 
 def _words_to_resume(stage: Stage) -> list[str]:
@@ -352,7 +349,7 @@ def _words_to_resume(stage: Stage) -> list[str]:
     if stage.name not in TRAINING:
         return ["--overwrite"] if stage.name == "evaluate" else []
     checkpoint, _ = find_last_checkpoint(stage.output, not stage.flags.get("save_only_model", False))
-    return ["--overwrite_output_dir"] if checkpoint is None else ["--resume_from_checkpoint", "True"]
+    return ["--overwrite"] if checkpoint is None else ["--resume_from_checkpoint", "True"]
 
 
 def _start(name: str, words: list[str]) -> int:

@@ -3,12 +3,8 @@
 import dataclasses
 
 from .._errors import install
-from ._parser import CommandParser, FlagHelpFormatter
+from ._parser import SHARED_HELP, CommandParser, check_port, help_of
 from .recommend import LoadingArguments, loading_options
-
-
-def _help(text: str, **more) -> dict:
-    return {"help": text, **more}
 
 
 @dataclasses.dataclass
@@ -17,18 +13,20 @@ class ServeArguments(LoadingArguments):
 
     host: str = dataclasses.field(
         default="127.0.0.1",
-        metadata=_help("Address to listen at. 0.0.0.0 lets other machines in: there is no password."),
+        metadata=help_of(SHARED_HELP["host"]),
     )
-    port: int = dataclasses.field(default=8000, metadata=_help("Port to listen at."))
+    port: int = dataclasses.field(default=8000, metadata=help_of("Port to listen at."))
     workers: int = dataclasses.field(
-        default=1, metadata=_help("Processes, each with the model. One that dies is started again.")
+        default=1, metadata=help_of("Processes, each with the model. One that dies is started again.")
     )
-    max_batch_size: int = dataclasses.field(default=16, metadata=_help("Requests that are computed together at most."))
+    max_batch_size: int = dataclasses.field(
+        default=16, metadata=help_of("Requests that are computed together at most.")
+    )
     max_waiting: int = dataclasses.field(
-        default=256, metadata=_help("Requests that may wait in a process; one more is answered with 503.")
+        default=256, metadata=help_of("Requests that may wait in a process; one more is answered with 503.")
     )
-    timeout: float = dataclasses.field(default=30.0, metadata=_help("Seconds that a request may take."))
-    max_bytes: int = dataclasses.field(default=256 * 1024, metadata=_help("Size of a request at most."))
+    timeout: float = dataclasses.field(default=30.0, metadata=help_of("Seconds that a request may take."))
+    max_bytes: int = dataclasses.field(default=256 * 1024, metadata=help_of("Size of a request at most."))
 
 
 class _ServeParser(CommandParser):
@@ -40,8 +38,6 @@ class _ServeParser(CommandParser):
         for name in ("workers", "max_batch_size", "max_waiting", "timeout", "max_bytes"):
             if getattr(arguments, name) <= 0:
                 self.error(f"--{name} is {getattr(arguments, name)}. Pass a number above 0.")
-        if not 0 <= arguments.port < 65536:
-            self.error(f"--port is {arguments.port}. Pass one from 1 to 65535, or 0 for any that is free.")
         return arguments
 
 
@@ -50,7 +46,6 @@ def make_parser(prog: str) -> CommandParser:
     return _ServeParser(
         ServeArguments,
         prog=prog,
-        formatter_class=FlagHelpFormatter,
         usage=f"{prog} --model_name_or_path DIR [flags]",
         description="Serve a recommender over HTTP: /recommend, /score and /health, with a page of the interface at /docs.",
     )
@@ -58,6 +53,7 @@ def make_parser(prog: str) -> CommandParser:
 
 def run(args: ServeArguments) -> None:
     """Serve until Ctrl-C or SIGTERM."""
+    check_port(args.host, args.port)
     options = loading_options(args)
     try:
         import uvicorn  # noqa: F401

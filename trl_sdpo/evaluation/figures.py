@@ -17,6 +17,8 @@ _INK, _MUTED, _LINE = "#1b1f24", "#6a737d", "#d8dee4"
 _SERIES = ("#2f6db3", "#c2571a", "#3a8a4d", "#8a4fb0", "#b08a00", "#0b8a94", "#b03060", "#5a6b2f")
 _VARIABLES = {_INK: "--ink", _MUTED: "--muted", _LINE: "--line"}
 _VARIABLES |= {color: f"--series-{number}" for number, color in enumerate(_SERIES, start=1)}
+_MARKERS = "osD^vXP*"
+_DASHES: tuple[Any, ...] = ("-", (0, (6, 3)), (0, (3, 6)), (0, (1.5, 7.5)))
 # As wide as a phone: wider ones would have to shrink there, with their letters.
 _WIDTH = 4.6
 _STYLE = {
@@ -175,16 +177,17 @@ def _parts(figure: Figure, breakdown: dict, metric: str) -> None:
         plain = name == "popularity"
         color = _MUTED if plain else _SERIES[number % len(_SERIES)]
         values, intervals = [one["value"] for one in row], np.array([one["ci"] for one in row])
-        # later lines are narrower and every second one has gaps: of lines that lie on each other all are seen
-        below = 0 if plain else len(systems) - 1 - number
+        # a later line has more gaps, and each its own kind of points: of lines that lie on each other all are seen
+        lines = number - ("popularity" in list(systems)[:number])
         axis.plot(
             places,
             values,
             color=color,
-            linestyle=(0, (2, 2)) if plain else (0, (6, 2)) if number % 2 else "-",
-            marker=None if plain else "o",
-            markersize=3.5 + 2.0 * below,
-            linewidth=1.5 + 2.0 * below,
+            linestyle=(0, (2, 2)) if plain else _DASHES[lines % len(_DASHES)],
+            marker=None if plain else _MARKERS[lines % len(_MARKERS)],
+            markersize=5,
+            markerfacecolor="none" if lines % 2 else color,
+            linewidth=1.5,
             label=_short(name),
         )
         axis.fill_between(places, *intervals.T, color=color, alpha=0.12, linewidth=0)

@@ -70,7 +70,7 @@ def check_fusion(task: Task, names: Sequence[str], known: Sequence[str], flag: s
     if FIT_SPLIT not in task.splits or task.split == FIT_SPLIT:
         raise ValueError(
             f"{flag}: {task.dataset} needs a split '{FIT_SPLIT}' to fit the weights on, and another one to evaluate, where "
-            f"--split is {task.split!r} of {list(task.splits)}."
+            f"--dataset_split is {task.split!r} of {list(task.splits)}."
         )
 
 

@@ -5,11 +5,14 @@ from typing import Any
 
 from datasets import Dataset
 
+from ..recsys.interactions.registry import load_source
 from ..recsys.metrics.facts import record_facts
 from ..recsys.metrics.leaks import LeakProbe, leak_probe
 from ..recsys.metrics.probes import leak_probes
 from ..recsys.records.recommender_files import Catalogue
+from ..scoring.memorisation import file_sequences, memorisation_probe
 from .sections import users_of
+from .systems import Task, load_model
 
 
 _PROBED = 2000
@@ -109,6 +112,43 @@ def probe_rules(records: Dataset, train: Dataset | None, counts: Mapping[Any, in
             raise
         probes = leak_probes(records.remove_columns("candidates"), train, **options)
     return [probe.as_dict() for probe in probes]
+
+
+def probe_memorisation(task: Task, models: Mapping[str, str], path: str) -> dict[str, dict]:
+    """
+    Whether models know the file of the data by heart, see [`memorisation_probe`]: asked of models from before any training.
+
+    Args:
+        task ([`Task`]):
+            The task, whose `recommender.json` names the source.
+        models (`Mapping[str, str]`):
+            Directories or Hub ids by name.
+        path (`str`):
+            The files of the source, as [`load_source`] takes them.
+
+    Returns:
+        `dict[str, dict]`: For each model the fields of [`MemorisationProbe`], with its verdict.
+
+    Raises:
+        ValueError: the source is not known, or is no publisher's.
+    """
+    if task.config is None or task.config.source is None:
+        raise ValueError(
+            f"{task.dataset}: nothing says of which source it is. Make the records with `trl-sdpo prepare`."
+        )
+    if task.config.source == "table":
+        raise ValueError(
+            f"{task.dataset}: is of a table of one's own, of which no pretraining can know the rows. The probe is for the files "
+            "of a publisher."
+        )
+    sequences = file_sequences(load_source(task.config.source, path))
+    found = {}
+    for name, model in models.items():
+        recommender = load_model(task, model)
+        given = (recommender.model, recommender.processing_class, sequences)
+        probe = memorisation_probe(*given, seed=task.seed, batch_size=task.batch_size)
+        found[name] = probe._asdict() | {"ci": list(probe.ci), "verdict": probe.verdict}
+    return found
 
 
 def _some(train: Dataset) -> Dataset:

@@ -15,7 +15,7 @@ from .._errors import install
 from .._markdown import markdown_table
 from ..files import write_text
 from ..recsys.metrics.facts import fact_rows
-from .verdict import CHANCE, POPULARITY, number_of_users, verdict_sentence
+from .verdict import CHANCE, POPULARITY, number_of_users, rules_sentence, verdict_sentence
 
 
 logger = logging.get_logger(__name__)
@@ -401,7 +401,9 @@ def to_html(results: dict) -> str:
         models=models_of(results),
         sections=sections,
         probe=probe_sentence(results["leak_probe"]) if results["leak_probe"] else None,
-        rules=(RULES, rule_table(results["leak_probes"])) if results["leak_probes"] else None,
+        rules=(rules_sentence(results["leak_probes"]), rule_table(results["leak_probes"]))
+        if results["leak_probes"]
+        else None,
         record_facts=(FACTS_HEADER, fact_rows(results["record_facts"])) if results["record_facts"] else None,
         notes=NOTES,
         settings={name: _text(value) for name, value in results["settings"].items()},

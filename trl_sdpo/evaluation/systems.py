@@ -12,6 +12,7 @@ from datasets import Dataset
 from transformers.utils import logging
 
 from ..recommender.recommender import Recommender
+from ..recommender.scores import LIKELIHOOD, PMI
 from ..recsys.baselines.identity import check_same_records, record_identity
 from ..recsys.baselines.scores import Scorer, read_identity, read_lists, read_scores, score_records, write_scores
 from ..recsys.prompts.wordings import get_template
@@ -235,7 +236,7 @@ def read_systems(task: Task, files: Mapping[str, str], kind: str) -> dict[str, l
             theirs = {column: [values[index] for index in task.rows] for column, values in theirs.items()}
         if len(rows) != len(task.records):
             raise ValueError(
-                f"{path}: {kind} of {len(rows)} records, where --split {task.split} has {task.total} and "
+                f"{path}: {kind} of {len(rows)} records, where --dataset_split {task.split} has {task.total} and "
                 f"{len(task.records)} are evaluated. {'Score' if kind == 'scores' else 'Make lists for'} the same records."
             )
         if "candidates" not in check_same_records(theirs, ours, str(path)):
@@ -253,7 +254,7 @@ def train_baselines(task: Task, names: Sequence[str]) -> dict[str, Scorer]:
     vectors = None
     if set(names) & set(TEXT_BASELINES):
         vectors = title_vectors(task.text_model, task.catalogue, task.config, device=task.device)
-    options = {"seed": task.seed, "vectors": vectors}
+    options: dict[str, Any] = {"seed": task.seed, "vectors": vectors}
     return {name: train_baseline(name, task.train, validation, task.catalogue, **options) for name in names}
 
 
@@ -321,6 +322,9 @@ def ask_models(
             found["generation"][name] = recommender.answers(task.records, task.batch_size, desc=f"Generating, {name}")
         if "catalogue" in task.protocols:
             found["catalogue"][name] = _lists(task, recommender, excluded, name)
+            if task.pmi:
+                lists = _lists(task, recommender, excluded, f"{name} by mutual information", PMI)
+                found["catalogue"][f"{name} (mutual information)"] = lists
         del recommender
         gc.collect()
     return found
@@ -343,16 +347,20 @@ def _log_probs(task: Task, recommender: Recommender, name: str, history: bool = 
     return recommender.log_probs(task.records, task.batch_size, desc=f"Ranking, {name}", **options)
 
 
-def _lists(task: Task, recommender: Recommender, excluded: list[list[str]] | None, name: str) -> list[list[str]]:
+def _lists(
+    task: Task, recommender: Recommender, excluded: list[list[str]] | None, name: str, score: str = LIKELIHOOD
+) -> list[list[str]]:
+    exact = task.exact or score != LIKELIHOOD
     found = recommender.recommend_ids(
         [list(map(str, row)) for row in task.records["history_item_ids"]],
         top_k=task.top_k,
-        num_beams=task.beams,
+        num_beams=None if exact else task.beams,
         exclude_history=False,
         exclude=excluded,
-        exact=task.exact,
+        exact=exact,
         batch_size=max(1, task.batch_size // 2),
-        desc=f"{'Ranking the catalogue' if task.exact else 'Searching the catalogue'}, {name}",
+        desc=f"{'Ranking the catalogue' if exact else 'Searching the catalogue'}, {name}",
+        score=score,
     )
     return [[item.item_id for item in row] for row in found]
 

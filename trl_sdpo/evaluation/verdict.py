@@ -48,6 +48,22 @@ def verdict_sentence(results: Mapping[str, Any]) -> str | None:
     return f"{name} has {metric} {row[metric]:.3f}{interval}{beside}{than}."
 
 
+def rules_sentence(probes: Sequence[Mapping[str, Any]]) -> str:
+    """
+    What the rules that know nothing of tastes found, in a sentence.
+
+    Example:
+        ```python
+        >>> rules_sentence([{"name": "list lookup", "leaks": False}, {"name": "id above the last", "leaks": True}])
+        'Of 2 rules that know nothing of tastes, id above the last finds more targets than chance.'
+
+        ```
+    """
+    leaking = [one["name"] for one in probes if one["leaks"]]
+    found = f"{_listed(leaking)} find{'s' if len(leaking) == 1 else ''}" if leaking else "none finds"
+    return f"Of {len(probes)} rules that know nothing of tastes, {found} more targets than chance."
+
+
 def _said(verdict: str) -> str:
     return {"better": "better than", "worse": "worse than"}.get(verdict, f"{verdict} from")
 

@@ -11,7 +11,7 @@ from trl import DPOConfig
 
 from ..prefix_sharing.rows import CompletionScores
 from .graded import infonca_loss, plackett_luce_loss, score_margins, softmax_margin_loss
-from .multi_negative import dmpo_loss, mppo_loss, nca_loss, softmax_dpo_loss
+from .multi_negative import boundary_negatives, dmpo_loss, mppo_loss, nca_loss, softmax_dpo_loss
 from .pairwise import (
     apo_down_loss,
     apo_zero_loss,
@@ -195,6 +195,8 @@ def multi_preference_losses(
     logratios = scores.log_probs - ref_scores.log_probs
     avg_logps = scores.log_probs / scores.num_tokens.clamp(min=1)
     pairs = preference_pairs(args, scores, ref_scores, exists)
+    if getattr(args, "boundary_negatives", False):  # a plain DPOConfig has none
+        mask = boundary_negatives(scores.log_probs[:, 0], scores.log_probs[:, 1:], mask)
     losses, graded = torch.zeros_like(logratios[:, 0]), graded_loss_types(args)
     for loss_type, loss_weight in zip(args.loss_type, loss_weights, strict=True):
         if loss_type in graded:

@@ -52,6 +52,74 @@ def _in_float32(
     return chosen.to(dtype), rejected.to(dtype).masked_fill(~exists, 0.0), exists
 
 
+@torch.no_grad()
+def boundary_negatives(
+    chosen_logps: torch.Tensor,  # (B,)
+    rejected_logps: torch.Tensor,  # (B, K)
+    mask: torch.Tensor | None = None,  # (B, K)
+) -> torch.Tensor:
+    """
+    The rejected completions at the boundary of a policy: those that it finds at least as likely as the chosen one. Where
+    there are none, those of the likeliest of three clusters of their log-probabilities.
+
+    This is the *dynamic boundary negative selection* of DynamicPO (https://huggingface.co/papers/2605.00327), as its
+    published code has it: easy negatives, of which there are many, take part of the gradient from the few that are hard. The
+    clusters are those of the least sum of squares, found exactly, where that code takes k-means from a fixed seed. Its other
+    part, which changes β with the margins, is not here.
+
+    Args:
+        chosen_logps (`torch.Tensor` of shape `(B,)`), rejected_logps (`torch.Tensor` of shape `(B, K)`):
+            Log-probabilities of the completions by the policy, in nats.
+        mask (`torch.Tensor` of shape `(B, K)`, *optional*):
+            Which rejected completions exist.
+
+    Returns:
+        `torch.Tensor` of shape `(B, K)`: Which of them are at the boundary: one at least of every record that has any.
+
+    Example:
+        ```python
+        >>> rejected = torch.tensor([[-1.0, -3.0, -9.0], [-4.0, -4.5, -9.0]])
+        >>> boundary_negatives(torch.tensor([-2.0, -2.0]), rejected).tolist()
+        [[True, False, False], [True, False, False]]
+
+        ```
+    """
+    _, rejected, exists = _in_float32(chosen_logps, rejected_logps, mask)
+    likelier = exists & (rejected_logps >= chosen_logps.unsqueeze(1))
+    return torch.where(likelier.any(dim=1, keepdim=True), likelier, exists & _in_likeliest_cluster(rejected, exists))
+
+
+def _in_likeliest_cluster(values: torch.Tensor, exists: torch.Tensor) -> torch.Tensor:
+    """Of each row, which values are in the highest of three clusters `(B, K)`; of two where there are but two."""
+    count = exists.sum(dim=1)[:, None, None]
+    mean = values.sum(dim=1, keepdim=True) / count[:, :, 0].clamp(min=1)
+    centred = (values - mean).double()
+    ordered = centred.masked_fill(~exists, -torch.inf).sort(dim=1, descending=True).values
+    # sums of the first n, n from 0, of which those beyond what exists are in no valid cluster
+    finite = ordered.masked_fill(ordered.isinf(), 0.0)
+    sums, squares = (torch.nn.functional.pad(part.cumsum(dim=1), (1, 0)) for part in (finite, finite**2))
+    places = torch.arange(sums.size(1), device=values.device)
+    first, second = places[None, :, None], places[None, None, :]
+
+    def spread(begin: torch.Tensor, end: torch.Tensor) -> torch.Tensor:
+        """Of the values from one place to another: how far they are from their mean, squared."""
+        size = (end - begin).clamp(min=1)
+        taken = [part.gather(1, end.expand(len(part), *end.shape[1:]).flatten(1)) for part in (sums, squares)]
+        left = [part.gather(1, begin.expand(len(part), *begin.shape[1:]).flatten(1)) for part in (sums, squares)]
+        total, square = (one - other for one, other in zip(taken, left, strict=True))
+        return (square - total**2 / size.flatten(1)).view(len(sums), *size.shape[1:])
+
+    shape = (len(sums), len(places), len(places))
+    cost = spread(torch.zeros_like(first).expand(shape), first.expand(shape)) + spread(
+        first.expand(shape), second.expand(shape)
+    )
+    cost = cost + spread(second.expand(shape), count.expand(shape))
+    valid = (first >= 1) & (second >= first + (count >= 2)) & (second <= count - (count >= 3).long())
+    best = cost.masked_fill(~valid, torch.inf).flatten(1).argmin(dim=1)
+    lowest = ordered.gather(1, (best // len(places) - 1).clamp(min=0).unsqueeze(1))
+    return centred >= lowest
+
+
 def softmax_dpo_loss(
     chosen_logratios: torch.Tensor,
     rejected_logratios: torch.Tensor,

@@ -15,6 +15,8 @@ from .rows import expand_shared_rows, shared_prefix_row, split_completions, with
 
 
 ROW_MULTIPLE = 16
+# The pass over a stream that a record was read in, where passes are of each process
+STREAM_PASS = "stream_pass"
 
 
 def draw_negatives(pool_size: int, num_negatives: int | None, seed: int, epoch: int, record_id: int) -> list[int]:
@@ -186,7 +188,8 @@ class DataCollatorForMultiPreference(DataCollatorMixin):
                 f"`num_negatives={self.num_negatives}` draws by the `record_id` of a record, and the record has none. "
                 "Add a column `record_id` of integers, as `SoftmaxDPOTrainer` does."
             )
-        return draw_negatives(pool_size, self.num_negatives, self.seed, int(self.epoch), example["record_id"])
+        epoch = example.get(STREAM_PASS, self.epoch)
+        return draw_negatives(pool_size, self.num_negatives, self.seed, int(epoch), example["record_id"])
 
 
 def _drawn(examples: list[dict[str, Any]], draws: list[list[int]], column: str) -> list[list[float]]:

@@ -156,7 +156,7 @@ class FusedScores:
         own = [name for name in fusion.features if name not in scorers and name not in (EVENTS, COLD)]
         if len(own) != 1:
             raise ValueError(
-                f"fusion: {own} of its features {list(fusion.features)} are neither training counts nor among scorers="
+                f"fusion: {own} of its features {list(fusion.features)} are neither training counts nor among the scorers "
                 f"{sorted(scorers)}; one has to be, the likelihood of the model. Pass a scorer for each of the others."
             )
         if catalogue is None or (catalogue.train_counts is None and {EVENTS, COLD} & set(fusion.features)):
@@ -183,7 +183,7 @@ class FusedScores:
             `list[numpy.ndarray]`: As [`Fusion.scores`] gives them.
         """
         counts = [np.array([self.counts[item] for item in row], dtype=np.float64) for row in candidates]
-        parts = {self.own: log_probs, EVENTS: [np.log1p(row) for row in counts]}
+        parts: dict[str, Sequence[Any]] = {self.own: log_probs, EVENTS: [np.log1p(row) for row in counts]}
         parts[COLD] = [(row == 0).astype(float) for row in counts]
         asked = [list(row) for row in histories], [list(row) for row in candidates]
         parts |= {name: scorer(*asked) for name, scorer in self.scorers.items()}

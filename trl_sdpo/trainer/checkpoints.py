@@ -21,6 +21,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 
+from ..files import write_text
 from ..prefix_sharing.collator import passes_of_stream
 from .checks import check_trained
 
@@ -29,6 +30,7 @@ logger = get_logger(__name__)
 
 # What one of must be there, of the model and of the optimizer: of plain, PEFT, FSDP and DeepSpeed checkpoints
 _MODEL = ("model*.safetensors", "pytorch_model*", "adapter_model.*", "*/adapter_model.*", "latest")
+STREAM_FILE = "stream.json"  # how many processes read a stream, and whether each reads shards of its own
 _OPTIMIZER = ("optimizer.pt", "optimizer.bin", "optimizer_*", "latest")
 
 
@@ -199,6 +201,36 @@ def place_in_stream(checkpoint: str | os.PathLike, gradient_accumulation_steps: 
     return passes, round((state.epoch - passes) * state.max_steps * gradient_accumulation_steps)
 
 
+def check_stream(checkpoint: str | os.PathLike, now: dict[str, int | bool]) -> None:
+    """
+    Refuse to go on in a stream where each process would be at another place than it was.
+
+    Args:
+        checkpoint (`str` or `os.PathLike`):
+            Folder of the checkpoint.
+        now (`dict`):
+            Of the run: `own_shards`, whether each process reads its own shards of the stream; `processes`; `shards`;
+            `workers`, those that read for a process.
+
+    Raises:
+        `ValueError`: If it was saved by other processes or of other shards. The message names what differs.
+    """
+    path = Path(checkpoint) / STREAM_FILE
+    then = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"own_shards": False}
+    if not then["own_shards"] and not now["own_shards"]:
+        return  # the same order on any number of processes
+    differing = [name for name in now if then.get(name) != now[name]]
+    if differing:
+        said = ", ".join(
+            f"{name.replace('_', ' ')}: {then.get(name, 'unknown')} then, {now[name]} now" for name in differing
+        )
+        raise ValueError(
+            f"Can't resume from {checkpoint} at its place in the stream ({said}): each process reads its own shards, so that "
+            "others are at other places. Go on with the processes, files and workers of then; or begin the stream anew with "
+            "these weights and this optimizer, by `ignore_data_skip=True`."
+        )
+
+
 class WholeCheckpoints(Trainer):
     """
     A trainer that resumes from the last whole checkpoint of a run that was killed, and at the place of a stream where it was.
@@ -233,6 +265,8 @@ class WholeCheckpoints(Trainer):
             return num_train_epochs, 0
         if resume_from_checkpoint is None or isinstance(self.train_dataset, Dataset):
             return epochs_trained, steps_trained_in_current_epoch
+        if not self.args.ignore_data_skip:
+            check_stream(resume_from_checkpoint, self._stream())
         # The parent takes all steps of a stream as those of its first pass
         passes, batches = place_in_stream(resume_from_checkpoint, self.args.gradient_accumulation_steps)
         return passes, 0 if self.args.ignore_data_skip else batches
@@ -248,5 +282,20 @@ class WholeCheckpoints(Trainer):
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
+        if self.args.should_save and not isinstance(self.train_dataset, Dataset):
+            write_text(Path(output_dir) / STREAM_FILE, json.dumps(self._stream()))
         # The state of the trainer is written next, and says that what every process writes is there
         self.accelerator.wait_for_everyone()
+
+    @property
+    def _reads_own_shards(self) -> bool:
+        """Whether each process reads its own shards of the training stream."""
+        return False
+
+    def _stream(self) -> dict[str, int | bool]:
+        return {
+            "own_shards": self._reads_own_shards,
+            "processes": self.accelerator.num_processes,
+            "shards": getattr(self.train_dataset, "num_shards", 1),
+            "workers": self.args.dataloader_num_workers,
+        }

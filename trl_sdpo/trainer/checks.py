@@ -109,6 +109,25 @@ def check_compute_metrics(is_given: bool) -> None:
         raise ValueError(f"`compute_metrics` is not supported with several rejected completions: it {NO_LOGITS}")
 
 
+def check_strategies(args: DPOConfig) -> None:
+    """
+    Refuse to wait for the end of a pass where each process reads its own shards of a stream, and has passes of its own.
+
+    Args:
+        args ([`~trl.DPOConfig`]):
+            Configuration, of which `logging_strategy`, `eval_strategy` and `save_strategy` are read.
+
+    Raises:
+        `ValueError`: If one of them is `"epoch"`. The message names it.
+    """
+    for name in ("logging_strategy", "eval_strategy", "save_strategy"):
+        if getattr(args, name) == "epoch":
+            raise ValueError(
+                f"`{name}='epoch'` never comes: each process reads its own shards of the training stream, in passes that end at "
+                f"other steps than those of the others. Use `{name}='steps'`."
+            )
+
+
 def check_trained(state: TrainerState, args: DPOConfig) -> None:
     """
     Refuse to let a run that took no step pass for a success.
@@ -248,6 +267,11 @@ def _check_scores(args: DPOConfig, loss_types: list[str]) -> None:
                 f"`{option}={value!r}` changes nothing in `loss_type={loss_types}`: it belongs to {[loss]}. Leave it out, or "
                 "use that loss."
             )
+    if getattr(args, "boundary_negatives", False) and set(loss_types) <= {"sft"}:
+        raise ValueError(
+            f"`boundary_negatives=True` changes nothing in `loss_type={loss_types}`, which has no rejected completions. Leave "
+            "it out."
+        )
     unrated = getattr(args, "unrated_score", None)
     if unrated is not None and not graded_loss_types(args, loss_types):
         raise ValueError(

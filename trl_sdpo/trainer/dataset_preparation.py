@@ -1,5 +1,6 @@
 """From a multi-preference dataset to the tokens that the trainer takes, and the order in which it takes them."""
 
+import itertools
 import shutil
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
@@ -22,7 +23,7 @@ from ..data_utils import (
 )
 from ..graded_records import RANKED, check_scores, from_ranked
 from ..losses.graded import RATIO
-from ..prefix_sharing.collator import draw_negatives
+from ..prefix_sharing.collator import STREAM_PASS, draw_negatives
 from ..tokenization import column_lengths, inner_lengths, tokenize_dataset
 from .softmax_dpo_config import SoftmaxDPOConfig
 
@@ -135,6 +136,91 @@ def shared_by_processes(dataset: Dataset, folder: str, accelerator: Accelerator)
         dataset.save_to_disk(folder)
     accelerator.wait_for_everyone()
     return load_from_disk(folder)
+
+
+class WholeStream(torch.utils.data.IterableDataset):
+    """
+    A stream that every process reads from its start to its end, to keep its part of every batch: accelerate would give each
+    its own files, of which one has more records than another, and the processes would wait for each other at the end.
+
+    Args:
+        dataset ([`~datasets.IterableDataset`]):
+            The stream.
+    """
+
+    def __init__(self, dataset: IterableDataset) -> None:
+        self.dataset = dataset
+
+    def set_epoch(self, epoch: int) -> None:
+        """See [`~datasets.IterableDataset.set_epoch`]."""
+        self.dataset.set_epoch(epoch)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return iter(self.dataset)
+
+
+def shards_for_each_process(dataset: Dataset | IterableDataset, accelerator: Accelerator) -> bool:
+    """Whether each process of several can read its own shards of a dataset: a stream of at least as many."""
+    several = accelerator.num_processes > 1 and not accelerator.dataloader_config.split_batches
+    return several and isinstance(dataset, IterableDataset) and dataset.num_shards >= accelerator.num_processes
+
+
+class OwnShards(torch.utils.data.IterableDataset):
+    """
+    A stream of which each process reads its own shards: every so many, from its number on. One pass follows the other
+    without an end, since the passes of processes are not equally long, and at an end they would wait for each other. The
+    number of the pass is the column `stream_pass` of a record.
+
+    accelerate takes a batch of all processes from what a process iterates over, and keeps the part of that process: what
+    stands for the records of the others is `None`.
+
+    Args:
+        dataset ([`~datasets.IterableDataset`]):
+            The stream.
+        seed (`int`):
+            Of the order of the shards, which is another one in every pass but the first.
+        batch_size (`int`):
+            Records of a process in a batch.
+        process (`int`), num_processes (`int`):
+            The process, and how many there are.
+    """
+
+    def __init__(self, dataset: IterableDataset, seed: int, batch_size: int, process: int, num_processes: int) -> None:
+        self.dataset, self.seed, self.batch_size = dataset, seed, batch_size
+        self.process, self.num_processes = process, num_processes
+
+    def __iter__(self) -> Iterator[dict[str, Any] | None]:
+        numbers = list(range(self.process, self.dataset.num_shards, self.num_processes))
+        worker = torch.utils.data.get_worker_info()
+        if worker is not None:
+            numbers = numbers[worker.id :: worker.num_workers]
+        if not numbers:
+            return
+        records = self._passes(numbers)
+        while True:
+            for process in range(self.num_processes):
+                for _ in range(self.batch_size):
+                    yield next(records) if process == self.process else None
+
+    def _passes(self, numbers: list[int]) -> Iterator[dict[str, Any]]:
+        """The records of shards, again and again."""
+        for stream_pass in itertools.count():
+            is_empty, order = True, numbers
+            if stream_pass:
+                order = np.random.default_rng([self.seed, stream_pass]).permutation(numbers).tolist()
+            for number in order:
+                shard = self.dataset.shard(self.dataset.num_shards, number)
+                shard.set_epoch(stream_pass)
+                # by `iter`: in a worker of a data loader, one shard would be for the first of them
+                for batch in shard.iter(batch_size=1):
+                    is_empty = False
+                    yield {**{name: values[0] for name, values in batch.items()}, STREAM_PASS: stream_pass}
+            if is_empty:
+                raise ValueError(
+                    f"The shards {numbers} of the training stream, which has {self.dataset.num_shards}, hold no record that "
+                    "can be trained on: every one is longer than `max_length`, or there is none. Raise `max_length`, or write "
+                    "the records in files of about the same number."
+                )
 
 
 def largest_pool(dataset: Dataset, num_negatives: int | None, dataset_name: str) -> int:

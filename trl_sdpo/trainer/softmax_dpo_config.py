@@ -57,6 +57,9 @@ class SoftmaxDPOConfig(DPOConfig):
             is several passes, with the same results. Rows are not cut, and batches of a mixture of experts, whose
             load-balancing loss is one of all rows, are one pass. With `gradient_checkpointing` that also bounds the memory
             of the backward pass, but for what is kept of each layer.
+        boundary_negatives (`bool`, *optional*, defaults to `False`):
+            Whether a record's loss is over those of its rejected completions alone that the policy finds at least as likely
+            as the chosen one, or else the likeliest of them, see [`~losses.multi_negative.boundary_negatives`].
         score_margin (`str`, *optional*, defaults to `"log"`):
             How `loss_type="softmax_margin"` makes a margin of two scores: `"log"`, `"ratio"` or `"difference"`, see
             [`score_margins`].
@@ -140,6 +143,14 @@ class SoftmaxDPOConfig(DPOConfig):
         default=65_536,
         metadata={
             "help": "Most tokens, padding included, of a forward pass over padded rows; a batch with more is several passes."
+        },
+    )
+
+    boundary_negatives: bool = field(
+        default=False,
+        metadata={
+            "help": "Whether the loss is over those rejected completions alone that the policy finds as likely as the chosen "
+            "one, or else the likeliest (DynamicPO)."
         },
     )
 

@@ -16,6 +16,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from accelerate.logging import get_logger
@@ -41,7 +42,7 @@ from ..hub.trainer_pushes import PolicyPushes
 from ..losses.loss_types import LOSS_TYPES_OF_ONE_PAIR, graded_loss_types, multi_preference_losses
 from ..losses.multi_negative import check_finite
 from ..prefix_sharing.backbone import extend_backbone
-from ..prefix_sharing.collator import DataCollatorForMultiPreference, EpochCallback
+from ..prefix_sharing.collator import STREAM_PASS, DataCollatorForMultiPreference, EpochCallback
 from ..prefix_sharing.masks import base_model, row_multiple
 from ..prefix_sharing.rows import CompletionScores
 from ..tokenization import check_tokens_have_embeddings
@@ -50,8 +51,11 @@ from .checkpoints import WholeCheckpoints
 from .dataset_preparation import (
     DrawnLengths,
     LengthGroupedSampler,
+    OwnShards,
+    WholeStream,
     largest_pool,
     prepare_multi_preference,
+    shards_for_each_process,
     with_first_example,
 )
 from .metrics import MetricSums, logged_columns
@@ -186,6 +190,12 @@ class SoftmaxDPOTrainer(PolicyPushes, WholeCheckpoints, RowLayoutTrainer):
             self.add_callback(EpochCallback(self.data_collator.epoch))
 
     @property
+    def _reads_own_shards(self) -> bool:
+        # what TRL's collator takes follows TRL
+        ours = isinstance(self.data_collator, DataCollatorForMultiPreference)
+        return ours and shards_for_each_process(self.train_dataset, self.accelerator)
+
+    @property
     def _data_seed(self) -> int:
         return self.args.seed if self.args.data_seed is None else self.args.data_seed
 
@@ -213,13 +223,37 @@ class SoftmaxDPOTrainer(PolicyPushes, WholeCheckpoints, RowLayoutTrainer):
 
     def get_train_dataloader(self) -> torch.utils.data.DataLoader:
         """As [`~transformers.Trainer.get_train_dataloader`]. Training alone draws of the pool of a record."""
-        data_collator = self.data_collator
+        data_collator, train_dataset = self.data_collator, self.train_dataset
         if isinstance(data_collator, DataCollatorForMultiPreference):
             self.data_collator = dataclasses.replace(data_collator, evaluation=False)
+        if self._reads_own_shards:
+            checks.check_strategies(self.args)
+            place = self.args.process_index, self.args.world_size
+            own: Any = OwnShards(train_dataset, self._data_seed, self._train_batch_size, *place)
+            self.train_dataset = own
+        elif self.args.world_size > 1 and isinstance(train_dataset, IterableDataset):
+            logger.warning_once(
+                f"The training stream has {train_dataset.num_shards} shards for {self.args.world_size} processes, each of which "
+                "reads all of it, and keeps its part of every batch. Of at least as many files, each reads its own."
+            )
         try:
             return super().get_train_dataloader()
         finally:
-            self.data_collator = data_collator
+            self.data_collator, self.train_dataset = data_collator, train_dataset
+
+    def get_eval_dataloader(self, eval_dataset: str | Dataset | None = None) -> torch.utils.data.DataLoader:
+        """As [`~transformers.Trainer.get_eval_dataloader`]. Every process reads a whole stream, and each record counts once."""
+        datasets, name = self.eval_dataset, eval_dataset
+        if isinstance(name, str) and shards_for_each_process(datasets[name], self.accelerator):
+            self.eval_dataset = {**datasets, name: WholeStream(datasets[name])}
+        elif not isinstance(name, str):
+            dataset = datasets if eval_dataset is None else eval_dataset
+            if shards_for_each_process(dataset, self.accelerator):
+                eval_dataset = WholeStream(dataset)
+        try:
+            return super().get_eval_dataloader(eval_dataset)
+        finally:
+            self.eval_dataset = datasets
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> torch.utils.data.Sampler | None:
         # Lengths are those of shared-prefix rows, and the order, as the draw of negatives, is one of (seed, epoch)
@@ -273,6 +307,7 @@ class SoftmaxDPOTrainer(PolicyPushes, WholeCheckpoints, RowLayoutTrainer):
                 *self._signature_columns,
                 "record_id",
                 "length",
+                STREAM_PASS,
                 *((CHOSEN_SCORE, REJECTED_SCORES) if self._graded_types else ()),
             ]
 

@@ -143,3 +143,31 @@ def test_popularity_and_what_it_explains_stand_beside_each_rule():
     assert found["id below the last"].matched < np.mean(by_hand)
     given = {one.name: one for one in leak_probes(records, counts={str(key): value for key, value in counts.items()})}
     assert given["id above the last"].matched == pytest.approx(found["id above the last"].matched)
+
+
+def test_among_cold_candidates_what_records_show_is_popularity():
+    """Items without training events: those that were targets before are found by that, and nothing leaked."""
+    generator = np.random.default_rng(0)
+    rows = {"item_id": [], "rejected_item_ids": [], "history_item_ids": [], "timestamp": [], "user_id": []}
+    for time in range(300):
+        # three of thirty are taken most of the time, and all of them were there from the first
+        target = int(generator.integers(3) if generator.random() < 0.8 else generator.integers(30))
+        others = generator.choice([item for item in range(30) if item != target], 4, replace=False)
+        rows["item_id"].append(target)
+        rows["rejected_item_ids"].append(others.tolist())
+        rows["history_item_ids"].append([100])
+        rows["timestamp"].append(time)
+        rows["user_id"].append(time % 60)
+    rows["chosen"] = [f"I{item}" for item in rows["item_id"]]
+    rows["rejected"] = [[f"I{item}" for item in row] for row in rows["rejected_item_ids"]]
+    by_name = lambda **options: {probe.name: probe for probe in leak_probes(rows, counts={100: 5}, **options)}  # noqa: E731
+    read_off = by_name()["existed by then"]
+    assert read_off.hr_at_1 > read_off.chance + 0.02
+    assert not read_off.leaks
+    assert "are the popular ones" in read_off.note
+    # by the times of all events nothing is found; and by those of targets that come out of nowhere, a leak is one
+    exact = by_name(met=dict.fromkeys([*range(30), 100], -1))["existed by then"]
+    assert exact.hr_at_1 == pytest.approx(exact.chance)
+    popular = by_name(met={**dict.fromkeys(range(30), 1000), 0: -1, 1: -1, 2: -1})["existed by then"]
+    assert popular.leaks
+    assert popular.remedy == "draw negatives from what existed by then: existence='first-event'"

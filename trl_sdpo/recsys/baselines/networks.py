@@ -1,5 +1,7 @@
 """Networks that read a history of items: SASRec, GRU4Rec and Caser, all with a state after every item."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -24,6 +26,11 @@ class SequentialModel(nn.Module):
             Dropout.
     """
 
+    vectors: torch.Tensor
+    has_events: torch.Tensor
+    known: torch.Tensor
+    id_dropout: float
+
     def __init__(self, num_items: int, hidden_size: int, max_length: int, dropout: float) -> None:
         super().__init__()
         if hidden_size < 1 or max_length < 1 or not 0 <= dropout < 1:
@@ -32,7 +39,12 @@ class SequentialModel(nn.Module):
             )
         self.max_length = max_length
         # What makes a network of this shape again.
-        self.sizes = {"num_items": num_items, "hidden_size": hidden_size, "max_length": max_length, "dropout": dropout}
+        self.sizes: dict[str, Any] = {
+            "num_items": num_items,
+            "hidden_size": hidden_size,
+            "max_length": max_length,
+            "dropout": dropout,
+        }
         self.items = nn.Embedding(num_items + 1, hidden_size)
         self.bias = nn.Parameter(torch.zeros(num_items))
         self.dropout = nn.Dropout(dropout)

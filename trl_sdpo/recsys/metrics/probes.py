@@ -35,6 +35,11 @@ _OWN_IDS = (
     "the ids themselves go with the time or the popularity of the items, which does no harm while ids stand in no prompt; "
     "to be rid of it, number items at random before loading"
 )
+_SINCE_TRAINING = (
+    "among items without a training event, those that records were met in before are the popular ones, of which no training "
+    "count tells; `report.md` of the records goes by the times of all events"
+)
+_OF_TIME = ("existed by then", "did not exist by then")
 _REMEDIES = {
     "list lookup": "draw candidates by (seed, user, position): candidate_seed='record'",
     ABOVE: "order ties by (seed, user, item): order='time'",
@@ -110,6 +115,7 @@ def leak_probes(
     counts: Mapping[Any, int] | None = None,
     max_records: int = 5000,
     max_reference: int = 200_000,
+    met: Mapping[Any, int] | None = None,
 ) -> list[Probe]:
     """
     Probe records with rules that know nothing of tastes. A rule above chance is a leak, and a warning says what to change.
@@ -135,6 +141,9 @@ def leak_probes(
             it for a target.
         max_records (`int`, *optional*, defaults to `5000`), max_reference (`int`, *optional*, defaults to `200000`):
             Probe, and learn from, this many, evenly spread. When items were first met is read off all of them.
+        met (`Mapping`, *optional*):
+            When every item was first met, by item id, where that is known. Records show less of it, which tells popular items
+            from others where no candidate has a training event: such a rule above chance is then no leak, and `note` says so.
 
     Returns:
         `list[Probe]`: One per rule.
@@ -151,22 +160,24 @@ def leak_probes(
 
         ```
     """
-    met = _first_times(records, reference)
+    seen = _first_times(records, reference) if met is None else met
     records = _spread(records, max_records)
     reference = None if reference is None else _spread(reference, max_reference)
     rows = _rows(records)
     hits = {"list lookup": leak_probe_hits(*_texts(records, reference))}
     weights = _weights(rows, reference, counts)
     matched = {}
-    for name, rule in {} if rows is None else _rules(reference, rows, met).items():
+    for name, rule in {} if rows is None else _rules(reference, rows, seen).items():
         shares = [_shares(rule(row)) for row in rows]
         hits[name] = np.array([share[0] for share in shares])
         if weights is not None:
             matched[name] = float(np.mean([share @ weight for share, weight in zip(shares, weights, strict=True)]))
-    return _warn(_probes(hits, matched, weights, records))
+    # all candidates alike in their training events, of which there are none
+    cold = met is None and weights is not None and all(np.ptp(row) == 0 for row in weights)
+    return _warn(_probes(hits, matched, weights, records, _OF_TIME if cold else ()))
 
 
-def _rules(reference: dict | None, rows: list[Row], met: dict) -> dict[str, Rule]:
+def _rules(reference: dict | None, rows: list[Row], met: Mapping[Any, int]) -> dict[str, Rule]:
     rules = rules_of_ids(rows)
     if reference is not None and reference.get("rejected_item_ids") is not None:
         learned = rules_of_reference(reference)
@@ -176,7 +187,9 @@ def _rules(reference: dict | None, rows: list[Row], met: dict) -> dict[str, Rule
     return rules | rules_of_history()
 
 
-def _probes(hits: dict, matched: dict, weights: list[np.ndarray] | None, records: dict) -> list[Probe]:
+def _probes(
+    hits: dict, matched: dict, weights: list[np.ndarray] | None, records: dict, of_popularity: Sequence[str]
+) -> list[Probe]:
     users = records.get("user_id")
     chance = float(np.mean([1 / (1 + len(row)) for row in records["rejected"]]))
     popularity, popularity_ci = None, None
@@ -189,6 +202,7 @@ def _probes(hits: dict, matched: dict, weights: list[np.ndarray] | None, records
         rate, ci = float(found.mean()), wilson_interval(found, groups=users)
         above = bool(ci[0] > chance and rate > chance + _MATERIAL)
         note = _OWN_IDS if above and not _is_of_order(name, hits, users) else ""
+        note = _SINCE_TRAINING if above and name in of_popularity else note
         probes.append(
             Probe(
                 name,

@@ -319,25 +319,22 @@ def sample_negatives(
         sequences, items, seed=seed, train_events=train_events, popularity_alpha=popularity_alpha
     )
     sampler.prepare(shares)
-    histories = np.empty((targets.height, 0), dtype=np.int64)
-    if HARD in shares:
-        places = targets.join(
-            sequences.select(USER_ID, POSITION).with_row_index("place"),
-            on=[USER_ID, POSITION],
-            how="left",
-            maintain_order="left",
-        )
-        histories = history_codes(
-            encode(sequences[ITEM_ID], items[ITEM_ID]),
-            *history_ends(targets, places["place"].to_numpy().astype(np.int64)),
-            history_size,
-        )
+    no_histories = np.empty((targets.height, 0), dtype=np.int64)
+    histories = _histories(targets, sequences, items, history_size) if HARD in shares else no_histories
     rows = sampler.rows(targets, histories)
     sampler.check_enough(targets, rows, pool_size)
     pool = sampler.draw(rows, num_negatives, pool_size, shares)
     shown = shown_candidates(sampler, rows, pool, num_negatives)
     ids = items[ITEM_ID]
     return targets.with_columns(_gather_lists(ids, pool, NEGATIVES), _gather_lists(ids, shown, CANDIDATES))
+
+
+def _histories(targets: pl.DataFrame, sequences: pl.DataFrame, items: pl.DataFrame, history_size: int) -> np.ndarray:
+    """Rows of the items before each target, of shape `(n, history_size)`."""
+    rows = sequences.select(USER_ID, POSITION).with_row_index("place")
+    places = targets.join(rows, on=[USER_ID, POSITION], how="left", maintain_order="left")["place"]
+    ends = history_ends(targets, places.to_numpy().astype(np.int64))
+    return history_codes(encode(sequences[ITEM_ID], items[ITEM_ID]), *ends, history_size)
 
 
 def shown_candidates(sampler: CandidateSampler, rows: TargetRows, pool: np.ndarray, num_negatives: int) -> np.ndarray:

@@ -12,7 +12,7 @@ import pyarrow as pa
 from datasets import Dataset, DatasetDict
 
 from ..interactions.codes import sorted_catalogue
-from ..interactions.interactions import ITEM_ID, RATING, USER_ID, Interactions, instants
+from ..interactions.interactions import ITEM_ID, RATING, TIMESTAMP, USER_ID, Interactions, instants
 from ..negatives.candidates import CandidateSampler
 from ..negatives.strategies import COLD, parse_negatives
 from ..negatives.target_seeded import TargetSeededSampler
@@ -139,6 +139,8 @@ class RecordPlan:
             The items, sorted.
         train_counts (`numpy.ndarray`):
             Training events of every item of the catalogue.
+        first_met (`dict`, *optional*):
+            Of cold candidates the time of the first event of every item, for leak probes.
         report (`dict`):
             Counts. What is known only after the last record of a split is added by [`RecordPlan.chunks`].
     """
@@ -149,6 +151,7 @@ class RecordPlan:
     catalogue: pl.DataFrame
     train_counts: np.ndarray
     report: dict
+    first_met: dict | None = None
 
     def chunks(self, split: str, num_workers: int = 1) -> Iterator[Chunk]:
         """
@@ -246,7 +249,10 @@ def plan_records(
             report[split]["record_facts"] = time_facts(events, rows, config.history_size)
             report[split]["record_facts"]["targets_without_train_event"] = cold
     builder.consumed = _consumed(interactions, targets, builder, config)
-    return RecordPlan(config, targets, builder, catalogue, train_counts, report)
+    plan = RecordPlan(config, targets, builder, catalogue, train_counts, report)
+    if config.eval_candidates == COLD and interactions.has_time:
+        plan.first_met = dict(interactions.events.group_by(ITEM_ID).agg(pl.col(TIMESTAMP).min()).iter_rows())
+    return plan
 
 
 def _split_events(

@@ -1,6 +1,6 @@
 """What is known by when: the phase of every event, since when every item has been there, and what users had before a target."""
 
-from typing import Protocol
+from typing import Protocol, cast
 
 import numpy as np
 import polars as pl
@@ -125,7 +125,7 @@ def held_back(
         `numpy.ndarray`: Times of shape `(items,)`.
     """
     times = np.full(catalogue.height, np.iinfo(np.int64).min) if available is None else available
-    begin = instants(events.filter(pl.col(SPLIT) != SPLITS[0])).min()
+    begin = cast(int, instants(events.filter(pl.col(SPLIT) != SPLITS[0])).min())
     there = catalogue[ITEM_ID].is_in(held.implode()).to_numpy()
     return np.where(there, np.maximum(times, begin), times)
 

@@ -1,5 +1,5 @@
 """
-A run against the Hub of hub_server.py, for test_hub.py: `python hub_run.py OUTPUT_DIR '{"option": value}'`.
+A run against the Hub of server.py, for tests of pushes: `python run.py OUTPUT_DIR '{"option": value}'`.
 
 It continues the adapter "me/sft" of the model "me/base". Beside the options of `SoftmaxDPOConfig` it takes `resume` (the
 folder of a checkpoint), `die_at` (SIGKILL before that step, when what was pushed has arrived), `recommender` (the contents of recommender.json) and `push` (call `push_to_hub` at the end).

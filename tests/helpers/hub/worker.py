@@ -1,5 +1,5 @@
 """
-A process that runs `trl-sdpo` and Python against the Hub of hub_server.py, for as long as a test has work for it: a line
+A process that runs `trl-sdpo` and Python against the Hub of server.py, for as long as a test has work for it: a line
 of JSON in, `{"argv": [...]}` or `{"code": "..."}`, and one out, with the exit status and what was printed.
 """
 
