@@ -13,8 +13,9 @@ from ..recsys.prompts.templates import PromptTemplate
 from ..recsys.records.compact import AUTO, FORMS
 from ..recsys.records.config import DEFAULT, RECIPES, RecordConfig
 from ..recsys.records.preparation import prepare
+from ..recsys.records.recommender_files import find_file
 from ..recsys.records.splits import SPLITS
-from ._parser import CommandParser, flat_fields
+from ._parser import CommandParser, error_of, flat_fields
 
 
 _SOURCES = "such as movielens-1m, goodreads-poetry, lastfm, recbole or table"
@@ -104,6 +105,9 @@ def check(arguments: Any) -> dict[str, Any]:
     path = arguments.path
     if path is not None and not Path(path).exists() and not (arguments.source == "table" and is_hub_name(path)):
         raise FileNotFoundError(f"--path: there is no {path!r} here.{nearest_file(path)} Correct it.")
+    if arguments.tokenizer is not None and not Path(arguments.tokenizer).is_dir():
+        with error_of("--tokenizer"):
+            find_file(arguments.tokenizer, "tokenizer_config.json")
     given = {one.name: getattr(arguments, one.name) for one in dataclasses.fields(RecordConfig)}
     given = {name: value for name, value in given.items() if value is not None}
     if "ratios" in given:

@@ -156,7 +156,7 @@ class FusedScores:
         own = [name for name in fusion.features if name not in scorers and name not in (EVENTS, COLD)]
         if len(own) != 1:
             raise ValueError(
-                f"fusion: {own} of its features {list(fusion.features)} are neither training counts nor among scorers="
+                f"fusion: {own} of its features {list(fusion.features)} are neither training counts nor among the scorers "
                 f"{sorted(scorers)}; one has to be, the likelihood of the model. Pass a scorer for each of the others."
             )
         if catalogue is None or (catalogue.train_counts is None and {EVENTS, COLD} & set(fusion.features)):

@@ -190,7 +190,7 @@ def _notes_of_time(hits: dict, matched: dict, weights: list[np.ndarray] | None) 
     return {name: _AS_POPULAR for name in known if hits[name].mean() <= matched[name] + _MATERIAL}
 
 
-def _rules(reference: dict | None, rows: list[Row], met: dict) -> dict[str, Rule]:
+def _rules(reference: dict | None, rows: list[Row], met: Mapping[Any, int]) -> dict[str, Rule]:
     rules = rules_of_ids(rows)
     if reference is not None and reference.get("rejected_item_ids") is not None:
         learned = rules_of_reference(reference)

@@ -259,8 +259,8 @@ def _probe_rules(folder: Path, splits: list[str], plan: RecordPlan) -> list[dict
         reference = _read_some(folder, "train", _LEARNED_FROM, texts)
     counts = dict(zip(plan.catalogue[ITEM_ID].to_list(), plan.train_counts.tolist(), strict=True))
     probed = _read_some(folder, last, _LEARNED_FROM, texts)
-    options = {"counts": counts, "max_records": _PROBED, "met": plan.first_met}
-    return [probe.as_dict() for probe in leak_probes(probed, reference, **options)]
+    probes = leak_probes(probed, reference, counts=counts, max_records=_PROBED, met=plan.first_met)
+    return [probe.as_dict() for probe in probes]
 
 
 def _read_some(folder: Path, split: str, most: int, texts: RecordTexts | None) -> dict[str, list]:

@@ -160,7 +160,7 @@ def _rated(interactions: Interactions, min_rating: float | None) -> pl.DataFrame
     if min_rating is None:
         return interactions.events
     if RATING not in interactions.events.columns:
-        raise ValueError(f"{interactions.name}: min_rating={min_rating}, but no column '{RATING}'. Pass None.")
+        raise ValueError(f"{interactions.name}: min_rating={min_rating}, but no column '{RATING}'. Leave it out.")
     return interactions.events.filter(pl.col(RATING) >= min_rating)
 
 

@@ -374,4 +374,4 @@ def _date(instant: int, per_second: int) -> str:
 
 def _check_ratios(ratios: tuple[float, float, float]) -> None:
     if len(ratios) != 3 or any(ratio < 0 for ratio in ratios) or not math.isclose(sum(ratios), 1.0, abs_tol=1e-9):
-        raise ValueError(f"ratios={ratios} are not three shares that make 1. Pass such as (0.8, 0.1, 0.1).")
+        raise ValueError(f"ratios={ratios} are not three shares that make 1. Pass such as 0.8, 0.1 and 0.1.")

@@ -84,7 +84,9 @@ def select_targets(
         ValueError: nothing stays, or the limit is below 1.
     """
     if limit is not None and limit < 1:
-        raise ValueError(f"max_{split}_records={limit} is below 1. Pass None for all, or a ratio of 0 for no split.")
+        raise ValueError(
+            f"max_{split}_records={limit} is below 1. Leave it out for all, or a ratio of 0 for no split."
+        )
     most = parse_windows(windows)
     # Rows, not frames: of many millions of events a fraction becomes targets.
     rows = np.flatnonzero((events[SPLIT] == split).to_numpy())
