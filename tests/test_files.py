@@ -27,6 +27,15 @@ def test_a_file_is_whole_or_as_before(tmp_path):
     assert everything_in(tmp_path) == ["file"]
 
 
+def test_a_file_is_replaced_and_not_written_into(tmp_path):
+    """Whoever reads the former one, or has it by a hard link, goes on to."""
+    write_text(tmp_path / "file", "before")
+    (tmp_path / "link").hardlink_to(tmp_path / "file")
+    write_text(tmp_path / "file", "after")
+    assert (tmp_path / "link").read_text() == "before"
+    assert (tmp_path / "file").read_text() == "after"
+
+
 class TestWritingDirectory:
     def test_appears_at_the_end(self, tmp_path):
         with writing_directory(tmp_path / "a" / "b") as stage:

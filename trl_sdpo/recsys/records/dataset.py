@@ -249,7 +249,7 @@ def plan_records(
         report[split]["record_facts"] = facts_of_targets(events, targets[split], train_counts, builder)
     builder.consumed = consumed_before(interactions.events, targets, builder, config, interactions.has_time)
     plan = RecordPlan(config, targets, builder, catalogue, train_counts, report)
-    if config.eval_candidates == COLD and interactions.has_time:
+    if interactions.has_time:
         plan.first_met = dict(interactions.events.group_by(ITEM_ID).agg(pl.col(TIMESTAMP).min()).iter_rows())
     return plan
 
