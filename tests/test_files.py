@@ -82,6 +82,8 @@ WITHIN_WHOLE_ONES = {
     "recsys/interactions/archives.py": "a directory that is renamed",
     "recsys/interactions/download.py": "a part that is renamed, and that a download goes on with",
     "recsys/interactions/readers/text_files.py": "a temporary copy",
+    "recsys/records/out_of_core/partitions.py": "`writing`",
+    "recsys/records/out_of_core/shared.py": "the same",
     "recsys/records/preparation.py": "`writing_directory`",
     "recsys/records/report.py": "the same",
 }
