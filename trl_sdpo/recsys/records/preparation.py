@@ -6,7 +6,7 @@ import logging
 import os
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 import pyarrow as pa
@@ -259,7 +259,7 @@ def _probe_rules(folder: Path, splits: list[str], plan: RecordPlan) -> list[dict
         reference = _read_some(folder, "train", _LEARNED_FROM, texts)
     counts = dict(zip(plan.catalogue[ITEM_ID].to_list(), plan.train_counts.tolist(), strict=True))
     probed = _read_some(folder, last, _LEARNED_FROM, texts)
-    options = {"counts": counts, "max_records": _PROBED, "met": plan.first_met}
+    options: dict[str, Any] = {"counts": counts, "max_records": _PROBED, "met": plan.first_met}
     return [probe.as_dict() for probe in leak_probes(probed, reference, **options)]
 
 
