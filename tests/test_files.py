@@ -27,6 +27,15 @@ def test_a_file_is_whole_or_as_before(tmp_path):
     assert everything_in(tmp_path) == ["file"]
 
 
+def test_a_file_is_replaced_and_not_written_into(tmp_path):
+    """Whoever reads the former one, or has it by a hard link, goes on to."""
+    write_text(tmp_path / "file", "before")
+    (tmp_path / "link").hardlink_to(tmp_path / "file")
+    write_text(tmp_path / "file", "after")
+    assert (tmp_path / "link").read_text() == "before"
+    assert (tmp_path / "file").read_text() == "after"
+
+
 class TestWritingDirectory:
     def test_appears_at_the_end(self, tmp_path):
         with writing_directory(tmp_path / "a" / "b") as stage:
@@ -73,6 +82,8 @@ WITHIN_WHOLE_ONES = {
     "recsys/interactions/archives.py": "a directory that is renamed",
     "recsys/interactions/download.py": "a part that is renamed, and that a download goes on with",
     "recsys/interactions/readers/text_files.py": "a temporary copy",
+    "recsys/records/out_of_core/partitions.py": "`writing`",
+    "recsys/records/out_of_core/shared.py": "the same",
     "recsys/records/preparation.py": "`writing_directory`",
     "recsys/records/report.py": "the same",
 }

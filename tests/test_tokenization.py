@@ -235,6 +235,7 @@ def test_usual_conversations_are_cut(tokenizers, template):
     answers = [[{"role": "assistant", "content": title}] for title in (*TITLES[:3], TITLES[5])]
     row = {"prompt": [{"role": "user", "content": "Seen: W."}], "chosen": answers[0], "rejected": answers[1:]}
     assert list(tokenize([row])) == [_tokenize_completions(row, tokenizer, "</s>")]
+    assert len(tokenize._render._tails) == 1  # rendered once each
     kept = tokenize._tails[True]._tails.values()
     assert len(kept) == (
         0 if template in ("thinks first", "looks at the last", "looks at the length") else 4

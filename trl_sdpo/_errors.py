@@ -100,7 +100,8 @@ def in_flags(message: str, flags: Collection[str], loader: bool = False) -> str:
         name = match["name"] or match["alone"]
         if match["quoted"] is not None or name is None:
             return match[0]
-        name = name if name in flags else _RENAMED.get(name, name)
+        if name not in flags and "per_device_train_batch_size" not in flags:  # whose batches have other names
+            name = _RENAMED.get(name, name)
         if name in flags:
             return f"--{name}" if match["alone"] else _with_value(name, match["value"])
         if loader and name in _LOADER_OPTIONS and match["value"] is not None:

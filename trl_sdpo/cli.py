@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from . import __version__
@@ -127,12 +128,13 @@ def run_command(
         flags = getattr(parser, "flags", ())
         args = parser.parse_args(words)
         log_to_terminal(flags)
+        _check_output(args)
         run(args)
     except KeyboardInterrupt:
         return _interrupted(again())
     except Exception as error:
         if is_full_disk(error):
-            print(f"{prog}: error:", full_disk_sentence(_output_of(args), again()), file=sys.stderr)
+            print(f"{prog}: error:", full_disk_sentence(_output_of(args)[1], again()), file=sys.stderr)
             return 1
         if not isinstance(error, _USER_ERRORS):
             raise
@@ -151,13 +153,22 @@ def _interrupted(again: str) -> int:
     return INTERRUPTED
 
 
-def _output_of(args: Any) -> str | None:
-    """Where the arguments of a command say that it writes."""
+def _check_output(args: Any) -> None:
+    """Before anything is computed: what is to be a directory is no file."""
+    name, place = _output_of(args)
+    if place is not None:
+        for one in (Path(place), *Path(place).parents):
+            if one.is_file() and not (name == "output" and one == Path(place)):
+                raise NotADirectoryError(f"--{name}: {one} is a file, and no directory. Pass another.")
+
+
+def _output_of(args: Any) -> tuple[str, str | None]:
+    """Where the arguments of a command say that it writes, and the flag that says so."""
     for holder in (args, getattr(args, "training_args", None)):
         for name in ("output_dir", "output"):
             if isinstance(getattr(holder, name, None), str):
-                return getattr(holder, name)
-    return None
+                return name, getattr(holder, name)
+    return "output_dir", None
 
 
 if __name__ == "__main__":

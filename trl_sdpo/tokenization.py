@@ -191,7 +191,7 @@ class ConversationRenderer:
             for one in messages
             for message in one
         )
-        if not plain or not example["prompt"] or not self._is_fast or template_kwargs(example):
+        if not plain or not example["prompt"] or not self._is_fast or template_kwargs(example) != {"tools": None}:
             return None
         return tuple(message["role"] for message in example["prompt"])
 

@@ -253,7 +253,8 @@ def collect(setting: Setting, models: Mapping[str, Model], search: list[dict], c
     fits, weights = fused(setting, models)
     pairs = [(SFT, SFT_TITLES), *((name, SFT) for name in aligned), *((name, MORE_SFT) for name in aligned)]
     pairs += [(name, "DPO, 1 negative") for name in aligned if name.startswith("S-DPO")]
-    fusion_pairs = [(name, IDS) for name in fits] + [(name, IDS_AND_CONTENT) for name in fits if name != IDS]
+    fusion_pairs = [(name, IDS) for name in fits if not name.startswith(f"{IDS_AND_CONTENT} +")]
+    fusion_pairs += [(name, IDS_AND_CONTENT) for name in fits if name != IDS]
     fusion_pairs += [(f"{IDS} + {name}", f"{IDS} + {SFT}") for name in aligned]
     content = {"facts": facts(setting), "search": search, "curves": curves}
     content["systems"] = {name: summary(one, users) | _more(models.get(name)) for name, one in placed.items()}

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from datasets import Dataset
 
-from trl_sdpo import Catalogue
+from trl_sdpo import Catalogue, RecommenderConfig
 from trl_sdpo.evaluation.baselines import (
     BASELINES,
     answers_of_scores,
@@ -11,7 +11,8 @@ from trl_sdpo.evaluation.baselines import (
     train_baseline,
 )
 from trl_sdpo.evaluation.comparison import evaluate_catalogue
-from trl_sdpo.recsys import score_records
+from trl_sdpo.evaluation.systems import Task, ask_baselines
+from trl_sdpo.recsys import PromptTemplate, score_records
 
 
 NUM_ITEMS = 20
@@ -172,3 +173,23 @@ class TestCatalogueSection:
         free = evaluate_catalogue({"mine": target}, test, catalogue, seed=0, ks=(1,))
         assert free["systems"]["mine"]["hr@1"] == 1
         assert free["systems"]["chance"]["hr@1"] == 1 / 20
+
+
+def test_answers_of_baselines_are_titles_without_what_ends_them(splits):
+    """Of a wording with a suffix: a title, and the full stop behind it, are what a model is trained to write."""
+    template = PromptTemplate(
+        name="mine", style="history", text="Seen {history}. Next:", completion_prefix=" ", completion_suffix="."
+    )
+    wordings = {
+        "prompt": ["Seen x. Next:"] * len(splits["test"]),
+        "chosen": [f" Mr. {item}." for item in splits["test"]["item_id"]],
+        "rejected": [[f" Mr. {item}." for item in row] for row in splits["test"]["rejected_item_ids"]],
+    }
+    records = Dataset.from_dict({**splits["test"].to_dict(), **wordings})
+    task = Task("tiny", {"test": records}, "test", config=RecommenderConfig([template]), protocols=["generation"])
+
+    def prefers_the_target(histories, candidates):
+        return [np.arange(len(row), 0, -1, dtype=float) for row in candidates]
+
+    found = ask_baselines(task, {"mine": prefers_the_target}, None)["generation"]["mine"]
+    assert found == [f"Mr. {item}" for item in records["item_id"]]

@@ -9,12 +9,14 @@ import shlex
 import signal
 import subprocess
 import sys
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
 from huggingface_hub import ModelCard
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load
+from transformers.utils import PushInProgress
 
 from helpers.hub import run as hub_run
 from helpers.hub.server import TOKEN, running_hub
@@ -228,3 +230,23 @@ print(sorted(model.peft_config), model.get_base_model().config.model_type)
         done = worker.ask(code=code)
         assert done["status"] == 0, done["err"]
         assert {line.rsplit(" ", 1)[0] for line in done["out"].splitlines()} == {"Heat (1995)", "Fargo (1996)"}
+
+
+def test_a_push_of_a_checkpoint_waits_for_the_one_before(make_trainer, llama, records, tmp_path, monkeypatch):
+    """Unless it is told to push always: of what is skipped nothing is copied."""
+    trainer = make_trainer(llama(), records(4), args={"hub_strategy": "every_save"})
+    pushed = []
+    monkeypatch.setattr(trainer, "_upload_policy", lambda *args, **kwargs: pushed.append(args) or Future())
+    going_on, done = Future(), Future()
+    done.set_result(None)
+    for before, always, pushes in (
+        (going_on, False, False),
+        (going_on, True, True),
+        (done, False, True),
+        (done, True, True),
+    ):
+        pushed.clear()
+        trainer.args.hub_always_push = always
+        trainer.push_in_progress = PushInProgress([before])
+        trainer._push_from_checkpoint(str(tmp_path / "checkpoint-1"))
+        assert bool(pushed) == pushes, (before, always)

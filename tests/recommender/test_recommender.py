@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -207,13 +208,15 @@ class TestBatches:
         assert sorted(item.title for item in several) == sorted(TITLES[:2])
         assert only.score == pytest.approx(next(item.score for item in several if item.title == TITLES[0]), abs=1e-4)
 
-    def test_a_single_one_shows_no_bar(self, recommender, capfd):
+    def test_a_single_one_shows_no_bar(self, recommender, capsys, monkeypatch):
         served, records = recommender()
+        monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+        capsys.readouterr()
         served.recommend(records["history_item_ids"][0], records["candidates"][0])
         served.recommend(records["history_item_ids"][0])
-        assert capfd.readouterr().err == ""
+        assert capsys.readouterr().err == ""
         served.recommend(records["history_item_ids"][:2])
-        assert "Recommending: 100%" in capfd.readouterr().err
+        assert "Recommending: 100%" in capsys.readouterr().err
 
 
 class TestTitles:

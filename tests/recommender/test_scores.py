@@ -8,6 +8,7 @@ from peft import LoraConfig, get_peft_model
 from helpers.closeness import assert_same_scores
 from helpers.prepared_data import Prepared
 from trl_sdpo import Recommender, load_recommender_files
+from trl_sdpo.recommender.scores import _tokens_within
 from trl_sdpo.recsys import PromptTemplate
 
 
@@ -167,3 +168,15 @@ def test_histories_that_cannot_be_left_out_are_named(served):
     recommender, records = served("random")
     with pytest.raises(ValueError, match=r"several wordings \(lines, watched, question\)"):
         recommender.log_probs(records, history=False)
+
+
+def test_tokens_within_the_beginning_of_a_completion(tokenizer):
+    """Special tokens, which no text has, are passed over; what is not wholly within is not counted."""
+    start = tokenizer.convert_tokens_to_ids("<|im_start|>")
+    red, river = (tokenizer(text)["input_ids"] for text in (" Red", " River (1948)"))
+    assert tokenizer.decode(red + river) == " Red River (1948)"
+    for begin in ([], [start]):
+        ids = [*begin, *red, *river]
+        assert _tokens_within(ids, " Red", tokenizer) == len(begin) + len(red)
+        assert _tokens_within(ids, "Blue", tokenizer) == len(begin)
+        assert _tokens_within(ids, " ", tokenizer) == 0

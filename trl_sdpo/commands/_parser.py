@@ -6,10 +6,13 @@ import dataclasses
 import importlib
 import os
 import re
+import socket
 import sys
 import types
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from trl.scripts.utils import TrlParser
@@ -17,6 +20,8 @@ from trl.scripts.utils import TrlParser
 from .._errors import SPOKEN_FOR, in_flags
 from .._terminal import FlagHelpFormatter
 from ..cli import COMMANDS, suggest
+from ..recsys.interactions.readers.paths import nearest_file
+from ..recsys.records.recommender_files import check_model
 from ._config_file import ENVIRONMENT, OLD_NAMES, old_name_sentence, read_config, section_of, with_new_names
 
 
@@ -32,6 +37,49 @@ SHARED_HELP = {
 def help_of(text: str, **more: Any) -> dict[str, Any]:
     """The metadata of a field that is a flag: its help, and what `argparse` takes besides."""
     return {"help": text, **more}
+
+
+def check_model_flag(flag: str, name: str, **hub_kwargs: Any) -> None:
+    """[`check_model`] with an error that begins with the flag."""
+    with error_of(f"--{flag}"):
+        check_model(name, **hub_kwargs)
+
+
+def check_file_flag(flag: str, path: str) -> None:
+    """A `FileNotFoundError` that names the flag and the nearest file, unless there is the file."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"--{flag}: there is no file {path!r}.{nearest_file(path)} Correct it.")
+
+
+@contextmanager
+def error_of(flag: str) -> Iterator[None]:
+    """Errors that a user can mend begin with the flag, or the files, that they are of."""
+    try:
+        yield
+    except OSError as error:
+        kind = FileNotFoundError if isinstance(error, FileNotFoundError) else OSError
+        raise kind(f"{flag}: {error}") from error
+    except ValueError as error:
+        raise ValueError(f"{flag}: {error}") from error
+
+
+def check_port(host: str, port: int) -> None:
+    """Before a model is loaded: a `ValueError` where nobody can listen at the port."""
+    if not 0 <= port < 65536:
+        raise ValueError(f"--port is {port}. Pass one from 1 to 65535, or 0 for any that is free.")
+    try:
+        family, kind, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind) as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+    except socket.gaierror as error:
+        raise ValueError(
+            f"--host: {host!r} is no address of this machine ({error.strerror}). Pass 127.0.0.1, for one."
+        ) from error
+    except OSError as error:
+        raise ValueError(
+            f"--port: {port} at {host} cannot be had ({error.strerror}). Pass another, or 0 for any that is free."
+        ) from error
 
 
 class CommandParser(TrlParser):
@@ -159,6 +207,9 @@ class CommandParser(TrlParser):
         wrong = re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message)
         if wrong:
             message += "." + suggest(wrong[1], [choice.strip(" '") for choice in wrong[2].split(",")])
+        message = re.sub(r"argument (--\w+)/--[\w-]+:", r"\1:", message)
+        if kind := re.search(r": invalid (int|float) value: '", message):
+            message += f". Pass a {'whole ' if kind[1] == 'int' else ''}number."
         message = in_flags(message, self.flags, loader="loader_options" in self.flags)
         self.exit(2, f"{self.prog}: error: {message}\n")
         raise AssertionError("argparse has ended the process")

@@ -18,8 +18,7 @@ from trl.scripts.utils import TrlParser
 from .._errors import INTERRUPTED, LAUNCH, SPOKEN_FOR, how_training_goes_on
 from ..cli import suggest
 from ..pipeline.machine import OLD_CHECKPOINTING, checkpointing_name, machine_defaults
-from ..recsys.records.recommender_files import check_model
-from ._parser import CommandParser
+from ._parser import CommandParser, check_model_flag, error_of
 
 
 if TYPE_CHECKING:
@@ -160,6 +159,9 @@ class TrainingParser(CommandParser):
         for name in ("dataset_name", "model_name_or_path", "output_dir"):
             if getattr(known, name) is None:
                 self.error(f"--{name} is missing. Usage: {self.usage}")
+        for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
+            if getattr(known, name) < 1:
+                self.error(f"--{name} is {getattr(known, name)}. Pass at least 1.")
         new = checkpointing_name()
         if new != OLD_CHECKPOINTING and getattr(known, new, None) is None:
             setattr(known, new, known.gradient_checkpointing)
@@ -199,7 +201,8 @@ def load_splits(
     from ..pipeline.datasets import load_records, select_split
 
     name = script_args.dataset_name
-    splits = load_records(name, script_args.dataset_config, script_args.dataset_streaming, script_args.template)
+    with error_of("--dataset_name"):
+        splits = load_records(name, script_args.dataset_config, script_args.dataset_streaming, script_args.template)
     train = select_split(splits, script_args.dataset_train_split, "--dataset_train_split", name)
     split = script_args.dataset_test_split
     if split == NO_SPLIT:
@@ -232,11 +235,8 @@ def check_output_dir(script_args: RecordArguments, training_args: "TrainingArgum
 
 def check_names(args: TrainingRun) -> None:
     """Say at once, before anything is loaded, that what is named as a model is none."""
-    name = args.model_args.model_name_or_path
-    try:
-        check_model(name, revision=args.model_args.model_revision)
-    except (ValueError, OSError) as error:
-        raise type(error)(f"--model_name_or_path: {error}") from error
+    model_args = args.model_args
+    check_model_flag("model_name_or_path", model_args.model_name_or_path, revision=model_args.model_revision)
 
 
 def train_here(args: TrainingRun, make_trainer: Callable) -> None:

@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .._errors import install
-from ..recsys.records.recommender_files import check_model
-from ._parser import SHARED_HELP, CommandParser, help_of
+from ._parser import SHARED_HELP, CommandParser, check_model_flag, check_port, help_of
 from .recommend import LoadingArguments, loading_options
 
 
@@ -75,8 +74,10 @@ def run(args: DemoArguments) -> None:
     if args.space is not None:
         _write_space(args)
         return
-    for model in (args.model_name_or_path, *args.compare):
-        check_model(model)
+    check_port(args.host, args.port)
+    check_model_flag("model_name_or_path", args.model_name_or_path)
+    for model in args.compare:
+        check_model_flag("compare", model)
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when it is imported
     try:
         import uvicorn

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..cli import suggest
-from ._parser import SHARED_HELP, CommandParser, help_of
+from ._parser import SHARED_HELP, CommandParser, check_file_flag, check_model_flag, error_of, help_of
 
 
 if TYPE_CHECKING:
@@ -202,6 +202,12 @@ def _systems(args: EvaluateArguments) -> dict[str, dict[str, str]]:
                     "another name."
                 )
             seen[name] = flag
+            if flag in ("scores", "lists"):
+                check_file_flag(flag, named[name])
+            elif flag == "model":
+                check_model_flag("model_name_or_path", named[name])
+    if args.ref_model is not None and args.ref_model not in systems["model"]:
+        check_model_flag("ref_model", args.ref_model)
     return systems
 
 
@@ -356,7 +362,8 @@ def _load(args: EvaluateArguments) -> "Task":
     from ..evaluation.systems import Task
     from ..pipeline.datasets import find_recommender_files, load_records, select_split
 
-    splits = load_records(args.dataset_name)
+    with error_of("--dataset_name"):
+        splits = load_records(args.dataset_name)
     total, rows = len(select_split(splits, args.dataset_split, "--dataset_split", args.dataset_name)), None
     if args.max_records is not None and args.max_records < total:
         rows = np.sort(np.random.default_rng(args.seed).choice(total, args.max_records, replace=False))

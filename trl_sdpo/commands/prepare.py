@@ -12,9 +12,11 @@ from ..recsys.interactions.registry import loader_options, sources_by_loader
 from ..recsys.prompts.templates import PromptTemplate
 from ..recsys.records.compact import AUTO, FORMS
 from ..recsys.records.config import DEFAULT, RECIPES, RecordConfig
+from ..recsys.records.out_of_core.engine import ENGINES
 from ..recsys.records.preparation import prepare
+from ..recsys.records.recommender_files import find_file
 from ..recsys.records.splits import SPLITS
-from ._parser import CommandParser, flat_fields
+from ._parser import CommandParser, error_of, flat_fields
 
 
 _SOURCES = "such as movielens-1m, goodreads-poetry, lastfm, recbole or table"
@@ -43,6 +45,14 @@ class _Command:
             "help": "Records on disk as 'text', or as 'ids' of catalogue.parquet, which the commands render. By default "
             "text, unless it would take more than a gibibyte.",
             "choices": FORMS,
+        },
+    )
+    engine: str = dataclasses.field(
+        default=AUTO,
+        metadata={
+            "help": "Make the records in 'memory', or of a few users at a time from files on the 'disk', which goes on where "
+            "it was killed. By default in memory, unless the events would take more than half of it.",
+            "choices": ENGINES,
         },
     )
     loader_options: list[str] = dataclasses.field(
@@ -104,6 +114,9 @@ def check(arguments: Any) -> dict[str, Any]:
     path = arguments.path
     if path is not None and not Path(path).exists() and not (arguments.source == "table" and is_hub_name(path)):
         raise FileNotFoundError(f"--path: there is no {path!r} here.{nearest_file(path)} Correct it.")
+    if arguments.tokenizer is not None and not Path(arguments.tokenizer).is_dir():
+        with error_of("--tokenizer"):
+            find_file(arguments.tokenizer, "tokenizer_config.json")
     given = {one.name: getattr(arguments, one.name) for one in dataclasses.fields(RecordConfig)}
     given = {name: value for name, value in given.items() if value is not None}
     if "ratios" in given:
@@ -126,6 +139,7 @@ def run(arguments: Any) -> None:
         num_workers=arguments.num_workers,
         overwrite=arguments.overwrite,
         form=arguments.form,
+        engine=arguments.engine,
         loader_options=_loader_options(arguments),
         **given,
     )

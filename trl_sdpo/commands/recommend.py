@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..cli import BEGINS_ANEW, GOES_ON
-from ..recsys.records.recommender_files import CATALOGUE_FILE, check_model, load_recommender_files, missing_file
-from ._parser import SHARED_HELP, CommandParser, help_of
+from ..recsys.records.recommender_files import CATALOGUE_FILE, load_recommender_files, missing_file
+from ._parser import SHARED_HELP, CommandParser, check_model_flag, help_of
 
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class LoadingArguments:
 
 def loading_options(args: LoadingArguments) -> dict[str, Any]:
     """The arguments of [`Recommender.from_pretrained`]; a model that is not there is told before torch is imported."""
-    check_model(args.model_name_or_path)
+    check_model_flag("model_name_or_path", args.model_name_or_path)
     options = {field.name: getattr(args, field.name) for field in dataclasses.fields(LoadingArguments)}
     return {"model": options.pop("model_name_or_path"), **options}
 

@@ -3,7 +3,7 @@
 import dataclasses
 
 from .._errors import install
-from ._parser import SHARED_HELP, CommandParser, help_of
+from ._parser import SHARED_HELP, CommandParser, check_port, help_of
 from .recommend import LoadingArguments, loading_options
 
 
@@ -38,8 +38,6 @@ class _ServeParser(CommandParser):
         for name in ("workers", "max_batch_size", "max_waiting", "timeout", "max_bytes"):
             if getattr(arguments, name) <= 0:
                 self.error(f"--{name} is {getattr(arguments, name)}. Pass a number above 0.")
-        if not 0 <= arguments.port < 65536:
-            self.error(f"--port is {arguments.port}. Pass one from 1 to 65535, or 0 for any that is free.")
         return arguments
 
 
@@ -55,6 +53,7 @@ def make_parser(prog: str) -> CommandParser:
 
 def run(args: ServeArguments) -> None:
     """Serve until Ctrl-C or SIGTERM."""
+    check_port(args.host, args.port)
     options = loading_options(args)
     try:
         import uvicorn  # noqa: F401

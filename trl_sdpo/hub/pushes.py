@@ -399,4 +399,4 @@ def explained(folder: str | Path | None, command: str | None) -> Iterator[None]:
     except PermissionError:
         raise
     except Exception as error:  # of requests, of the Hub's answers and of the file system, in many classes
-        raise HubPushError(f"The push failed: {error} {try_again(folder, command)}") from error
+        raise HubPushError(f"The push failed: {str(error).rstrip('. ')}. {try_again(folder, command)}") from error

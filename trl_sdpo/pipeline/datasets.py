@@ -3,13 +3,14 @@
 import json
 from pathlib import Path
 
+import datasets
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict, load_dataset, load_from_disk
 from datasets.exceptions import DatasetsError
 from transformers.utils import logging
 
 from ..data_utils import flat_rejected_columns, from_flat_columns
 from ..graded_records import RANKED, from_ranked
-from ..recsys.interactions.readers.paths import is_hub_name
+from ..recsys.interactions.readers.paths import hub_can_be_named, is_hub_name, nearest_file
 from ..recsys.interactions.readers.text_files import TextFile
 from ..recsys.prompts.wordings import get_template
 from ..recsys.records.compact import CATALOGUE, find_catalogue, holds_codes, missing_catalogue, render_splits
@@ -74,18 +75,37 @@ def load_records(
         elif not path.exists() and "/" in dataset_name and not is_hub_name(dataset_name):
             # told at once: to ask the Hub for a mistyped path takes long
             raise FileNotFoundError(
-                f"{dataset_name}: no such file or directory, and no name of a dataset on the Hub. Correct the path."
+                f"{dataset_name}: no such file or directory, and no name of a dataset on the Hub."
+                f"{nearest_file(path)} Correct the path."
+            )
+        elif (path / "config.json").is_file() or (path / "adapter_config.json").is_file():
+            raise ValueError(
+                f"{dataset_name}: is a model, and no data set. Pass the directory that `trl-sdpo prepare` wrote."
             )
         else:
+            _check_connection(dataset_name)
             splits = load_dataset(dataset_name, name=dataset_config, streaming=streaming)
     except DatasetsError as error:
-        raise ValueError(f"The dataset {dataset_name!r} cannot be read: {error}") from error
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        raise ValueError(f"The dataset {dataset_name!r} cannot be read: {cause}. Correct the file.") from error
     if not isinstance(splits, dict):
         splits = DatasetDict({"train": splits})
     splits = _rendered(splits, dataset_name)
     return type(splits)(
         {name: _to_multi_preference(records, f"{dataset_name}, {name}", template) for name, records in splits.items()}
     )
+
+
+def _check_connection(name: str) -> None:
+    """What is neither here nor in the cache is told at once where there is no connection."""
+    cached = Path(datasets.config.HF_DATASETS_CACHE) / name.replace("/", "___")
+    if not Path(name).exists() and not cached.exists() and not hub_can_be_named():
+        raise FileNotFoundError(
+            f"{name}: no such file or directory here, nor in the cache, and there is no connection to the Hub."
+            f"{nearest_file(name)} Correct the path, or try again with a connection."
+        )
 
 
 def _rendered(splits: DatasetDict | IterableDatasetDict, dataset_name: str) -> DatasetDict | IterableDatasetDict:

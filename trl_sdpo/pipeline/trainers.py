@@ -112,6 +112,9 @@ def make_softmax_dpo_trainer(
     Returns:
         [`SoftmaxDPOTrainer`]: The trainer.
     """
+    for name, records in (("train", train), ("evaluation", evaluation)):
+        if records is not None:
+            _check_columns(records, name)
     if completions_are_lines(train):
         options = tokenizer, args.dataset_num_proc
         train = tokenize_lines(train, "train", *options)
@@ -124,3 +127,14 @@ def make_softmax_dpo_trainer(
         processing_class=tokenizer,
         **kwargs,
     )
+
+
+def _check_columns(records: Records, name: str) -> None:
+    """TRL's error would be a `KeyError` of a process that tokenizes."""
+    columns = list(records.column_names or next(iter(records), {}))
+    missing = [one for one in ("chosen", "rejected") if one not in columns and f"{one}_ids" not in columns]
+    if missing:
+        raise ValueError(
+            f"The {name} dataset has no column {' and no column '.join(map(repr, missing))}, only {columns}. Records have "
+            "`prompt`, `chosen` and a list `rejected`: rename the columns, or make records with `trl-sdpo prepare`."
+        )

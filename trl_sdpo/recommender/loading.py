@@ -44,12 +44,13 @@ def load_model_and_tokenizer(
 
     Raises:
         OSError: there is no such model, or the base of the adapter cannot be loaded.
-        ValueError: there is a base model for something that is no adapter, or the adapter was trained on added tokens and
+        ValueError: device or dtype is none, or not of this machine; there is a base model for something that is no adapter, or the adapter was trained on added tokens and
             does not hold all of their rows.
     """
     model, hub_kwargs = str(model), hub_kwargs or {}
     if device is None:
         device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
+    _check_place(device, dtype)
     model_kwargs = {"dtype": dtype, "device_map": {"": device}, **model_kwargs}
     adapter = find_file(model, "adapter_config.json", **hub_kwargs)
     if adapter is None:
@@ -124,3 +125,20 @@ def add_saved_rows(base: PreTrainedModel, adapter: str | os.PathLike, **hub_kwar
             "has no rows. Save the base with the added tokens, and pass it as `base_model`."
         )
     base.resize_token_embeddings(rows, mean_resizing=False)
+
+
+def _check_place(device: str | torch.device, dtype: str | torch.dtype) -> None:
+    try:
+        kind = torch.device(device).type
+    except RuntimeError:
+        raise ValueError(
+            f"device={str(device)!r} is no device. Pass one such as 'cpu', 'cuda', 'cuda:1' or 'mps'."
+        ) from None
+    here = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    if kind not in ("cpu", "meta", None if here is None else here.type):
+        raise ValueError(
+            f"device={str(device)!r}: this machine has {'no accelerator' if here is None else repr(here.type)}. Leave it out "
+            "for the best that there is."
+        )
+    if isinstance(dtype, str) and dtype != "auto" and not isinstance(getattr(torch, dtype, None), torch.dtype):
+        raise ValueError(f"dtype={dtype!r} is no type of torch. Pass 'auto', 'float32', 'bfloat16' or 'float16'.")

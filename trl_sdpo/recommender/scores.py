@@ -160,7 +160,7 @@ class FusedScores:
         self.by_parts = set(own) == set(PARTS)
         if len(own) != 1 and not self.by_parts:
             raise ValueError(
-                f"fusion: {own} of its features {list(fusion.features)} are neither training counts nor among scorers="
+                f"fusion: {own} of its features {list(fusion.features)} are neither training counts nor among the scorers "
                 f"{sorted(scorers)}; one has to be, the likelihood of the model. Pass a scorer for each of the others."
             )
         if catalogue is None or (catalogue.train_counts is None and {EVENTS, COLD} & set(fusion.features)):

@@ -171,3 +171,29 @@ def test_among_cold_candidates_what_records_show_is_popularity():
     popular = by_name(met={**dict.fromkeys(range(30), 1000), 0: -1, 1: -1, 2: -1})["existed by then"]
     assert popular.leaks
     assert popular.remedy == "draw negatives from what existed by then: existence='first-event'"
+
+
+def test_what_a_sample_of_records_shows_of_time_is_popularity():
+    """Few of many items are taken often, and all were there from the first: those that a sample shows are the popular ones."""
+    generator = np.random.default_rng(0)
+    share = 1 / np.arange(1, 3001)
+    items = generator.choice(3000, size=4000, p=share / share.sum())
+    rows = {
+        "item_id": items.tolist(),
+        "rejected_item_ids": [generator.choice(3000, 4, replace=False).tolist() for _ in items],
+        "history_item_ids": [[5000]] * len(items),
+        "timestamp": list(range(len(items))),
+        "user_id": (np.arange(len(items)) % 60).tolist(),
+    }
+    keep = [row for row, target in enumerate(items) if target not in rows["rejected_item_ids"][row]]
+    rows = {name: [values[row] for row in keep] for name, values in rows.items()}
+    rows |= {"chosen": [f"I{item}" for item in rows["item_id"]]}
+    rows |= {"rejected": [[f"I{item}" for item in row] for row in rows["rejected_item_ids"]]}
+    counts = {item: 20 * share for item, share in enumerate(share * 1000)}
+    found = {one.name: one for one in leak_probes(rows, counts=counts)}["existed by then"]
+    assert found.hr_at_1 > found.chance + 0.02
+    assert found.hr_at_1 < found.matched + 0.02
+    assert not found.leaks
+    assert "when popular items were first met" in found.note
+    exact = {one.name: one for one in leak_probes(rows, counts=counts, met=dict.fromkeys(range(5001), -1))}
+    assert exact["existed by then"].hr_at_1 == pytest.approx(found.chance)

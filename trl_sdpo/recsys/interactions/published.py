@@ -181,7 +181,11 @@ def find_source(source: str) -> Source:
         hint = f" Did you mean {close[0]!r}?" if close else ""
         if "json" in source:
             hint = " S-DPO json holds records and no interactions: read it with `load_sdpo_json`."
-        raise ValueError(f"source {source!r} is not known.{hint} Pass one of {', '.join(SOURCES)}.")
+        first = dict.fromkeys(name.partition("-")[0] for name in SOURCES)
+        raise ValueError(
+            f"source {source!r} is not known.{hint} Pass one of {', '.join(first)} or, behind these names, of their parts, "
+            "as movielens-1m: `trl-sdpo prepare --help` lists them."
+        )
     return SOURCES[source]
 
 

@@ -1,13 +1,16 @@
 """One entry to all loaders: data sets by name."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from .interactions import Interactions
 from .movielens_100k import load_movielens_100k
 from .published import SOURCES, fetch_source, find_source, show_terms
+from .sources.goodreads import load_goodreads, stream_goodreads
+from .streams import EventStream
 
 
 def load_source(source: str, path: str | Path | None = None, **options) -> Interactions:
@@ -58,15 +61,45 @@ def load_source(source: str, path: str | Path | None = None, **options) -> Inter
         interactions = load_source("goodreads-poetry", "goodreads_interactions_poetry.json.gz", read_only=True)
         ```
     """
-    entry = find_source(source)
-    options = _check_options(source, entry.load, options)
+    options = _check_options(source, find_source(source).load, options)
     if source == "movielens-100k":
         return load_movielens_100k(path, **options)
+    return find_source(source).load(source_files(source, path), **options)
+
+
+def source_files(source: str, path: str | Path | None = None) -> str | Path:
+    """
+    The files of a source: those at `path`, or what is downloaded once and cached. Logs what the publisher asks for.
+
+    Raises:
+        ConnectionError, ValueError: see [`load_source`].
+    """
+    entry = find_source(source)
     if path is None and not entry.files:
         raise ValueError(f"source {source!r} has nothing to download. Pass the path of your files.")
     if entry.terms:
         show_terms(entry.terms)
-    return entry.load(fetch_source(source) if path is None else path, **options)
+    return fetch_source(source) if path is None else path
+
+
+@contextmanager
+def stream_source(source: str, path: str | Path | None = None, **options) -> Iterator[EventStream]:
+    """
+    As [`load_source`], with events that are read as they are needed, where the loader can do that: that of `goodreads`.
+    Others read the source into memory.
+
+    Args:
+        source (`str`), path (`str` or `Path`, *optional*), **options:
+            See [`load_source`].
+
+    Yields:
+        [`EventStream`]: The events, to be read within the block.
+    """
+    if find_source(source).load is load_goodreads:
+        with stream_goodreads(source_files(source, path), **_check_options(source, load_goodreads, options)) as stream:
+            yield stream
+    else:
+        yield EventStream.of(load_source(source, path, **options))
 
 
 def loader_options(source: str) -> list[str]:

@@ -175,6 +175,23 @@ def resolve_duplicate_titles(
 
         ```
     """
+    kept, groups, report = titles_to_merge(items)
+    merged, remapped = merge_items(events, groups)
+    report |= {"events_remapped": remapped, "events_dropped_by_merge": events.height - merged.height}
+    if any(report.values()):
+        logger.info(
+            "Equal titles: %s items are told apart by their years, %s are one with another of the same title, to "
+            "which %s events went; %s were dropped as repeats.",
+            *(f"{count:,}" for count in report.values()),
+        )
+    return merged, kept, report
+
+
+def titles_to_merge(items: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame, dict[str, int]]:
+    """
+    What [`resolve_duplicate_titles`] does to items: those that stay, the ids of a title with the `lowest` of them where it
+    is that of several, and the report.
+    """
     if YEAR in items.columns:
         shared = items[TITLE].is_duplicated() & items[YEAR].is_not_null()
         titles = [
@@ -187,20 +204,8 @@ def resolve_duplicate_titles(
     _warn_of_no_titles(items[TITLE])
     lowest = items.select(ITEM_ID, pl.col(ITEM_ID).min().over(TITLE).alias("lowest"))
     kept = items.filter(lowest["lowest"] == lowest[ITEM_ID])
-    merged, remapped = _merge_items(events, lowest.filter(pl.col("lowest").is_duplicated()))
-    report = {
-        "items_disambiguated": told_apart,
-        "items_merged": items.height - kept.height,
-        "events_remapped": remapped,
-        "events_dropped_by_merge": events.height - merged.height,
-    }
-    if any(report.values()):
-        logger.info(
-            "Equal titles: %s items are told apart by their years, %s are one with another of the same title, to "
-            "which %s events went; %s were dropped as repeats.",
-            *(f"{count:,}" for count in report.values()),
-        )
-    return merged, kept, report
+    report = {"items_disambiguated": told_apart, "items_merged": items.height - kept.height}
+    return kept, lowest.filter(pl.col("lowest").is_duplicated()), report
 
 
 def _warn_of_no_titles(titles: pl.Series) -> None:
@@ -215,7 +220,7 @@ def _warn_of_no_titles(titles: pl.Series) -> None:
         )
 
 
-def _merge_items(events: pl.DataFrame, groups: pl.DataFrame) -> tuple[pl.DataFrame, int]:
+def merge_items(events: pl.DataFrame, groups: pl.DataFrame) -> tuple[pl.DataFrame, int]:
     """Move the events of the items in `groups` to the lowest id of their title; how many have moved and stayed."""
     if groups.is_empty():
         return events, 0

@@ -39,6 +39,10 @@ _SINCE_TRAINING = (
     "among items without a training event, those that records were met in before are the popular ones, of which no training "
     "count tells; `report.md` of the records goes by the times of all events"
 )
+_AS_POPULAR = (
+    "it finds no more than the popularity of the items that it picks explains (matched): records show when popular items were "
+    "first met, and of others not; `report.md` of the records goes by the times of all events"
+)
 _OF_TIME = ("existed by then", "did not exist by then")
 _REMEDIES = {
     "list lookup": "draw candidates by (seed, user, position): candidate_seed='record'",
@@ -143,7 +147,8 @@ def leak_probes(
             Probe, and learn from, this many, evenly spread. When items were first met is read off all of them.
         met (`Mapping`, *optional*):
             When every item was first met, by item id, where that is known. Records show less of it, which tells popular items
-            from others where no candidate has a training event: such a rule above chance is then no leak, and `note` says so.
+            from others: a rule above chance that finds no more than their popularity explains, or candidates of which none has
+            a training event, is then no leak, and `note` says so.
 
     Returns:
         `list[Probe]`: One per rule.
@@ -172,12 +177,20 @@ def leak_probes(
         hits[name] = np.array([share[0] for share in shares])
         if weights is not None:
             matched[name] = float(np.mean([share @ weight for share, weight in zip(shares, weights, strict=True)]))
+    notes = {} if met is not None else _notes_of_time(hits, matched, weights)
+    return _warn(_probes(hits, matched, weights, records, notes))
+
+
+def _notes_of_time(hits: dict, matched: dict, weights: list[np.ndarray] | None) -> dict[str, str]:
+    """Of rules of time that were read off records: why what they find may be popularity, where it may be that."""
     # all candidates alike in their training events, of which there are none
-    cold = met is None and weights is not None and all(np.ptp(row) == 0 for row in weights)
-    return _warn(_probes(hits, matched, weights, records, _OF_TIME if cold else ()))
+    if weights is not None and all(np.ptp(row) == 0 for row in weights):
+        return dict.fromkeys(_OF_TIME, _SINCE_TRAINING)
+    known = [name for name in _OF_TIME if name in matched]
+    return {name: _AS_POPULAR for name in known if hits[name].mean() <= matched[name] + _MATERIAL}
 
 
-def _rules(reference: dict | None, rows: list[Row], met: dict) -> dict[str, Rule]:
+def _rules(reference: dict | None, rows: list[Row], met: Mapping[Any, int]) -> dict[str, Rule]:
     rules = rules_of_ids(rows)
     if reference is not None and reference.get("rejected_item_ids") is not None:
         learned = rules_of_reference(reference)
@@ -188,7 +201,7 @@ def _rules(reference: dict | None, rows: list[Row], met: dict) -> dict[str, Rule
 
 
 def _probes(
-    hits: dict, matched: dict, weights: list[np.ndarray] | None, records: dict, of_popularity: Sequence[str]
+    hits: dict, matched: dict, weights: list[np.ndarray] | None, records: dict, notes: Mapping[str, str]
 ) -> list[Probe]:
     users = records.get("user_id")
     chance = float(np.mean([1 / (1 + len(row)) for row in records["rejected"]]))
@@ -202,7 +215,7 @@ def _probes(
         rate, ci = float(found.mean()), wilson_interval(found, groups=users)
         above = bool(ci[0] > chance and rate > chance + _MATERIAL)
         note = _OWN_IDS if above and not _is_of_order(name, hits, users) else ""
-        note = _SINCE_TRAINING if above and name in of_popularity else note
+        note = notes[name] if above and name in notes else note
         probes.append(
             Probe(
                 name,

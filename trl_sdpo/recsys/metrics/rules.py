@@ -1,7 +1,7 @@
 """Rules that know nothing of tastes: which candidates of a record each of them leaves."""
 
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import polars as pl
@@ -63,7 +63,7 @@ def rules_of_reference(reference: Any) -> dict[str, Rule]:
     return rules
 
 
-def rules_of_time(first: dict) -> dict[str, Rule]:
+def rules_of_time(first: Mapping[Any, int]) -> dict[str, Rule]:
     """Whether somebody had met the candidate before the time of the record, by the first time of every item."""
     return {
         "existed by then": lambda row: [first.get(item, row.time) < row.time for item in row.candidates],

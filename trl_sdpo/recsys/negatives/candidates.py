@@ -1,5 +1,6 @@
 """Negatives and candidate lists, drawn so that they tell nothing about the target."""
 
+import copy
 import logging
 import threading
 from collections.abc import Iterable
@@ -13,11 +14,11 @@ from ..interactions.random_streams import ORDER_STREAM, hash_keys, random_number
 from .cooccurrence import nearest_by_co_occurrence
 from .eligibility import LAST_PHASE, Arrivals, Seen
 from .grades import Grades, low_rated_draw
+from .histories import first_in_row, history_codes, history_ends
 from .strategies import (
     COLD,
     HARD,
     LOW_RATED,
-    NUM_EARLIER,
     POPULARITY,
     POSITION,
     UNIFORM,
@@ -83,22 +84,66 @@ class CandidateSampler:
     ) -> None:
         self.ids = catalogue[ITEM_ID]
         self.seed = seed
-        self.seen = Seen(events, self.ids, phases)
         self.arrivals = Arrivals(available_from, len(self.ids))
         self.train_events, self.popularity_alpha = train_events, popularity_alpha
         self._draws: dict[str, Draw] = {UNIFORM: uniform_draw(seed, self.arrivals)}
-        self.grades = None if ratings is None else Grades(ratings, self.ids, self.seen)
         # what a strategy does not give within so many draws is drawn uniformly
         self._limits: dict[str, int | None] = {UNIFORM: None}
-        if self.grades is not None and low_rating is not None:
-            self._draws[LOW_RATED], self._limits[LOW_RATED] = low_rated_draw(seed, self.grades, low_rating)
         self.cold: np.ndarray | None = None
+        self._read(events, phases, ratings, low_rating)
+
+    def _read(
+        self,
+        events: pl.DataFrame,
+        phases: np.ndarray | None,
+        ratings: pl.DataFrame | None,
+        low_rating: float | None,
+        first_user: int = 0,
+    ) -> None:
+        self.seen = Seen(events, self.ids, phases)
+        self.grades = None if ratings is None else Grades(ratings, self.ids, self.seen)
+        if self.grades is not None and low_rating is not None:
+            self._draws[LOW_RATED], self._limits[LOW_RATED] = low_rated_draw(
+                self.seed, self.grades, low_rating, first_user
+            )
         self.filled_uniformly = 0
         self._lock = threading.Lock()
+
+    def over(
+        self,
+        events: pl.DataFrame,
+        *,
+        phases: np.ndarray | None,
+        ratings: pl.DataFrame | None,
+        low_rating: float | None,
+        first_user: int,
+    ) -> "CandidateSampler":
+        """
+        The same sampler for the events of some users, sharing what is counted over all.
+
+        Args:
+            events (`polars.DataFrame`), phases (`numpy.ndarray`, *optional*), ratings (`polars.DataFrame`, *optional*), low_rating (`float`, *optional*):
+                As those of the class, of these users.
+            first_user (`int`):
+                The row of the first of them among all users, sorted.
+
+        Returns:
+            [`CandidateSampler`]: It draws the same for these users.
+        """
+        other = copy.copy(self)
+        other._draws, other._limits = dict(self._draws), dict(self._limits)
+        other._read(events, phases, ratings, low_rating, first_user)
+        return other
 
     def release(self) -> None:
         """Let go of what draws need: there are none after it."""
         self._draws, self.seen = {}, None
+
+    def use_counts(self, counts: np.ndarray, neighbours: np.ndarray | None) -> None:
+        """Draw by training events of every item `(items,)`, and by neighbours, that were counted elsewhere."""
+        self._draws[POPULARITY] = popularity_draw(self.seed, counts, self.popularity_alpha, self.arrivals)
+        if neighbours is not None:
+            self._draws[HARD] = hard_draw(self.seed, neighbours)
 
     def prepare(self, strategies: Iterable[str]) -> None:
         """Count what these strategies draw by."""
@@ -227,7 +272,7 @@ class CandidateSampler:
         return result
 
     def _allowed(self, rows: TargetRows, codes: np.ndarray, taken: np.ndarray, seen: bool = False) -> np.ndarray:
-        first = _first_in_row(np.concatenate([taken, codes], axis=1))[:, taken.shape[1] :]
+        first = first_in_row(np.concatenate([taken, codes], axis=1))[:, taken.shape[1] :]
         allowed = first & (codes >= 0) & (codes != rows.items[:, None])
         if not self.arrivals.always:
             allowed &= self.arrivals.places[codes] < rows.num_available[:, None]
@@ -341,62 +386,6 @@ def shown_candidates(sampler: CandidateSampler, rows: TargetRows, pool: np.ndarr
     """Rows of the candidates in the order of the list, of shape `(n, num_negatives + 1)`."""
     order = sampler.order(rows, num_negatives + 1)
     return np.take_along_axis(np.column_stack([rows.items, pool[:, :num_negatives]]), order, axis=1)
-
-
-def history_ends(targets: pl.DataFrame, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """
-    Where the histories of targets end, which is before the first event at the time of the target.
-
-    Args:
-        targets (`polars.DataFrame`):
-            Targets with `position` and, where ties are sets, `num_earlier`.
-        places (`numpy.ndarray`):
-            Where among all events the targets stand, of shape `(n,)`.
-
-    Returns:
-        `tuple[numpy.ndarray, numpy.ndarray]`: The place behind the last event of the history, and how many events of
-        the user are before it, of shape `(n,)` each.
-    """
-    positions = targets[POSITION].to_numpy()
-    earlier = targets[NUM_EARLIER].to_numpy() if NUM_EARLIER in targets.columns else positions
-    return places - positions + earlier, earlier
-
-
-def history_codes(items: np.ndarray, places: np.ndarray, positions: np.ndarray, history_size: int) -> np.ndarray:
-    """
-    The items before targets.
-
-    Args:
-        items (`numpy.ndarray`):
-            The items of all sequences, those of a user one after the other.
-        places (`numpy.ndarray`):
-            The place in `items` behind the last of each history, of shape `(n,)`.
-        positions (`numpy.ndarray`):
-            How many items of the same user are before that, of shape `(n,)`.
-        history_size (`int`):
-            How many to take at most.
-
-    Returns:
-        `numpy.ndarray`: Of shape `(n, history_size)`, the last one at the right; -1 where there is none.
-    """
-    back = np.arange(history_size, 0, -1)
-    there = back <= positions[:, None]
-    return np.where(there, items[np.where(there, places[:, None] - back, 0)], -1)
-
-
-def _first_in_row(codes: np.ndarray) -> np.ndarray:
-    first = np.ones(codes.shape, dtype=bool)
-    ordered = np.sort(codes, axis=1)
-    # Few rows hold anything twice, and only those need to know where.
-    rows = np.flatnonzero((ordered[:, 1:] == ordered[:, :-1]).any(axis=1))
-    if len(rows):
-        order = np.argsort(codes[rows], axis=1, kind="stable")
-        again = np.zeros(order.shape, dtype=bool)
-        again[:, 1:] = ordered[rows, 1:] == ordered[rows, :-1]
-        twice = np.empty_like(again)
-        np.put_along_axis(twice, order, again, axis=1)
-        first[rows] = ~twice
-    return first
 
 
 def _gather_lists(ids: pl.Series, codes: np.ndarray, name: str) -> pl.Series:

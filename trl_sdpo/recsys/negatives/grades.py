@@ -61,7 +61,7 @@ class Grades:
         return users[in_training], items[in_training], self.values[low][in_training]
 
 
-def low_rated_draw(seed: int, grades: Grades, most: float) -> tuple[Draw, int]:
+def low_rated_draw(seed: int, grades: Grades, most: float, first_user: int = 0) -> tuple[Draw, int]:
     """
     Items that the user rated low and lower than the target, but those that the history shows.
 
@@ -75,12 +75,14 @@ def low_rated_draw(seed: int, grades: Grades, most: float) -> tuple[Draw, int]:
             The ratings.
         most (`float`):
             The highest rating that is low.
+        first_user (`int`, *optional*, defaults to `0`):
+            The row among all users of the first of those of the ratings.
 
     Returns:
         `tuple[Draw, int]`: The draw, and after how many items no user has more.
     """
     users, items, values = grades.low(most)
-    keys = stream_keys(seed, LOW_RATED_STREAM, users.astype(np.uint64), items)
+    keys = stream_keys(seed, LOW_RATED_STREAM, (users + first_user).astype(np.uint64), items)
     order = np.lexsort((random_numbers(keys, 1)[:, 0], users))
     # one more, so that there is a place for none
     items, values = np.append(items[order], -1), np.append(values[order], np.nan)

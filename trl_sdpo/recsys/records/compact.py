@@ -177,7 +177,8 @@ def find_catalogue(path: Path) -> Path | None:
 def missing_catalogue(name: str | Path) -> ValueError:
     """What to say where there is none."""
     return ValueError(
-        f"{name}: its records are rows of a catalogue, and there is no {CATALOGUE} to render them of. Copy it from where "
+        f"{name}: 'chosen' holds whole numbers, as in records that are rows of a catalogue, and there is no {CATALOGUE} to "
+        "render them of. Write completions as text, or copy the file from where "
         "`trl-sdpo prepare` wrote the records."
     )
 

@@ -1,7 +1,7 @@
 """From interactions to multi-preference records: prompt, chosen, and a list of rejected."""
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -12,23 +12,20 @@ import pyarrow as pa
 from datasets import Dataset, DatasetDict
 
 from ..interactions.codes import sorted_catalogue
-from ..interactions.interactions import ITEM_ID, RATING, TIMESTAMP, USER_ID, Interactions, instants
-from ..negatives.candidates import CandidateSampler
+from ..interactions.interactions import ITEM_ID, RATING, TIMESTAMP, USER_ID, Interactions
 from ..negatives.strategies import COLD, parse_negatives
 from ..negatives.target_seeded import TargetSeededSampler
 from ..prompts.rendering import plain
-from ..prompts.token_budget import TokenBudget
 from .config import RecordConfig
-from .phases import EVER, OFF, Consumed, ConsumedInOrder, ConsumedInTime, available_from, held_back, touched_by_phase
-from .rows import CHUNK_SIZE, ROW, Chunk, RecordBuilder
+from .phases import OFF, available_from, consumed_before, held_back, touched_before
+from .rows import CHUNK_SIZE, ROW, Chunk, RecordBuilder, facts_of_targets, record_builder, sampler_class
 from .sequences import (
-    IN_FILE,
-    IN_FILE_UNCHECKED,
-    IN_TIME,
-    TRAINING,
     build_sequences_with_report,
+    counts_training,
     in_words,
     keep_core_of_training,
+    order_options,
+    ties_are_sets,
 )
 from .splits import (
     BY_ITEM,
@@ -46,7 +43,7 @@ from .splits import (
     user_split,
     users_to_learn_from,
 )
-from .targets import select_targets, time_facts
+from .targets import check_enough_left, select_targets, target_options, with_enough_left
 
 
 if TYPE_CHECKING:
@@ -170,18 +167,28 @@ class RecordPlan:
             counts["histories_shortened"] += chunk.shortened
             counts["records"] += chunk.table.num_rows
             yield chunk
-        if not counts["records"]:
-            raise ValueError(
-                f"split '{split}': none of {targets.height} records fits max_length={self.config.max_length} with a "
-                "history of one item. Pass a larger one, fewer candidates, or prompt_style='history'."
-            )
+        check_fits(counts["records"], targets.height, split, self.config)
         self.report[split] |= counts if self.builder.budget is not None else {}
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Targets of every split."""
+        return {split: targets.height for split, targets in self.targets.items()}
 
     def release(self) -> None:
         """Let go of what only the making of records needs: the events as the sampler and the builder know them."""
         self.targets = {}
         self.builder.event_items, self.builder.consumed = np.empty(0, dtype=np.int32), None
         self.builder.sampler.release()
+
+
+def check_fits(records: int, targets: int, split: str, config: RecordConfig) -> None:
+    """Raise if no record of a split is short enough."""
+    if not records:
+        raise ValueError(
+            f"split '{split}': none of {targets} records fits max_length={config.max_length} with a "
+            "history of one item. Pass a larger one, fewer candidates, or prompt_style='history'."
+        )
 
 
 def _in_order(function: Callable[[Any], Any], parts: list, num_workers: int) -> Iterator:
@@ -221,13 +228,9 @@ def plan_records(
     Raises:
         ValueError: see [`build_preference_dataset`].
     """
+    check_source(interactions.name, interactions.events.columns, interactions.has_time, config)
     if config.max_length is not None and processing_class is None:
         raise ValueError(f"max_length={config.max_length} needs a tokenizer to count with. Pass processing_class.")
-    _check_times(interactions, config)
-    if (config.scores or config.low_rating is not None) and RATING not in interactions.events.columns:
-        raise ValueError(
-            f"{interactions.name}: scores and low_rating need a column '{RATING}', which it has not. Leave them out."
-        )
     events, known, held, source_report = _split_events(interactions, config)
     report: dict[str, Any] = {"source": interactions.name, "seed": config.seed, **source_report}
     report |= {"split": config.split, "leaks": split_leaks(events)}
@@ -241,16 +244,12 @@ def plan_records(
     if config.eval_candidates == COLD:
         builder.sampler.prepare_cold(train_counts)
     targets = {}
-    for split, ratio in zip(SPLITS, config.ratios, strict=True):
-        if ratio > 0 or config.split == LEAVE_ONE_OUT:
-            targets[split], report[split] = _select(events, train, split, config, builder)
-            rows = targets[split][ROW].to_numpy().astype(np.int64)
-            cold = int((train_counts[builder.event_items[rows]] == 0).sum())
-            report[split]["record_facts"] = time_facts(events, rows, config.history_size)
-            report[split]["record_facts"]["targets_without_train_event"] = cold
-    builder.consumed = _consumed(interactions, targets, builder, config)
+    for split in wanted_splits(config):
+        targets[split], report[split] = _select(events, train, split, config, builder)
+        report[split]["record_facts"] = facts_of_targets(events, targets[split], train_counts, builder)
+    builder.consumed = consumed_before(interactions.events, targets, builder, config, interactions.has_time)
     plan = RecordPlan(config, targets, builder, catalogue, train_counts, report)
-    if config.eval_candidates == COLD and interactions.has_time:
+    if interactions.has_time:
         plan.first_met = dict(interactions.events.group_by(ITEM_ID).agg(pl.col(TIMESTAMP).min()).iter_rows())
     return plan
 
@@ -259,18 +258,14 @@ def _split_events(
     interactions: Interactions, config: RecordConfig
 ) -> tuple[pl.DataFrame, pl.DataFrame, pl.Series | None, dict]:
     """The events with their split; what says which items there are; those that are held out, if any; and counts."""
-    of_training = config.core_period == TRAINING and config.min_interactions > 1
+    of_training = counts_training(config)
     sequences, source_report = build_sequences_with_report(
         interactions,
-        min_rating=config.min_rating,
         min_interactions=1 if of_training else config.min_interactions,
         k_core=config.k_core,
         min_length=1 if of_training else config.min_length,
-        merge_repeats=config.merge_repeats,
-        # leaving one out of a source without time takes the order of its rows by the option's very name
-        order=IN_FILE if config.file_order and not interactions.has_time else config.order,
-        seed=config.seed,
         with_rating=False,
+        **order_options(config, interactions.has_time),
     )
     events, held = _split(sequences, config), None
     if config.split == BY_ITEM:
@@ -282,29 +277,21 @@ def _split_events(
     del sequences
     if of_training:
         options = {name: getattr(config, name) for name in ("min_interactions", "k_core", "min_length")}
-        tied = interactions.has_time and config.order == IN_TIME
+        tied = ties_are_sets(config, interactions.has_time)
         events, counts = keep_core_of_training(events, ties_are_sets=tied, **options)
         source_report |= counts
     return events, events if known is None else known, held, source_report
 
 
-def _consumed(
-    interactions: Interactions, targets: dict[str, pl.DataFrame], builder: RecordBuilder, config: RecordConfig
-) -> Consumed:
-    if not interactions.has_time or config.order != IN_TIME:
-        return ConsumedInOrder(builder.event_items)
-    users = [rows[USER_ID] for split, rows in targets.items() if split != "train"]
-    users = pl.concat(users) if users else interactions.events[USER_ID].clear()
-    return ConsumedInTime(interactions.events, users, builder.sampler.ids)
-
-
-def _check_times(interactions: Interactions, config: RecordConfig) -> None:
+def check_source(name: str, columns: Sequence[str], has_time: bool, config: RecordConfig) -> None:
+    """Raise if the options ask for what the events of a source do not have."""
     by_time = config.split in (TEMPORAL, BY_ITEM)  # which say themselves what they need
-    if config.resolved_existence != OFF and not interactions.has_time and not by_time:
+    if config.resolved_existence != OFF and not has_time and not by_time:
         raise ValueError(
-            f"{interactions.name}: existence={config.existence!r} needs times, which the source does not have. Pass "
-            "'off'."
+            f"{name}: existence={config.existence!r} needs times, which the source does not have. Pass 'off'."
         )
+    if (config.scores or config.low_rating is not None) and RATING not in columns:
+        raise ValueError(f"{name}: scores and low_rating need a column '{RATING}', which it has not. Leave them out.")
 
 
 def _make_builder(
@@ -316,12 +303,9 @@ def _make_builder(
     config: RecordConfig,
     processing_class: "PreTrainedTokenizerBase | None",
 ) -> RecordBuilder:
-    touched, phases = interactions.events, None
-    if config.exclude_seen != EVER:
-        in_time = interactions.has_time and config.order != IN_FILE_UNCHECKED
-        touched, phases = touched_by_phase(interactions.events, events, config.split, in_time)
+    touched, phases = touched_before(interactions.events, events, config, interactions.has_time)
     available = available_from(interactions.events, catalogue, config.resolved_existence)
-    sampler = (TargetSeededSampler if config.candidate_seed == "target" else CandidateSampler)(
+    sampler = sampler_class(config)(
         touched,
         catalogue,
         seed=config.seed,
@@ -336,17 +320,14 @@ def _make_builder(
     sampler.train_events = None  # counted by now, and large
     if isinstance(sampler, TargetSeededSampler):
         sampler.number_items(events[ITEM_ID])
-    return RecordBuilder(
-        events,
-        catalogue,
-        sampler,
-        config.templates,
-        history_size=config.history_size,
-        num_candidates=config.num_candidates,
-        conversational=config.conversational,
-        scores=config.scores,
-        budget=None if processing_class is None else TokenBudget(processing_class, config.max_length),
-    )
+    return record_builder(events, catalogue, sampler, config, processing_class)
+
+
+def wanted_splits(config: RecordConfig) -> list[str]:
+    """The splits that get records."""
+    return [
+        split for split, ratio in zip(SPLITS, config.ratios, strict=True) if ratio > 0 or config.split == LEAVE_ONE_OUT
+    ]
 
 
 def _split(sequences: pl.DataFrame, config: RecordConfig) -> pl.DataFrame:
@@ -362,48 +343,14 @@ def _split(sequences: pl.DataFrame, config: RecordConfig) -> pl.DataFrame:
 def _select(
     events: pl.DataFrame, learned: np.ndarray, split: str, config: RecordConfig, builder: RecordBuilder
 ) -> tuple[pl.DataFrame, dict[str, int]]:
-    train, arrivals, times = split == "train", builder.sampler.arrivals, instants(events)
-    pool_size, cold = config.num_negatives_of(split), builder.sampler.cold
-
-    def exists(rows: np.ndarray) -> np.ndarray:
-        there = arrivals.count(times.gather(rows).to_numpy(), len(rows))
-        return arrivals.places[builder.event_items[rows]] < there
-
-    conditions = {} if arrivals.always else {"dropped_first_of_item": exists}
-    if train and config.max_train_users is not None:
-        conditions["dropped_other_user"] = lambda rows: learned[rows]
-    if cold is not None and not train:
-        conditions["dropped_not_cold"] = lambda rows: cold[builder.event_items[rows]]
-    targets, report = select_targets(
-        events,
-        split,
-        min_history=config.min_history,
-        seed=config.seed,
-        stride=config.train_stride if train else 1,
-        windows=config.windows if train else config.eval_windows,
-        limit=getattr(config, f"max_{split}_records"),
-        conditions=conditions,
-    )
-    return _with_enough_to_draw(targets, report, split, pool_size, builder, cold is not None and not train)
-
-
-def _with_enough_to_draw(
-    targets: pl.DataFrame, report: dict[str, int], split: str, pool_size: int, builder: RecordBuilder, cold: bool
-) -> tuple[pl.DataFrame, dict[str, int]]:
-    """The targets that leave so many (cold) negatives, and the report with those that do not."""
-    rows = builder.rows(targets)
+    limit = getattr(config, f"max_{split}_records")
+    options = target_options(events, split, config, builder, None if config.max_train_users is None else learned)
+    targets, report = select_targets(events, split, seed=config.seed, limit=limit, **options)
+    kept = with_enough_left(targets, split, config, builder)
+    cold = config.eval_candidates == COLD and split != "train"
     if builder.sampler.arrivals.always and not cold:
-        builder.sampler.check_enough(targets, rows, pool_size)
-        return targets, report
-    # Early in a source there are too few items to draw from, which is nobody's mistake.
-    enough = builder.sampler.num_left(rows, pool_size, cold) >= pool_size
-    kept = targets.filter(enough)
-    if kept.is_empty():
-        which = "items without a training event" if cold else "items"
-        raise ValueError(
-            f"split '{split}': none of {targets.height} targets has {pool_size} {which} that existed by then to draw "
-            "negatives from. Draw fewer negatives, use more items, or pass existence='off'."
-        )
+        return kept, report
+    check_enough_left(targets.height, kept.height, split, config)
     reason = "dropped_few_cold" if cold else "dropped_small_catalogue"
     report |= {reason: targets.height - kept.height, "records": kept.height}
     return kept, report | {"users": kept[USER_ID].n_unique(), "items": kept[ITEM_ID].n_unique()}

@@ -1,6 +1,7 @@
 """What is known by when: the phase of every event, since when every item has been there, and what users had before a target."""
 
-from typing import Protocol, cast
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol, cast
 
 import numpy as np
 import polars as pl
@@ -8,7 +9,13 @@ import polars as pl
 from ..interactions.codes import encode
 from ..interactions.interactions import ITEM_ID, NANOSECOND, TITLE, USER_ID, instants
 from ..negatives.strategies import NUM_EARLIER, POSITION
+from .sequences import IN_FILE_UNCHECKED, ties_are_sets
 from .splits import BY_ITEM, BY_USER, BY_USER_IN_TIME, SPLIT, SPLITS, TEMPORAL
+
+
+if TYPE_CHECKING:
+    from .config import RecordConfig
+    from .rows import RecordBuilder
 
 
 PHASE, EVER = EXCLUSIONS = ("phase", "ever")
@@ -16,7 +23,11 @@ FIRST_EVENT, RELEASE_YEAR, OFF = EXISTENCE = ("first-event", "release-year", "of
 
 
 def touched_by_phase(
-    source: pl.DataFrame, events: pl.DataFrame, split: str, in_time: bool = True
+    source: pl.DataFrame,
+    events: pl.DataFrame,
+    split: str,
+    in_time: bool = True,
+    begins: Sequence[int | None] | None = None,
 ) -> tuple[pl.DataFrame, np.ndarray]:
     """
     All that users touched, and in which phase: 0 train, 1 validation, 2 test.
@@ -33,6 +44,8 @@ def touched_by_phase(
             The kind of split.
         in_time (`bool`, *optional*, defaults to `True`):
             Whether the source has times, and sequences are in their order.
+        begins (`Sequence[int | None]`, *optional*):
+            When validation and test begin, where `events` are not all that there are.
 
     Returns:
         `tuple[polars.DataFrame, numpy.ndarray]`: Events with `user_id` and `item_id`, and their phases, `uint8` of shape
@@ -41,7 +54,7 @@ def touched_by_phase(
     if split in (BY_USER, BY_USER_IN_TIME):
         return source, np.zeros(source.height, dtype=np.uint8)
     if split in (TEMPORAL, BY_ITEM):
-        return source, _phases_in_time(instants(source), events)
+        return source, _phases_in_time(instants(source), phase_begins(events) if begins is None else begins)
     if not in_time:
         source = source.join(events, on=[USER_ID, ITEM_ID], how="anti")
     others = _phases_of_users(source, events) if in_time else np.zeros(source.height)
@@ -50,8 +63,12 @@ def touched_by_phase(
     return pl.concat(parts), np.concatenate(phases).astype(np.uint8)
 
 
-def _phases_in_time(times: pl.Series, events: pl.DataFrame) -> np.ndarray:
-    begins = [instants(events.filter(pl.col(SPLIT) == name)).min() for name in SPLITS[1:]]
+def phase_begins(events: pl.DataFrame) -> list[int | None]:
+    """The times of the first events of validation and test."""
+    return [cast(int | None, instants(events.filter(pl.col(SPLIT) == name)).min()) for name in SPLITS[1:]]
+
+
+def _phases_in_time(times: pl.Series, begins: Sequence[int | None]) -> np.ndarray:
     phases = np.zeros(len(times), dtype=np.uint8)
     for number, begin in enumerate(begins, start=1):
         if begin is not None:
@@ -89,7 +106,18 @@ def available_from(source: pl.DataFrame, catalogue: pl.DataFrame, existence: str
     """
     if existence == OFF:
         return None
-    firsts = source.select(ITEM_ID, instants(source).alias("time")).group_by(ITEM_ID).agg(pl.col("time").min())
+    return arrivals_after(first_events(source), catalogue, existence, in_nanoseconds=NANOSECOND in source.columns)
+
+
+def first_events(source: pl.DataFrame) -> pl.DataFrame:
+    """The items of events with the `time` of their first, as [`instants`] has it."""
+    return source.select(ITEM_ID, instants(source).alias("time")).group_by(ITEM_ID).agg(pl.col("time").min())
+
+
+def arrivals_after(
+    firsts: pl.DataFrame, catalogue: pl.DataFrame, existence: str, *, in_nanoseconds: bool
+) -> np.ndarray:
+    """As [`available_from`], from the first events of items."""
     codes = encode(firsts[ITEM_ID], catalogue[ITEM_ID])
     there = codes >= 0
     times = np.empty(catalogue.height, dtype=np.int64)
@@ -97,9 +125,7 @@ def available_from(source: pl.DataFrame, catalogue: pl.DataFrame, existence: str
     times[codes[there]] = firsts["time"].to_numpy()[there] + 1
     if existence == RELEASE_YEAR:
         year = catalogue[TITLE].str.extract(r"\((\d{4})\)$").cast(pl.Int32)
-        begin = pl.datetime(pl.col(TITLE).clip(1700, 2200), 1, 1).dt.epoch(
-            "ns" if NANOSECOND in source.columns else "s"
-        )
+        begin = pl.datetime(pl.col(TITLE).clip(1700, 2200), 1, 1).dt.epoch("ns" if in_nanoseconds else "s")
         released = year.to_frame().select(pl.when(pl.col(TITLE) > 0).then(begin)).to_series()
         times = np.minimum(times, released.fill_null(np.iinfo(np.int64).max).to_numpy())
     return times
@@ -198,3 +224,31 @@ class ConsumedInOrder:
 def _joined(parts: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     lengths = np.array([len(part) for part in parts], dtype=np.int64)
     return lengths, np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)
+
+
+def touched_before(
+    source: pl.DataFrame,
+    events: pl.DataFrame,
+    config: "RecordConfig",
+    has_time: bool,
+    begins: Sequence[int | None] | None = None,
+) -> tuple[pl.DataFrame, np.ndarray | None]:
+    """What the negatives of users must not be among, see [`touched_by_phase`]."""
+    if config.exclude_seen == EVER:
+        return source, None
+    return touched_by_phase(source, events, config.split, has_time and config.order != IN_FILE_UNCHECKED, begins)
+
+
+def consumed_before(
+    source: pl.DataFrame,
+    targets: dict[str, pl.DataFrame],
+    builder: "RecordBuilder",
+    config: "RecordConfig",
+    has_time: bool,
+) -> Consumed:
+    """What the users of validation and test targets had before."""
+    if not ties_are_sets(config, has_time):
+        return ConsumedInOrder(builder.event_items)
+    users = [rows[USER_ID] for split, rows in targets.items() if split != "train"]
+    users = pl.concat(users) if users else source[USER_ID].clear()
+    return ConsumedInTime(source, users, builder.sampler.ids)

@@ -4,9 +4,10 @@ import dataclasses
 import json
 import logging
 import os
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import polars as pl
 import pyarrow as pa
@@ -15,7 +16,8 @@ import pyarrow.parquet as pq
 from ..._progress import progress
 from ...files import writing_directory
 from ..interactions.interactions import ITEM_ID, TITLE, Interactions
-from ..interactions.registry import load_source
+from ..interactions.registry import stream_source
+from ..interactions.streams import EventStream
 from ..metrics.leaks import probe_lists
 from ..metrics.probes import leak_probes
 from ..prompts.record_texts import RecordTexts
@@ -24,7 +26,9 @@ from .catalogue import files as catalogue_files
 from .catalogue.columns import plain_values
 from .compact import AUTO, FORMS, IDS, TEXT
 from .config import DEFAULT, RecordConfig, recipe_loader_options, recipe_options
-from .dataset import RecordPlan, plan_records
+from .dataset import RecordPlan
+from .out_of_core.engine import ENGINES, MEMORY, fingerprint_of, fingerprint_of_files, opened_plan
+from .out_of_core.plan import DiskPlan
 from .report import SplitStatistics, plot_report, write_markdown
 
 
@@ -54,6 +58,7 @@ def prepare(
     num_workers: int | None = None,
     overwrite: bool = False,
     form: str = AUTO,
+    engine: str = AUTO,
     loader_options: dict | None = None,
     **options,
 ) -> dict:
@@ -87,6 +92,11 @@ def prepare(
             `catalogue.parquet`, about a tenth of that, which [`load_prepared`], the commands and the trainers of this
             package render when a record is read. `"auto"`: text, unless it would take more than a gibibyte in memory; log
             and report say which.
+        engine (`str`, *optional*, defaults to `"auto"`):
+            `"memory"`: all events are in memory at once. `"disk"`: a few users' at a time, from files beside `output` that
+            go when it is there: memory does not grow with the number of events, and a call that was killed goes on where
+            it was when it is made again. `"auto"`: memory, unless the events would take more than half of what is free; log
+            and report say which. The records are the same.
         loader_options (`dict`, *optional*):
             Passed to the loader of the source.
         **options:
@@ -109,25 +119,40 @@ def prepare(
         ```
     """
     output = Path(output)
-    if form not in FORMS:
-        raise ValueError(f"form={form!r} is none of {FORMS}. Pass one of them.")
+    for option, value, known in (("form", form, FORMS), ("engine", engine, ENGINES)):
+        if value not in known:
+            raise ValueError(f"{option}={value!r} is none of {known}. Pass one of them.")
     _check_free(output, overwrite)
     name = source if isinstance(source, str) else source.name
     config = RecordConfig(**{**recipe_options(recipe, name), **options})
     if isinstance(processing_class, str):
         processing_class = _load_tokenizer(processing_class)
+    num_workers = min(4, os.cpu_count() or 1) if num_workers is None else num_workers
+    loader_options = {**recipe_loader_options(recipe, name), **(loader_options or {})}
     if isinstance(source, str):
-        source = load_source(source, path, **{**recipe_loader_options(recipe, name), **(loader_options or {})})
-    loaded = source.report
-    plan = plan_records(source, config, processing_class)
-    del source  # large, and not needed for the records
+        known = [source, fingerprint_of_files(path), loader_options]
+        stream = partial(stream_source, source, path, **loader_options)
+    else:
+        known, stream = (
+            None if engine == MEMORY else fingerprint_of(source),
+            partial(nullcontext, EventStream.of(source)),
+        )
+    del source
+    with opened_plan(stream, known, output, config, processing_class, engine) as (plan, about):
+        del stream
+        return _write(plan, {"recipe": recipe, "source_name": name, **about}, output, form, num_workers)
+
+
+def _write(plan: RecordPlan | DiskPlan, about: dict, output: Path, form: str, num_workers: int) -> dict:
+    """The directory of a plan."""
+    name, config = about["source_name"], plan.config
     form, reason = _choose_form(form, plan)
     plan.builder.as_codes = form == IDS
-    num_workers = min(4, os.cpu_count() or 1) if num_workers is None else num_workers
     with writing_directory(output, replace=True) as stage:
         statistics = _write_records(plan, stage / "data", num_workers)
-        report = {"recipe": recipe, "source_name": name, "options": _options(config), "loader": loaded, **plan.report}
-        report |= {"form": form, "form_reason": reason}
+        engine = {key: about.pop(key) for key in ("engine", "engine_reason")}
+        report = {key: about[key] for key in ("recipe", "source_name")} | {"options": _options(config)}
+        report |= {"loader": about["loader"], **plan.report, **engine, "form": form, "form_reason": reason}
         _complete_and_write(report, statistics, plan, stage)
         _write_recommender_files(plan, name, stage)
         if form == IDS:
@@ -141,13 +166,13 @@ def _load_tokenizer(name: str) -> "PreTrainedTokenizerBase":
     return AutoTokenizer.from_pretrained(name)
 
 
-def _choose_form(form: str, plan: RecordPlan) -> tuple[str, str]:
+def _choose_form(form: str, plan: RecordPlan | DiskPlan) -> tuple[str, str]:
     """The form of the records on disk, and why."""
     size, texts = 0, plan.builder.texts
-    for split, targets in plan.targets.items():
+    for split, targets in plan.sizes.items():
         pool, list_size = plan.config.num_negatives_of(split), plan.config.num_candidates
         shown = plan.config.history_size + list_size * (1 + (plan.config.prompt_style == "candidates"))
-        size += targets.height * (int((shown + 1 + pool) * (texts.mean_length() + 4)) + 8 * (1 + pool))
+        size += targets * (int((shown + 1 + pool) * (texts.mean_length() + 4)) + 8 * (1 + pool))
     about = f"as text the records take about {size / 1e9:.1f} GB in memory"
     if form != AUTO:
         return form, f"chosen; {about}"
@@ -161,7 +186,9 @@ def _choose_form(form: str, plan: RecordPlan) -> tuple[str, str]:
     return form, about
 
 
-def _complete_and_write(report: dict, statistics: dict[str, SplitStatistics], plan: RecordPlan, folder: Path) -> None:
+def _complete_and_write(
+    report: dict, statistics: dict[str, SplitStatistics], plan: RecordPlan | DiskPlan, folder: Path
+) -> None:
     """The report with what is known once the records are written, as JSON, Markdown and a figure."""
     report["negatives_drawn_uniformly_instead"] = plan.builder.sampler.filled_uniformly
     for split, gathered in statistics.items():
@@ -174,7 +201,7 @@ def _complete_and_write(report: dict, statistics: dict[str, SplitStatistics], pl
     write_markdown(report, folder / "report.md", figure)
 
 
-def _write_catalogue(plan: RecordPlan, folder: Path) -> None:
+def _write_catalogue(plan: RecordPlan | DiskPlan, folder: Path) -> None:
     config = plan.config
     rendering = {name: getattr(config, name) for name in ("history_size", "num_candidates", "conversational")}
     if plan.catalogue.height >= catalogue_files.PARQUET_FROM:  # one file for the records and for recommenders
@@ -182,13 +209,13 @@ def _write_catalogue(plan: RecordPlan, folder: Path) -> None:
     compact.write_catalogue(folder / compact.CATALOGUE, plan.catalogue, config.templates, **rendering)
 
 
-def _write_records(plan: RecordPlan, folder: Path, num_workers: int) -> dict[str, SplitStatistics]:
+def _write_records(plan: RecordPlan | DiskPlan, folder: Path, num_workers: int) -> dict[str, SplitStatistics]:
     folder.mkdir()
     statistics = {}
-    for split, targets in plan.targets.items():
-        gathered = SplitStatistics(targets.height, plan.config.num_candidates, plan.train_counts)
-        writer = _Shards(folder, split, -(-targets.height // _RECORDS_PER_FILE))
-        with progress(total=targets.height, desc=f"Records, {split}", unit="records") as bar, writer:
+    for split, targets in plan.sizes.items():
+        gathered = SplitStatistics(targets, plan.config.num_candidates, plan.train_counts)
+        writer = _Shards(folder, split, -(-targets // _RECORDS_PER_FILE))
+        with progress(total=targets, desc=f"Records, {split}", unit="records") as bar, writer:
             for chunk in plan.chunks(split, num_workers):
                 writer.write(chunk.table)
                 if chunk.table.num_rows:
@@ -251,7 +278,7 @@ def _probe(statistics: dict[str, SplitStatistics]) -> dict | None:
     return {"split": last, "reference": looked_up, **probe._asdict(), "ci": list(probe.ci)}
 
 
-def _probe_rules(folder: Path, splits: list[str], plan: RecordPlan) -> list[dict]:
+def _probe_rules(folder: Path, splits: list[str], plan: RecordPlan | DiskPlan) -> list[dict]:
     """The rules of [`leak_probes`] on the last split, learned from the training records."""
     last, texts = splits[-1], plan.builder.texts if plan.builder.as_codes else None
     reference = None
@@ -259,8 +286,8 @@ def _probe_rules(folder: Path, splits: list[str], plan: RecordPlan) -> list[dict
         reference = _read_some(folder, "train", _LEARNED_FROM, texts)
     counts = dict(zip(plan.catalogue[ITEM_ID].to_list(), plan.train_counts.tolist(), strict=True))
     probed = _read_some(folder, last, _LEARNED_FROM, texts)
-    options: dict[str, Any] = {"counts": counts, "max_records": _PROBED, "met": plan.first_met}
-    return [probe.as_dict() for probe in leak_probes(probed, reference, **options)]
+    probes = leak_probes(probed, reference, counts=counts, max_records=_PROBED, met=plan.first_met)
+    return [probe.as_dict() for probe in probes]
 
 
 def _read_some(folder: Path, split: str, most: int, texts: RecordTexts | None) -> dict[str, list]:
@@ -276,7 +303,7 @@ def _read_some(folder: Path, split: str, most: int, texts: RecordTexts | None) -
     return (table if texts is None else compact.render_table(table, texts)).to_pydict()
 
 
-def _write_recommender_files(plan: RecordPlan, source: str, folder: Path) -> None:
+def _write_recommender_files(plan: RecordPlan | DiskPlan, source: str, folder: Path) -> None:
     config = plan.config
     recommender_config = recommender_files.RecommenderConfig(
         config.templates,

@@ -17,6 +17,7 @@ from typing import Any
 import pyarrow as pa
 
 from ...files import write_text, writing
+from ..interactions.readers.paths import hub_can_be_named
 from ..prompts.item_texts import TITLE_ALONE
 from ..prompts.templates import PromptTemplate
 from .catalogue import files as parquet
@@ -332,14 +333,15 @@ def find_file(model: str | os.PathLike, name: str, **hub_kwargs) -> Path | None:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalEntryNotFoundError
 
+    connected = hub_can_be_named()
     try:
-        return Path(hf_hub_download(str(model), name, **hub_kwargs))
+        return Path(hf_hub_download(str(model), name, **{"local_files_only": not connected, **hub_kwargs}))
     except LocalEntryNotFoundError as error:  # is an EntryNotFoundError, and means that nobody could be asked
         if _is_cached(model, hub_kwargs):
             return None  # with a connection the file would have come with the others
         raise OSError(
             f"{model}: no such directory here, and {name} could neither be fetched from the Hub nor found in the cache "
-            f"({error}).{_nearest(Path(model))} Correct the directory, or try again with a connection."
+            f"({error if connected else 'no connection'}).{_nearest(Path(model))} Correct the directory, or try again with a connection."
         ) from error
     except EntryNotFoundError:
         return None

@@ -151,6 +151,10 @@ def write_markdown(report: dict, path: Path, figure: bool) -> None:
     lines += [f"Recipe `{report['recipe']}`, split `{report['split']}`, seed {report['seed']}.", ""]
     on_disk = {"text": "texts", "ids": "rows of `catalogue.parquet`, which `trl_sdpo.recsys.load_prepared` renders"}
     lines += [f"On disk the records are {on_disk[report['form']]} ({report['form_reason']}).", ""]
+    ways = {"memory": "in memory", "disk": "a partition at a time"}
+    lines += (
+        [f"They were made {ways[report['engine']]} ({report['engine_reason']}).", ""] if "engine" in report else []
+    )
     lines += ["![Counts, lengths, popularity and leak probe](report.png)", ""] if figure else []
     lines += ["## Source", "", *markdown_table(["", "count"], _source_rows(report)), ""]
     rows = [[text, *_values(report, splits, key)] for key, text in _COUNTS.items() if _any(report, splits, key)]

@@ -1,7 +1,9 @@
 """Multi-preference records as Arrow tables, chunk by chunk."""
 
+import copy
 import dataclasses
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
@@ -10,14 +12,23 @@ import pyarrow as pa
 from ..interactions.codes import encode
 from ..interactions.interactions import ITEM_ID, TIMESTAMP, USER_ID
 from ..interactions.random_streams import TEMPLATE_STREAM
-from ..negatives.candidates import CandidateSampler, history_codes, history_ends, shown_candidates
+from ..negatives.candidates import CandidateSampler, shown_candidates
+from ..negatives.histories import history_codes, history_ends
 from ..negatives.strategies import NUM_EARLIER, POSITION, TargetRows
+from ..negatives.target_seeded import TargetSeededSampler
 from ..prompts.record_texts import CONSUMED, RecordTexts, narrowed, text_or_number
 from ..prompts.rendering import lists
 from ..prompts.templates import PromptTemplate
 from ..prompts.token_budget import TokenBudget
 from .phases import Consumed
 from .splits import SPLIT, SPLITS
+from .targets import time_facts
+
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from .config import RecordConfig
 
 
 ROW = "row"
@@ -45,6 +56,8 @@ class Chunk:
             Tokens of the prompt with its longest completion, where a tokenizer was given.
         shortened (`int`), dropped (`int`):
             Records whose history was shortened, and records that did not fit even so.
+        kept (`numpy.ndarray`, *optional*):
+            The places of the records among the targets, where some may be dropped.
     """
 
     table: pa.Table
@@ -53,6 +66,7 @@ class Chunk:
     tokens: np.ndarray | None = None
     shortened: int = 0
     dropped: int = 0
+    kept: np.ndarray | None = None
 
 
 class RecordBuilder:
@@ -103,6 +117,13 @@ class RecordBuilder:
         if budget is not None:
             budget.measure_completions(templates, self.texts.answers.to_pylist(), conversational)
 
+    def over(self, events: pl.DataFrame, sampler: CandidateSampler) -> "RecordBuilder":
+        """The same builder for the sequences of some users, with a sampler for them."""
+        other = copy.copy(self)
+        other.sampler, other.consumed = sampler, None
+        other.event_items = encode(events[ITEM_ID], sampler.ids).astype(np.int32)
+        return other
+
     def rows(self, targets: pl.DataFrame) -> TargetRows:
         """Targets with `row`, their place among the events, as whole numbers with their histories."""
         ends = history_ends(targets, targets[ROW].to_numpy().astype(np.int64))
@@ -138,7 +159,7 @@ class RecordBuilder:
         shown = shown_candidates(self.sampler, rows, pool, self.num_candidates - 1)
         wording = rows.numbers(self.sampler.seed, TEMPLATE_STREAM, 1)[:, 0] % np.uint64(len(self.templates))
         wording = wording.astype(np.int64)
-        tokens, shortened, dropped = None, 0, 0
+        tokens, kept, shortened, dropped = None, None, 0, 0
         if self.budget is not None:
             completions = np.column_stack([rows.items, pool])
             histories, tokens = self.budget.fit(
@@ -147,13 +168,13 @@ class RecordBuilder:
                 self.budget.longest_completion(wording, completions),
             )
             shortened = int(((histories != rows.histories).any(axis=1) & (tokens > 0)).sum())
-            fits = np.flatnonzero(tokens > 0)
+            kept = fits = np.flatnonzero(tokens > 0)
             dropped = len(rows) - len(fits)
             rows = dataclasses.replace(rows, histories=histories)[fits]
             pool, shown, wording, tokens = pool[fits], shown[fits], wording[fits], tokens[fits]
             targets = targets[fits]
         table = self._table(targets, rows, pool, shown, wording)
-        return Chunk(table, rows, pool, tokens, shortened, dropped)
+        return Chunk(table, rows, pool, tokens, shortened, dropped, kept)
 
     def _table(
         self, targets: pl.DataFrame, rows: TargetRows, pool: np.ndarray, shown: np.ndarray, wording: np.ndarray
@@ -198,3 +219,38 @@ def _length(text: str) -> int:
 
 def _scores(ratings: np.ndarray) -> pa.Array:
     return pa.array(ratings.ravel(), mask=np.isnan(ratings.ravel()))
+
+
+def facts_of_targets(
+    events: pl.DataFrame, targets: pl.DataFrame, train_counts: np.ndarray, builder: RecordBuilder
+) -> dict[str, int | None]:
+    """The `record_facts` of the report."""
+    rows = targets[ROW].to_numpy().astype(np.int64)
+    facts = time_facts(events, rows, builder.history_size)
+    return facts | {"targets_without_train_event": int((train_counts[builder.event_items[rows]] == 0).sum())}
+
+
+def sampler_class(config: "RecordConfig") -> type[CandidateSampler]:
+    """What draws negatives."""
+    return TargetSeededSampler if config.candidate_seed == "target" else CandidateSampler
+
+
+def record_builder(
+    events: pl.DataFrame,
+    catalogue: pl.DataFrame,
+    sampler: CandidateSampler,
+    config: "RecordConfig",
+    processing_class: "PreTrainedTokenizerBase | None",
+) -> RecordBuilder:
+    """What makes the records of events."""
+    return RecordBuilder(
+        events,
+        catalogue,
+        sampler,
+        config.templates,
+        history_size=config.history_size,
+        num_candidates=config.num_candidates,
+        conversational=config.conversational,
+        scores=config.scores,
+        budget=None if processing_class is None else TokenBudget(processing_class, config.max_length),
+    )

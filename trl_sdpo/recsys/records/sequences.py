@@ -3,7 +3,7 @@
 import logging
 import math
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import polars as pl
@@ -11,6 +11,10 @@ import polars as pl
 from ..interactions.interactions import ITEM_ID, RATING, TIMESTAMP, USER_ID, Interactions, instants, time_columns
 from ..interactions.random_streams import TIE_STREAM, hash_keys, stream_keys
 from ..negatives.strategies import NUM_EARLIER, POSITION
+
+
+if TYPE_CHECKING:
+    from .config import RecordConfig
 
 
 logger = logging.getLogger(__name__)
@@ -100,6 +104,32 @@ def build_sequences_with_report(
 ) -> tuple[pl.DataFrame, dict[str, int]]:
     """As [`build_sequences`], with counts of the events that were dropped, by reason, and ratings only if asked."""
     _check_options(min_interactions, min_length, k_core, order)
+    ordered, report = order_events(
+        interactions,
+        min_rating=min_rating,
+        merge_repeats=merge_repeats,
+        order=order,
+        seed=seed,
+        with_rating=with_rating,
+    )
+    core = _k_core(ordered, min_interactions, once=k_core == "once")
+    tied = interactions.has_time and order == IN_TIME
+    kept, counts = number_events(ordered, core, min_length, ties_are_sets=tied)
+    report |= counts
+    check_events_left(interactions.name, report, min_rating, min_interactions, min_length)
+    return kept, report
+
+
+def order_events(
+    interactions: Interactions,
+    *,
+    min_rating: float | None,
+    merge_repeats: bool,
+    order: str,
+    seed: int,
+    with_rating: bool = False,
+) -> tuple[pl.DataFrame, dict[str, int]]:
+    """The first steps of [`build_sequences`], which look at the events of one user at a time, with counts."""
     report = {"events": interactions.events.height}
     events = _rated(interactions, min_rating)
     report["events_below_min_rating"] = interactions.events.height - events.height
@@ -109,24 +139,35 @@ def build_sequences_with_report(
     if merge_repeats:
         ordered = _merge_repeats(ordered)
     report["events_repeated"] = events.height - ordered.height
-    core = _k_core(ordered, min_interactions, once=k_core == "once")
-    report["events_below_min_interactions"] = ordered.height - core.height
+    return ordered, report
+
+
+def number_events(
+    ordered: pl.DataFrame, core: pl.DataFrame, min_length: int, *, ties_are_sets: bool
+) -> tuple[pl.DataFrame, dict[str, int | None]]:
+    """The last steps of [`build_sequences`], from the k-core of the ordered events, with counts."""
+    report: dict[str, int | None] = {"events_below_min_interactions": ordered.height - core.height}
     kept = core.filter(pl.len().over(USER_ID) >= min_length) if min_length > 1 else core
     report["events_below_min_length"] = core.height - kept.height
-    if kept.is_empty():
+    report |= {"users": kept[USER_ID].n_unique(), "items": kept[ITEM_ID].n_unique()}
+    kept = _with_positions(kept, ties_are_sets)
+    timed = not kept[TIMESTAMP].null_count()
+    return kept, report | {"events_tied_in_time": _count_tied(kept) if timed else None}
+
+
+def check_events_left(
+    name: str, report: dict, min_rating: float | None, min_interactions: int, min_length: int
+) -> None:
+    """Raise if the filters left nothing."""
+    said = {key: value for key, value in report.items() if key not in ("users", "items", "events_tied_in_time")}
+    if not report["users"]:
         raise ValueError(
-            f"{interactions.name}: no event is left of {in_words(report)}. Lower min_rating={min_rating}, "
+            f"{name}: no event is left of {in_words(said)}. Lower min_rating={min_rating}, "
             f"min_interactions={min_interactions} or min_length={min_length}."
         )
-    counts = in_words(report)
-    report |= {"users": kept[USER_ID].n_unique(), "items": kept[ITEM_ID].n_unique()}
     logger.info(
-        "%s: %s events of %s users with %s items stay of %s.",
-        *(interactions.name, f"{kept.height:,}", f"{report['users']:,}", f"{report['items']:,}", counts),
+        "%s: %s users and %s items stay of %s.", name, f"{report['users']:,}", f"{report['items']:,}", in_words(said)
     )
-    kept = _with_positions(kept, interactions.has_time and order == IN_TIME)
-    report["events_tied_in_time"] = _count_tied(kept) if interactions.has_time else None
-    return kept, report
 
 
 def in_words(report: Mapping[str, int]) -> str:
@@ -160,7 +201,7 @@ def _rated(interactions: Interactions, min_rating: float | None) -> pl.DataFrame
     if min_rating is None:
         return interactions.events
     if RATING not in interactions.events.columns:
-        raise ValueError(f"{interactions.name}: min_rating={min_rating}, but no column '{RATING}'. Pass None.")
+        raise ValueError(f"{interactions.name}: min_rating={min_rating}, but no column '{RATING}'. Leave it out.")
     return interactions.events.filter(pl.col(RATING) >= min_rating)
 
 
@@ -188,25 +229,39 @@ def keep_core_of_training(
     Raises:
         ValueError: nothing stays.
     """
-    train = events.filter(pl.col("split") == "train")
-    core = _k_core(train.select(USER_ID, ITEM_ID), min_interactions, once=k_core == "once")
-    new = pl.col(USER_ID).is_in(train[USER_ID].unique().implode()).not_()
-    known_user = pl.col(USER_ID).is_in(core[USER_ID].unique().implode())
-    known_item = pl.col(ITEM_ID).is_in(core[ITEM_ID].unique().implode())
+    train = events.filter(pl.col("split") == "train").select(USER_ID, ITEM_ID)
+    core = _k_core(train, min_interactions, once=k_core == "once")
+    kept, report = keep_known(
+        events,
+        core[USER_ID].unique(),
+        core[ITEM_ID].unique(),
+        min_length,
+        ties_are_sets=ties_are_sets,
+    )
+    check_core_left(events.height, report, min_interactions, min_length)
+    return kept, report
+
+
+def keep_known(
+    events: pl.DataFrame, users: pl.Series, items: pl.Series, min_length: int, *, ties_are_sets: bool
+) -> tuple[pl.DataFrame, dict[str, int | None]]:
+    """The last steps of [`keep_core_of_training`], from the users and items of the core, with counts."""
+    train_users = events[USER_ID].filter(events["split"] == "train").unique()
+    new = pl.col(USER_ID).is_in(train_users.implode()).not_()
+    known_user, known_item = pl.col(USER_ID).is_in(users.implode()), pl.col(ITEM_ID).is_in(items.implode())
     stays = events.select((known_item & (known_user | new)).alias("stays"))["stays"]
     kept = events.filter(stays)
-    report = {"events_below_min_interactions": events.height - kept.height}
-    long = kept.filter(pl.len().over(USER_ID) >= min_length) if min_length > 1 else kept
-    report["events_below_min_length"] = kept.height - long.height
-    if long.is_empty():
+    return number_events(events, kept.drop(POSITION, NUM_EARLIER), min_length, ties_are_sets=ties_are_sets)
+
+
+def check_core_left(events: int, report: dict, min_interactions: int, min_length: int) -> None:
+    """Raise if the core of the training events left nothing."""
+    if not report["users"]:
+        said = {name: report[name] for name in ("events_below_min_interactions", "events_below_min_length")}
         raise ValueError(
-            f"no event is left of {in_words({'events': events.height} | report)}. Lower min_interactions={min_interactions} or "
+            f"no event is left of {in_words({'events': events} | said)}. Lower min_interactions={min_interactions} or "
             f"min_length={min_length}, which core_period='train' asks of the training events."
         )
-    long = _with_positions(long.drop(POSITION, NUM_EARLIER), ties_are_sets)
-    timed = not long[TIMESTAMP].null_count()
-    report |= {"users": long[USER_ID].n_unique(), "items": long[ITEM_ID].n_unique()}
-    return long, report | {"events_tied_in_time": _count_tied(long) if timed else None}
 
 
 def _with_positions(events: pl.DataFrame, ties_are_sets: bool) -> pl.DataFrame:
@@ -313,3 +368,21 @@ def _k_core(events: pl.DataFrame, k: int, *, once: bool) -> pl.DataFrame:
         height = events.height
         events = events.filter((pl.len().over(USER_ID) >= k) & (pl.len().over(ITEM_ID) >= k))
     return events
+
+
+def counts_training(config: "RecordConfig") -> bool:
+    """Whether the k-core is that of the training events."""
+    return config.core_period == TRAINING and config.min_interactions > 1
+
+
+def order_options(config: "RecordConfig", has_time: bool) -> dict[str, Any]:
+    """What decides on the sequence of one user, see [`build_sequences`]."""
+    # leaving one out of a source without time takes the order of its rows by the option's very name
+    order = IN_FILE if config.file_order and not has_time else config.order
+    options = {name: getattr(config, name) for name in ("min_rating", "merge_repeats", "seed")}
+    return {**options, "order": order}
+
+
+def ties_are_sets(config: "RecordConfig", has_time: bool) -> bool:
+    """Whether none of the events of a user at one time counts as earlier than another."""
+    return has_time and config.order == IN_TIME

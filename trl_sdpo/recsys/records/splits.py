@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 
 import numpy as np
@@ -67,35 +67,54 @@ def temporal_split(sequences: pl.DataFrame, ratios: tuple[float, float, float] =
 
         ```
     """
-    _check_ratios(ratios)
-    timeless = sequences[TIMESTAMP].null_count()
+    check_times(sequences[TIMESTAMP].null_count(), sequences.height)
+    times = instants(sequences).sort()
+    cuts = temporal_cuts(len(times), ratios, lambda index: times[index])
+    split = split_at(sequences, cuts)
+    check_counts(split_counts(split), ratios, cuts, in_nanoseconds=NANOSECOND in sequences.columns)
+    return split
+
+
+def check_times(timeless: int, events: int) -> None:
+    """Raise if there are events without a time to split by."""
     if timeless:
         raise ValueError(
-            f"column '{TIMESTAMP}' is null in {timeless} of {sequences.height} rows: the source has no time, so it "
+            f"column '{TIMESTAMP}' is null in {timeless} of {events} rows: the source has no time, so it "
             "cannot be split by time. Use a source with times, or split by 'user', or 'leave-one-out' with "
             "file_order=True."
         )
+
+
+def temporal_cuts(events: int, ratios: tuple[float, float, float], time_at: Callable[[int], int]) -> tuple[int, int]:
+    """Where [`temporal_split`] begins validation and test, given the time of an event by its place in the order of time."""
+    _check_ratios(ratios)
+    places = [round(share * events) for share in (ratios[0], ratios[0] + ratios[1])]
+    # Behind the last event: everything stays on this side.
+    cuts = [time_at(place) if place < events else time_at(events - 1) + 1 for place in places]
+    return cuts[0], cuts[1]
+
+
+def split_at(sequences: pl.DataFrame, cuts: tuple[int, int]) -> pl.DataFrame:
+    """The events with the `split` that their time gives them."""
     key = instants(sequences)
-    times = key.sort()
-    cuts = []
-    for share in (ratios[0], ratios[0] + ratios[1]):
-        index = round(share * len(times))
-        # Behind the last event: everything stays on this side.
-        cuts.append(times[index] if index < len(times) else times[-1] + 1)
     name = pl.when(key < cuts[0]).then(_split("train"))
     name = name.when(key < cuts[1]).then(_split("validation")).otherwise(_split("test"))
-    split = sequences.with_columns(name.alias(SPLIT))
-    counts = _count(split)
+    return sequences.with_columns(name.alias(SPLIT))
+
+
+def check_counts(
+    counts: dict[str, int], ratios: tuple[float, float, float], cuts: tuple[int, int], *, in_nanoseconds: bool
+) -> None:
+    """Raise if a split that is asked for gets no event."""
     for key, ratio in zip(SPLITS, ratios, strict=True):
         if ratio > 0 and not counts[key]:
             raise ValueError(
-                f"split '{key}' gets none of {sequences.height} events, ratio {ratio}: too few events, or too many in "
+                f"split '{key}' gets none of {sum(counts.values())} events, ratio {ratio}: too few events, or too many in "
                 f"one second. There are {_in_words(counts)} events. Pass other ratios or more data."
             )
-    units = 10**9 if NANOSECOND in sequences.columns else 1
+    units = 10**9 if in_nanoseconds else 1
     begins = [f"{key} from {_date(cut, units)}" for key, cut in zip(SPLITS[1:], cuts, strict=True) if counts[key]]
     logger.info("Split by time: %s events; %s UTC.", _in_words(counts), ", ".join(begins))
-    return split
 
 
 def leave_one_out_split(sequences: pl.DataFrame, *, file_order: bool = False) -> pl.DataFrame:
@@ -133,25 +152,36 @@ def leave_one_out_split(sequences: pl.DataFrame, *, file_order: bool = False) ->
 
         ```
     """
-    timeless = sequences[TIMESTAMP].null_count()
+    check_last_known(sequences[TIMESTAMP].null_count(), sequences.height, file_order)
+    split = without_last_ones(sequences)
+    check_left_out(split_counts(split), sequences[USER_ID].n_unique())
+    return split
+
+
+def check_last_known(timeless: int, events: int, file_order: bool) -> None:
+    """Raise if nothing says which event of a user is the last."""
     if timeless and not file_order:
         raise ValueError(
-            f"column '{TIMESTAMP}' is null in {timeless} of {sequences.height} rows: the source has no time, so the "
+            f"column '{TIMESTAMP}' is null in {timeless} of {events} rows: the source has no time, so the "
             "last event of a user is not known. Pass file_order=True to take the last row for it."
         )
+
+
+def without_last_ones(sequences: pl.DataFrame) -> pl.DataFrame:
+    """The events with a `split` that leaves the last ones of each user out of the training."""
     row = pl.int_range(pl.len(), dtype=pl.Int64)
     from_last = row.reverse().over(USER_ID)
     long_enough = pl.len().over(USER_ID) >= 3
     name = pl.when(long_enough & (from_last == 0)).then(_split("test"))
     name = name.when(long_enough & (from_last == 1)).then(_split("validation")).otherwise(_split("train"))
-    split = sequences.with_columns(name.alias(SPLIT))
-    counts = _count(split)
+    return sequences.with_columns(name.alias(SPLIT))
+
+
+def check_left_out(counts: dict[str, int], users: int) -> None:
+    """Raise if no user has enough events."""
     if not counts["test"]:
-        raise ValueError(
-            f"none of {sequences[USER_ID].n_unique()} users has three events to leave one out. Use more data."
-        )
+        raise ValueError(f"none of {users} users has three events to leave one out. Use more data.")
     logger.info("Split that leaves one out: %s events.", _in_words(counts))
-    return split
 
 
 def user_split(
@@ -189,11 +219,21 @@ def user_split(
 
         ```
     """
-    _check_ratios(ratios)
-    if seed is None and sequences[TIMESTAMP].null_count():
-        raise ValueError(f"column '{TIMESTAMP}' holds nulls: the source has no time. Pass a seed to draw the users.")
+    users = splits_of_users(first_times(sequences), ratios, seed)
+    return sequences.join(users, on=USER_ID, how="left", maintain_order="left")
+
+
+def first_times(sequences: pl.DataFrame) -> pl.DataFrame:
+    """The users, sorted, with the time of their first event, null where there is none."""
     timed = sequences.select(USER_ID, instants(sequences))
-    users = timed.group_by(USER_ID).agg(pl.col(TIMESTAMP).min()).sort(USER_ID)
+    return timed.group_by(USER_ID).agg(pl.col(TIMESTAMP).min()).sort(USER_ID)
+
+
+def splits_of_users(users: pl.DataFrame, ratios: tuple[float, float, float], seed: int | None) -> pl.DataFrame:
+    """The users of [`first_times`] with the `split` that [`user_split`] gives each."""
+    _check_ratios(ratios)
+    if seed is None and users[TIMESTAMP].null_count():
+        raise ValueError(f"column '{TIMESTAMP}' holds nulls: the source has no time. Pass a seed to draw the users.")
     if seed is None:
         users = users.sort(TIMESTAMP, maintain_order=True)
     else:
@@ -206,10 +246,8 @@ def user_split(
     for key, ratio, size in zip(SPLITS, ratios, sizes, strict=True):
         if ratio > 0 and not size:
             raise ValueError(f"split '{key}' gets none of {users.height} users, ratio {ratio}. Pass other ratios.")
-    names = pl.Series(SPLIT, np.repeat(SPLITS, sizes)).cast(SPLIT_TYPE)
-    split = sequences.join(users.select(USER_ID, names), on=USER_ID, how="left", maintain_order="left")
     logger.info("Split by user: %s users.", _in_words(dict(zip(SPLITS, sizes.tolist(), strict=True))))
-    return split
+    return users.select(USER_ID, pl.Series(SPLIT, np.repeat(SPLITS, sizes)).cast(SPLIT_TYPE))
 
 
 def item_split(
@@ -357,7 +395,8 @@ def _split(name: str) -> pl.Expr:
     return pl.lit(name, dtype=SPLIT_TYPE)
 
 
-def _count(split: pl.DataFrame) -> dict[str, int]:
+def split_counts(split: pl.DataFrame) -> dict[str, int]:
+    """Events of each split."""
     return split.select(**{key: (pl.col(SPLIT) == key).sum() for key in SPLITS}).row(0, named=True)
 
 
@@ -374,4 +413,4 @@ def _date(instant: int, per_second: int) -> str:
 
 def _check_ratios(ratios: tuple[float, float, float]) -> None:
     if len(ratios) != 3 or any(ratio < 0 for ratio in ratios) or not math.isclose(sum(ratios), 1.0, abs_tol=1e-9):
-        raise ValueError(f"ratios={ratios} are not three shares that make 1. Pass such as (0.8, 0.1, 0.1).")
+        raise ValueError(f"ratios={ratios} are not three shares that make 1. Pass such as 0.8, 0.1 and 0.1.")

@@ -1,15 +1,21 @@
 """Which events of a split become the targets of records."""
 
 from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
 
 from ..interactions.interactions import ITEM_ID, USER_ID, instants
 from ..interactions.random_streams import SUBSAMPLE_STREAM, hash_keys, random_numbers, stream_keys
-from ..negatives.strategies import NUM_EARLIER, POSITION
+from ..negatives.strategies import COLD, NUM_EARLIER, POSITION
 from .sequences import in_words
 from .splits import SPLIT
+
+
+if TYPE_CHECKING:
+    from .config import RecordConfig
+    from .rows import RecordBuilder
 
 
 ALL, LAST = "all", "last"
@@ -84,7 +90,39 @@ def select_targets(
         ValueError: nothing stays, or the limit is below 1.
     """
     if limit is not None and limit < 1:
-        raise ValueError(f"max_{split}_records={limit} is below 1. Pass None for all, or a ratio of 0 for no split.")
+        raise ValueError(
+            f"max_{split}_records={limit} is below 1. Leave it out for all, or a ratio of 0 for no split."
+        )
+    rows, report = choose_rows(
+        events, split, min_history=min_history, stride=stride, windows=windows, conditions=conditions
+    )
+    kept = rows if limit is None else smallest_rows(events, rows, limit, seed)
+    report["dropped_by_subsampling"] = len(rows) - len(kept)
+    check_records_left(len(kept), split, report, min_history)
+    targets = events[kept]
+    report |= {"records": targets.height, "users": targets[USER_ID].n_unique(), "items": targets[ITEM_ID].n_unique()}
+    return targets, report
+
+
+def check_records_left(records: int, split: str, report: dict, min_history: int) -> None:
+    """Raise if a split has none."""
+    if not records:
+        raise ValueError(
+            f"split '{split}' has no record of {in_words(report)}. Lower min_history={min_history}, change the ratios, or use "
+            "more data."
+        )
+
+
+def choose_rows(
+    events: pl.DataFrame,
+    split: str,
+    *,
+    min_history: int,
+    stride: int = 1,
+    windows: str | int = ALL,
+    conditions: Mapping[str, Callable[[np.ndarray], np.ndarray]] | None = None,
+) -> tuple[np.ndarray, dict[str, int]]:
+    """The steps of [`select_targets`] that look at one user at a time: rows of the events, and counts."""
     most = parse_windows(windows)
     # Rows, not frames: of many millions of events a fraction becomes targets.
     rows = np.flatnonzero((events[SPLIT] == split).to_numpy())
@@ -102,15 +140,7 @@ def select_targets(
     # From the last one back, so that every user keeps the target with the longest history.
     keep("dropped_by_stride", rows[_from_last(events, rows) % stride == 0] if stride > 1 else rows)
     keep("dropped_by_windows", rows[_from_last(events, rows) < most] if most is not None else rows)
-    keep("dropped_by_subsampling", rows if limit is None else _subsample(events, rows, limit, seed))
-    if not len(rows):
-        raise ValueError(
-            f"split '{split}' has no record of {in_words(report)}. Lower min_history={min_history}, change the ratios, or use "
-            "more data."
-        )
-    kept = events[rows]
-    report |= {"records": kept.height, "users": kept[USER_ID].n_unique(), "items": kept[ITEM_ID].n_unique()}
-    return kept, report
+    return rows, report
 
 
 def time_facts(events: pl.DataFrame, rows: np.ndarray, history_size: int) -> dict[str, int | None]:
@@ -160,16 +190,21 @@ def _from_last(events: pl.DataFrame, rows: np.ndarray) -> np.ndarray:
     return ends[np.searchsorted(ends, places)] - places
 
 
-def _subsample(events: pl.DataFrame, rows: np.ndarray, limit: int, seed: int) -> np.ndarray:
+def smallest_rows(events: pl.DataFrame, rows: np.ndarray, limit: int, seed: int) -> np.ndarray:
+    """The rows with the smallest numbers, in order."""
     if limit >= len(rows):
         return rows
+    return rows[np.sort(_smallest(subsampling_numbers(events, rows, seed), limit))] if limit else rows[:0]
+
+
+def subsampling_numbers(events: pl.DataFrame, rows: np.ndarray, seed: int) -> np.ndarray:
+    """Numbers that belong to (seed, user, position), so independent of the other targets: `uint64` of shape `(n,)`."""
     positions, numbers = events[POSITION].to_numpy(), np.empty(len(rows), dtype=np.uint64)
     for begin in range(0, len(rows), _ROWS_PER_CHUNK):
         part = rows[begin : begin + _ROWS_PER_CHUNK]
         keys = stream_keys(seed, SUBSAMPLE_STREAM, hash_keys(events[USER_ID].gather(part)), positions[part])
         numbers[begin : begin + len(part)] = random_numbers(keys, 1)[:, 0]
-    # The smallest of numbers that belong to (seed, user, position), so independent of the other targets.
-    return rows[np.sort(_smallest(numbers, limit))]
+    return numbers
 
 
 def _smallest(numbers: np.ndarray, count: int) -> np.ndarray:
@@ -177,3 +212,54 @@ def _smallest(numbers: np.ndarray, count: int) -> np.ndarray:
     bound = np.partition(numbers, count - 1)[count - 1]
     below = np.flatnonzero(numbers < bound)
     return np.concatenate([below, np.flatnonzero(numbers == bound)[: count - len(below)]])
+
+
+def target_options(
+    events: pl.DataFrame,
+    split: str,
+    config: "RecordConfig",
+    builder: "RecordBuilder",
+    learned: np.ndarray | None = None,
+) -> dict[str, Any]:
+    """What decides on the targets of one user, see [`choose_rows`]; `learned` are events of users to learn from, if not of all."""
+    train, arrivals, times = split == "train", builder.sampler.arrivals, instants(events)
+    cold = None if train else builder.sampler.cold
+
+    def exists(rows: np.ndarray) -> np.ndarray:
+        there = arrivals.count(times.gather(rows).to_numpy(), len(rows))
+        return arrivals.places[builder.event_items[rows]] < there
+
+    conditions: dict[str, Callable] = {} if arrivals.always else {"dropped_first_of_item": exists}
+    if train and learned is not None:
+        conditions["dropped_other_user"] = lambda rows: learned[rows]
+    if cold is not None:
+        conditions["dropped_not_cold"] = lambda rows: cold[builder.event_items[rows]]
+    return {
+        "min_history": config.min_history,
+        "stride": config.train_stride if train else 1,
+        "windows": config.windows if train else config.eval_windows,
+        "conditions": conditions,
+    }
+
+
+def with_enough_left(
+    targets: pl.DataFrame, split: str, config: "RecordConfig", builder: "RecordBuilder"
+) -> pl.DataFrame:
+    """The targets that have enough items to draw negatives from."""
+    rows, pool_size = builder.rows(targets), config.num_negatives_of(split)
+    cold = builder.sampler.cold is not None and split != "train"
+    if builder.sampler.arrivals.always and not cold:
+        builder.sampler.check_enough(targets, rows, pool_size)
+        return targets
+    # Early in a source there are too few items to draw from, which is nobody's mistake.
+    return targets.filter(builder.sampler.num_left(rows, pool_size, cold) >= pool_size)
+
+
+def check_enough_left(targets: int, kept: int, split: str, config: "RecordConfig") -> None:
+    """Raise if no target of a split has."""
+    if not kept:
+        which = "items without a training event" if config.eval_candidates == COLD and split != "train" else "items"
+        raise ValueError(
+            f"split '{split}': none of {targets} targets has {config.num_negatives_of(split)} {which} that existed by then "
+            "to draw negatives from. Draw fewer negatives, use more items, or pass existence='off'."
+        )

@@ -1,8 +1,12 @@
 """What is a path, and what the name of a data set on the Hub."""
 
 import difflib
+import os
 import re
+import socket
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 
 _HUB_NAME = r"[\w.-]+/[\w.-]+"
@@ -25,6 +29,20 @@ def is_hub_name(name: str | Path) -> bool:
     if not isinstance(name, str) or not re.fullmatch(_HUB_NAME, name) or name.startswith("."):
         return False
     return not name.lower().endswith(_FILE_ENDINGS) and not Path(name).parent.is_dir()
+
+
+def hub_can_be_named() -> bool:
+    """
+    Whether the Hub's name has an address. Where it has none there is no connection, and a mistyped name is told at once:
+    libraries ask five times, for half a minute. Behind a proxy, which knows names of its own, nobody can tell.
+    """
+    if {"http", "https", "all"} & getproxies().keys():
+        return True
+    try:
+        socket.getaddrinfo(urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co")).hostname or "", None)
+    except OSError:
+        return False
+    return True
 
 
 def nearest_file(path: str | Path) -> str:

@@ -6,6 +6,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from ..interactions import ITEM_ID, RATING, TIMESTAMP, TITLE, USER_ID, Interacti
 from ..readers.delimited import check_header, raise_first_bad_line, read_table
 from ..readers.json_lines import check_records, doubtful, raise_first_bad_record, value_problem
 from ..readers.text_files import check_not_empty
-from ..titles import drop_untitled, plain_titles, resolve_duplicate_titles
+from ..streams import EventStream, stream_of
+from ..titles import plain_titles
 from .goodreads_books import ATTRIBUTES, read_attributes
 
 
@@ -110,6 +112,20 @@ def load_goodreads(
         interactions = load_goodreads("goodreads_interactions_poetry.json.gz", read_only=True)
         ```
     """
+    with stream_goodreads(path, time=time, read_only=read_only, series=series, attributes=attributes) as stream:
+        return stream.collect()
+
+
+@contextmanager
+def stream_goodreads(
+    path: str | Path,
+    *,
+    time: str = "read_at",
+    read_only: bool = False,
+    series: bool = True,
+    attributes: str | Sequence[str] = (),
+) -> Iterator[EventStream]:
+    """As [`load_goodreads`], with events that are read from a temporary Parquet file as they are needed."""
     if time not in TIMES:
         raise ValueError(f"time={time!r} is not one of {', '.join(TIMES)}. Pass one of them.")
     wanted = wanted_attributes(attributes, ATTRIBUTES, "goodreads")
@@ -126,16 +142,13 @@ def load_goodreads(
             _spool_json(path, spool, time)
         else:
             _spool_csv(path, spool)
-        wanted = pl.col("is_read") | (not read_only)
-        report |= _count(spool, path, wanted)
-        rows = pl.scan_parquet(spool).filter(wanted).select(USER_ID, ITEM_ID, RATING, TIMESTAMP)
+        of_use = pl.col("is_read") | (not read_only)
+        report |= _count(spool, path, of_use)
+        rows = pl.scan_parquet(spool).filter(of_use).select(USER_ID, ITEM_ID, RATING, TIMESTAMP)
         rows = rows.drop_nulls(TIMESTAMP) if has_time else _map_ids(rows, path.parent)
-        events = rows.collect(engine="streaming")
-    events, items, dropped = drop_untitled(events, items)
-    events, items, merges = resolve_duplicate_titles(events, items)
-    items = items if known is None else with_attributes(items, known)
-    name = path.name.split(".")[0].replace("_interactions", "")
-    return Interactions(events, items, name, has_time=has_time, report=report | dropped | merges)
+        name = path.name.split(".")[0].replace("_interactions", "")
+        stream = stream_of(rows, items, name, has_time=has_time, report=report)
+        yield stream if known is None else replace(stream, items=with_attributes(stream.items, known))
 
 
 def _find_interactions(path: Path) -> Path:
