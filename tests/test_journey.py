@@ -95,8 +95,22 @@ def test_from_a_table_to_a_pushed_model_with_an_interruption_of_each_command(wor
         assert re.search(r"^chance +0\.167", text, re.MULTILINE)
         assert re.search(r"^s-dpo +5 +1 +40 ", text, re.MULTILINE)  # K as it was drawn
         assert "The report is outputs/report/results.html. Next: trl-sdpo recommend" in text
-        done = run("run", "mine.yaml")
-        assert done.count("done before") == 4
+        page = (workplace / "outputs" / "report" / "results.html").read_text()
+        assert re.search(r'<p class="verdict">s-dpo has hr@1 \d\.\d+ .*chance has 0\.167', page)
+        assert "Made on 2" in page
+        # a report that is finished is not lost, and what is done stays done
+        again = [
+            "--dataset_name",
+            "data/mine",
+            "--model_name_or_path",
+            "outputs/sft",
+            "--output_dir",
+            "outputs/report",
+        ]
+        refused = trl_sdpo(["evaluate", *again], workplace, environment)
+        assert refused.status == 1, refused.text
+        assert "--output_dir: outputs/report holds a finished report. Pass --overwrite to replace it" in refused.text
+        assert run("run", "mine.yaml").count("done before") == 4
 
         # 2. What the last line said
         words = ["recommend", "--model_name_or_path", "outputs/s-dpo", "--history", "Robots, Volume 3", "Robots-4"]
@@ -119,11 +133,15 @@ def test_from_a_table_to_a_pushed_model_with_an_interruption_of_each_command(wor
         card = repo.files["README.md"].decode()
         metrics = json.loads((workplace / "outputs" / "report" / "results.json").read_text())["sections"][0]["systems"]
         assert f"| hr@1 | {metrics['s-dpo']['hr@1']:.4f} |" in card
+        assert not re.search(r"version of \[?None|time machine|Nothing was evaluated", card)
+        assert card.count("Framework versions") <= 1
         back = ["recommend", "--model_name_or_path", "me/books", *words[3:], "--top_k", "3"]
+        run(*back, interrupt="Loading weights", goes_on="begins anew")
         again = re.findall(r"^ +\d\. (\w+, Volume \d)  \((\w+-\d)\)  -\d", run(*back), re.MULTILINE)
         assert again == listed
 
         run("push", "data/mine", "me/records", "--redistribution_permitted", "--pseudonymise")
+        assert hub.repos["datasets", "me/records"].private
         train = ["train", "--dataset_name", "me/records", "--model_name_or_path", "model", "--output_dir", "from-hub"]
         run(*train, "--max_steps", "1", "--dataset_test_split", "none")
         words[2] = "from-hub"

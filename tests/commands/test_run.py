@@ -3,8 +3,11 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import threading
+import time
 
 import pytest
 
@@ -209,6 +212,24 @@ def test_a_command_has_a_process_of_its_own(workplace, capfd):
     assert (workplace / "data" / "report.json").is_file()
     # said by the other process, to where this one speaks
     assert "data: " in capfd.readouterr().out
+
+
+def test_kill_ends_the_command_too(tmp_path, monkeypatch):
+    program = tmp_path / "python"
+    program.write_text(f"#!/bin/sh\ntouch {tmp_path}/begun\nexec {sys.executable} -c 'import time; time.sleep(60)'\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(run_command.sys, "executable", str(program))
+
+    def kill():
+        while not (tmp_path / "begun").exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    assert run_command._start("sft", []) in (-signal.SIGINT, 128 + signal.SIGINT)
+    thread.join()
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
 def test_a_report_is_made_anew_or_gone_on_with(tmp_path):

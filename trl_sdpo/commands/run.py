@@ -359,11 +359,15 @@ def _start(name: str, words: list[str]) -> int:
     paths = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
     command = [sys.executable, "-m", "trl_sdpo.cli", name, *words]
     with subprocess.Popen(command, env=os.environ | {"PYTHONPATH": paths, SPOKEN_FOR: RUN}) as process:
+        # `kill` and schedulers of a cluster tell this process alone: without it the stage would train on, beside the next run
+        before = signal.signal(signal.SIGTERM, lambda *_: process.send_signal(signal.SIGINT))
         try:
             return process.wait()
         except KeyboardInterrupt:
             _end(process)
             raise
+        finally:
+            signal.signal(signal.SIGTERM, before)
 
 
 def _end(process: subprocess.Popen) -> None:

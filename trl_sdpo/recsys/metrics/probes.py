@@ -43,11 +43,13 @@ _AS_POPULAR = (
     "it finds no more than the popularity of the items that it picks explains (matched): records show when popular items were "
     "first met, and of others not; `report.md` of the records goes by the times of all events"
 )
+_AS_IT_IS = "where that is set already, the {} themselves tell what follows what, and no setting closes it"
 _OF_TIME = ("existed by then", "did not exist by then")
 _REMEDIES = {
-    "list lookup": "draw candidates by (seed, user, position): candidate_seed='record'",
-    ABOVE: "order ties by (seed, user, item): order='time'",
-    BELOW: "order ties by (seed, user, item): order='time'",
+    "list lookup": "draw candidates by (seed, user, position): candidate_seed='record'; "
+    + _AS_IT_IS.format("lists of so few items"),
+    ABOVE: "order ties by (seed, user, item): order='time'; " + _AS_IT_IS.format("ids"),
+    BELOW: "order ties by (seed, user, item): order='time'; " + _AS_IT_IS.format("ids"),
     ANOTHERS: _OWN_IDS,
     "never a training negative": "exclude only what the user touched up to the record's phase: exclude_seen='phase'",
     "existed by then": "draw negatives from what existed by then: existence='first-event'",
