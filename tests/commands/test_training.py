@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,7 +17,8 @@ from trl_sdpo import cli, to_prompt_completion
 from trl_sdpo.commands import sft, train
 from trl_sdpo.data_utils import tokenize_multi_preference
 from trl_sdpo.pipeline.stage_records import chosen_rows, completions_are_lines, tokenize_lines
-from trl_sdpo.recsys import PromptTemplate
+from trl_sdpo.pipeline.training import train_and_save
+from trl_sdpo.recsys import PromptTemplate, get_template
 from trl_sdpo.recsys.records.recommender_files import (
     Catalogue,
     RecommenderConfig,
@@ -215,6 +217,19 @@ def test_what_a_recommender_needs_travels_with_the_model(workplace, lines):
         files = load_recommender_files(workplace / name)
         assert files.config == RecommenderConfig([template], append_eos=not lines)
         assert files.catalogue == catalogue
+
+
+def test_a_catalogue_of_other_data_does_not_stay_beside_a_new_model(llama, records, make_trainer, tmp_path):
+    """Of a data set that has none. While it trains it is gone already, for what is pushed then."""
+    config = RecommenderConfig([get_template("watched")])
+    save_recommender_files(tmp_path / "data", config)
+    trainer = make_trainer(llama(), records(4), args={"max_steps": 1})
+    output = Path(trainer.args.output_dir)
+    save_recommender_files(output, config, Catalogue(["9"], ["Of Other Data"]))
+    train_and_save(trainer, tmp_path / "data")
+    files = load_recommender_files(output)
+    assert files.config == config
+    assert files.catalogue is None
 
 
 class TestTokens:

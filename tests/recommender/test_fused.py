@@ -118,3 +118,22 @@ def test_what_a_fusion_needs(served, parts, prepared):
     titles = list(recommender.catalogue.titles[:2])
     with pytest.raises(ValueError, match="'Unheard of' is not in the catalogue, so a fusion has no score of it"):
         recommender.recommend(titles, candidates=["Unheard of", titles[0]], unknown_titles="keep")
+
+
+def test_attributes_and_title_are_weighed_apart(served, parts):
+    """With weights of 1 the parts are the likelihood; with others they are what `score_parts` says."""
+    recommender, _ = served
+    histories, candidates = ids_of(parts[1])
+    given = (recommender.model, recommender.processing_class, recommender.config, recommender.catalogue)
+
+    def fused(*weights):
+        return Recommender(*given, fusion=Fusion(("attributes", "title"), weights, (0.0,) * 2, (0.0,) * 2, -1.0, 1))
+
+    likelihood = recommender.score(histories, candidates, score="likelihood")
+    scored = recommender.score_parts(histories, candidates)
+    for found, expected in zip(fused(1.0, 1.0).score(histories, candidates), likelihood, strict=True):
+        np.testing.assert_allclose(found, expected, atol=1e-4)
+    for found, row in zip(fused(0.5, 2.0).score(histories, candidates), scored, strict=True):
+        np.testing.assert_allclose(found, row @ [0.5, 2.0], atol=1e-4)
+    with pytest.raises(ValueError, match="weighs attributes and title apart, which are scored of candidates"):
+        fused(1.0, 1.0).recommend_ids(histories, top_k=2)

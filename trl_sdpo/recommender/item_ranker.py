@@ -162,7 +162,8 @@ class ItemRanker:
         if how.score == LIKELIHOOD:
             return scores
         if how.score == FUSION:
-            return self.fused(scores, self._ids(histories), self._ids(candidates, "candidates"))
+            known = self.score_parts(how, histories, candidates) if self.fused.by_parts else scores
+            return self.fused(known, self._ids(histories), self._ids(candidates, "candidates"))
         if how.score == PMI:
             others = self._log_probs(how.model, how, self.prompts.without_history(shown), answers)
         else:
@@ -234,6 +235,11 @@ class ItemRanker:
 
     def _fuse_all(self, histories: Items) -> Callable[[np.ndarray, int], np.ndarray]:
         """Fuses the scores of all titles after some of these histories."""
+        if self.fused.by_parts:
+            raise ValueError(
+                f"{self.name}: its fusion weighs attributes and title apart, which are scored of candidates and not of the "
+                "whole catalogue. Pass candidates, or another score."
+            )
         read, items = self._ids(histories), [self.catalogue.item_ids[row] for row in self.trie.distinct_titles()]
 
         def combine(scores: np.ndarray, begin: int) -> np.ndarray:

@@ -20,6 +20,8 @@ from ..scoring.title_trie import TitleTrie
 
 
 LIKELIHOOD, PMI, REWARD, FUSION = SCORES = ("likelihood", "pmi", "reward", "fusion")
+# The likelihood in two, as features by these names: of what stands before a title, and of the title.
+PARTS = ("attributes", "title")
 FUSION_FILE, SCORERS_FILE = "fusion.json", "fusion_scorers.json"
 
 
@@ -142,7 +144,8 @@ class FusedScores:
     Args:
         fusion ([`Fusion`]):
             The fit. Its features are those of `scorers` by name, `"log(1 + training events)"` and `"no training event"`, and
-            one more, whatever its name: the log-likelihood of the language model.
+            one more, whatever its name: the log-likelihood of the language model. In its place `"attributes"` and `"title"`
+            are the two parts of it that [`Recommender.score_parts`] gives.
         scorers (`Mapping[str, Callable]`):
             Models of ids by name, see [`score_records`].
         catalogue ([`Catalogue`], *optional*):
@@ -154,7 +157,8 @@ class FusedScores:
 
     def __init__(self, fusion: Fusion, scorers: Mapping[str, Scorer], catalogue: Catalogue | None) -> None:
         own = [name for name in fusion.features if name not in scorers and name not in (EVENTS, COLD)]
-        if len(own) != 1:
+        self.by_parts = set(own) == set(PARTS)
+        if len(own) != 1 and not self.by_parts:
             raise ValueError(
                 f"fusion: {own} of its features {list(fusion.features)} are neither training counts nor among the scorers "
                 f"{sorted(scorers)}; one has to be, the likelihood of the model. Pass a scorer for each of the others."
@@ -175,7 +179,8 @@ class FusedScores:
 
         Args:
             log_probs (`Sequence[numpy.ndarray]`):
-                Of the candidates of each history by the language model.
+                Of the candidates of each history by the language model; where it is fused `by_parts`, of shape
+                `(candidates, 2)`.
             histories (`Sequence[Sequence[str]]`), candidates (`Sequence[Sequence[str]]`):
                 Item ids.
 
@@ -184,6 +189,8 @@ class FusedScores:
         """
         counts = [np.array([self.counts[item] for item in row], dtype=np.float64) for row in candidates]
         parts: dict[str, Sequence[Any]] = {self.own: log_probs, EVENTS: [np.log1p(row) for row in counts]}
+        if self.by_parts:
+            parts |= {name: [row[:, place] for row in log_probs] for place, name in enumerate(PARTS)}
         parts[COLD] = [(row == 0).astype(float) for row in counts]
         asked = [list(row) for row in histories], [list(row) for row in candidates]
         parts |= {name: scorer(*asked) for name, scorer in self.scorers.items()}

@@ -165,7 +165,7 @@ def leak_probes(
 
         ```
     """
-    seen = _first_times(records, reference) if met is None else met
+    seen = _first_times(records, reference) if met is None else dict(met)
     records = _spread(records, max_records)
     reference = None if reference is None else _spread(reference, max_reference)
     rows = _rows(records)
