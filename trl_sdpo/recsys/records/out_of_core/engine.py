@@ -130,14 +130,19 @@ def opened_plan(
         del interactions  # large, and not needed for the records
         yield plan, about
         return
+    with _removing_of_no_use(folder):
+        disk_plan = plan_on_disk(partitions, processing_class)
+        reason = _read_begun(folder)["reason"]
+        yield disk_plan, {"loader": disk_plan.loaded, "engine": DISK, "engine_reason": reason}
+
+
+@contextmanager
+def _removing_of_no_use(folder: Path) -> Iterator[None]:
+    """Remove the partitions when records are made of them, or when the same call would meet the same error again."""
     try:
         with _full_disk_said(folder):
-            disk_plan = plan_on_disk(partitions, processing_class)
-            yield (
-                disk_plan,
-                {"loader": disk_plan.loaded, "engine": DISK, "engine_reason": _read_begun(folder)["reason"]},
-            )
-    except ValueError:  # of the options, which the same call would meet again
+            yield
+    except ValueError:
         shutil.rmtree(folder, ignore_errors=True)
         raise
     shutil.rmtree(folder)

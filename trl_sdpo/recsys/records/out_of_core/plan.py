@@ -52,7 +52,7 @@ class DiskPlan:
     def __init__(self, shared: Shared, report: dict, counts: list[dict]) -> None:
         self.config, self.builder, self.report = shared.partitions.config, shared.builder, report
         self.catalogue, self.train_counts = shared.catalogue, shared.train_counts
-        self.first_met = None  # of cold candidates, which the steps do not know
+        self.first_met = shared.first_met
         self.partitions, self.counts, self.loaded = shared.partitions, counts, shared.loaded
         self.sizes = {split: report[split]["records"] for split in wanted_splits(self.config)}
         self.builder.sampler.filled_uniformly = sum(one["filled"] for one in counts)

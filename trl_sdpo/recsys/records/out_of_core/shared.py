@@ -107,19 +107,30 @@ class Shared:
             sampler.number_items(partitions.item_ids.gather(self._first_seen()))
         return record_builder(nothing, catalogue, sampler, config, self.processing_class)
 
-    def _available_from(self) -> np.ndarray | None:
-        config, partitions = self.partitions.config, self.partitions
-        if config.resolved_existence == OFF:
-            return None
-        never = np.iinfo(np.int64).max
-        times = np.full(len(partitions.item_ids), never)
-        for _, facts in _all_facts(partitions, steps.SEQUENCES, ["first_items", "first_times"]):
+    @cached_property
+    def _firsts(self) -> pl.DataFrame:
+        """The items of the source with the time of their first event, see [`first_events`]."""
+        never, ids = np.iinfo(np.int64).max, self.partitions.item_ids
+        times = np.full(len(ids), never)
+        for _, facts in _all_facts(self.partitions, steps.SEQUENCES, ["first_items", "first_times"]):
             items = facts["first_items"]
             times[items] = np.minimum(times[items], facts["first_times"])
         met = np.flatnonzero(times < never)
-        firsts = pl.DataFrame({ITEM_ID: partitions.item_ids.gather(met), "time": times[met]})
-        finer = partitions.in_nanoseconds
-        return arrivals_after(firsts, self.catalogue, config.resolved_existence, in_nanoseconds=finer)
+        return pl.DataFrame({ITEM_ID: ids.gather(met), "time": times[met]})
+
+    @property
+    def first_met(self) -> dict | None:
+        """The second of the first event of every item, see [`RecordPlan`]."""
+        if not self.partitions.has_time:
+            return None
+        seconds = pl.col("time") // (10**9 if self.partitions.in_nanoseconds else 1)
+        return dict(self._firsts.select(ITEM_ID, seconds).iter_rows())
+
+    def _available_from(self) -> np.ndarray | None:
+        existence = self.partitions.config.resolved_existence
+        if existence == OFF:
+            return None
+        return arrivals_after(self._firsts, self.catalogue, existence, in_nanoseconds=self.partitions.in_nanoseconds)
 
     def _neighbours(self) -> np.ndarray | None:
         config, folder = self.partitions.config, self.partitions.folder

@@ -21,7 +21,7 @@ from ...interactions.interactions import (
 )
 from ..config import RecordConfig
 from ..dataset import wanted_splits
-from ..phases import OFF, consumed_before, first_events, phase_begins, touched_before
+from ..phases import consumed_before, first_events, phase_begins, touched_before
 from ..rows import ROW, RecordBuilder, facts_of_targets
 from ..sequences import keep_known, number_events, order_events, ties_are_sets
 from ..sequences import order_options as order_options_of
@@ -84,7 +84,6 @@ def order_partition(partitions: Partitions, number: int) -> None:
     if partitions.has_time:
         times = instants(ordered)
         facts["times"] = np.array([times.min(), times.max()] if len(times) else [], dtype=np.int64)
-    if config.resolved_existence != OFF:
         firsts = first_events(source)
         facts["first_items"] = encode(firsts[ITEM_ID], partitions.item_ids)
         facts["first_times"] = firsts["time"].to_numpy()
