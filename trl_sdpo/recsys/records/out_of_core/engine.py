@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 MEMORY, DISK, AUTO = ENGINES = ("memory", "disk", "auto")
-# Measured: what planning takes of memory, and the partitions of the disk, for each event.
+# For each event: of memory what planning took at 25 million (5.2 GB), of the disk an estimate from the widths of the columns.
 _MEMORY_PER_EVENT, _DISK_PER_EVENT = 210, 90
 _FORMAT_VERSION = 1
 _FULL = "No space left on device"
