@@ -12,6 +12,7 @@ from trl_sdpo.evaluation.baselines import consumed_items
 from trl_sdpo.pipeline import Run
 from trl_sdpo.recsys import Interactions, build_preference_dataset, build_sequences, load_source, temporal_split
 from trl_sdpo.recsys.interactions.attributes import most_frequent, with_attributes
+from trl_sdpo.recsys.interactions.published import fetch_source
 from trl_sdpo.recsys.interactions.readers.release_files import open_release
 from trl_sdpo.recsys.records.recommender_files import Catalogue, load_recommender_files
 
@@ -34,10 +35,11 @@ def load_interactions(source: Source, path: Path | None) -> Interactions:
     Returns:
         [`~trl_sdpo.recsys.Interactions`]: The items of films with `decade`, artists with the `tags` of the training period.
     """
-    options = {"attributes": source.attributes} if source.attributes else {}
-    interactions = load_source(source.source, path, **options)
     if source.source == "lastfm":
+        path = fetch_source(source.source) if path is None else path
+        interactions = load_source(source.source, path)
         return replace(interactions, items=with_attributes(interactions.items, training_tags(interactions, path)))
+    interactions = load_source(source.source, path, attributes=source.attributes)
     decade = (pl.col("year") // 10 * 10).cast(pl.String) + "s"
     return replace(interactions, items=interactions.items.with_columns(decade.alias("decade")))
 

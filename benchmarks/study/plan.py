@@ -72,8 +72,6 @@ class Size:
             Rank of the adapters; records in memory at once.
         base (`dict`):
             More arguments of [`~trl_sdpo.pipeline.make_small_llama`].
-        baseline_options (`dict`):
-            More arguments of the networks over ids.
     """
 
     model: str = SMALL_LLAMA

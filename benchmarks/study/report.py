@@ -186,8 +186,8 @@ def _language_features(model: Model, place: Path, split: str) -> dict[str, list[
 
 def cold_ranks(setting: Setting, models: Mapping[str, Model]) -> dict[str, list[np.ndarray]]:
     """
-    Ranks among candidates that are all cold: by likelihood; by it less that without the history; by the attributes alone;
-    and by fits on validation records of these, without and with the content baseline.
+    Ranks among candidates that are all cold: by likelihood; by it less that without the history; and by
+    fits on validation records of these and of the attributes before the titles, without and with the content baseline.
     """
     content = {split: baseline_scores(setting, split) for split in (COLD_VALIDATION, COLD)}
     placed = {name: [ranks(one)] for name, one in content[COLD].items()}
@@ -251,7 +251,12 @@ def collect(setting: Setting, models: Mapping[str, Model], search: list[dict], c
     placed = {name: [ranks(one)] for name, one in baseline_scores(setting, "test").items()}
     placed |= {name: [*map(ranks, found)] for name, one in models.items() if (found := model_scores(one, "test"))}
     fits, weights = fused(setting, models)
-    pairs = [(SFT, SFT_TITLES), *((name, SFT) for name in aligned), *((name, MORE_SFT) for name in aligned)]
+    pairs = [
+        (SASREC_TEXT, "sasrec"),
+        (SFT, SFT_TITLES),
+        *((name, SFT) for name in aligned),
+        *((name, MORE_SFT) for name in aligned),
+    ]
     pairs += [(name, "DPO, 1 negative") for name in aligned if name.startswith("S-DPO")]
     fusion_pairs = [(name, IDS) for name in fits if not name.startswith(f"{IDS_AND_CONTENT} +")]
     fusion_pairs += [(name, IDS_AND_CONTENT) for name in fits if name != IDS]
