@@ -1,5 +1,6 @@
 """The tables of the report in Markdown, and its figure."""
 
+import itertools
 from pathlib import Path
 
 import matplotlib
@@ -8,12 +9,22 @@ import numpy as np
 from trl_sdpo._markdown import markdown_table
 from trl_sdpo.files import writing
 
+from .plan import MANY
+
 
 matplotlib.use("Agg")
 
 from matplotlib import pyplot as plt  # the backend comes first
 
 
+NAMES = {
+    "item-knn": "item-kNN",
+    "sasrec": "SASRec",
+    "gru4rec": "GRU4Rec",
+    "text": "text, frozen",
+    "sasrec-text": "SASRec with text",
+}
+_SHOWN_BY_EVENTS = ("SFT", f"S-DPO, K = {MANY}")
 BLUE, ORANGE, GREY = "#2f6db3", "#c2571a", "#8b929c"
 
 
@@ -146,15 +157,19 @@ def plot(results: dict[str, dict], path: Path) -> None:
     plt.close(figure)
 
 
+def _is_language_model(name: str) -> bool:
+    return name.startswith("Plackett-Luce") or "DPO" in name or "SFT" in name
+
+
 def _plot_systems(axis, title: str, systems: dict) -> None:
     heights = np.arange(len(systems))
     for height, (name, row) in zip(heights, systems.items(), strict=True):
         low, high = row["ci"]
-        color = ORANGE if name.startswith("ids") else BLUE if "DPO" in name or "SFT" in name else GREY
+        color = ORANGE if name.startswith("ids") else BLUE if _is_language_model(name) else GREY
         errors = [[row["hr@1"] - low], [high - row["hr@1"]]]
         axis.errorbar(row["hr@1"], height, xerr=errors, fmt="o", color=color, capsize=3)
     axis.axvline(0.05, color=GREY, linestyle=":")
-    axis.set_yticks(heights, [*systems], size=7)
+    axis.set_yticks(heights, [NAMES.get(name, name) for name in systems], size=7)
     axis.invert_yaxis()
     axis.set(title=f"{title}: hr@1 of 20 candidates, 95% interval over users", xlim=(0, None))
     axis.grid(axis="x", alpha=0.25)
@@ -162,8 +177,11 @@ def _plot_systems(axis, title: str, systems: dict) -> None:
 
 def _plot_events(axis, events: dict, names: list[str]) -> None:
     labels = [one["label"] for one in events["bins"]]
-    for name in names:
-        axis.plot(labels, [one["value"] for one in events["systems"][name]], "o-", label=name, markersize=3)
+    # what follows SFT lies on it: one of them is seen, not all
+    shown = [name for name in names if not _is_language_model(name) or name in _SHOWN_BY_EVENTS]
+    for name, marker in zip(shown, itertools.cycle("os^vDX*P"), strict=False):
+        values = [one["value"] for one in events["systems"][name]]
+        axis.plot(labels, values, marker=marker, label=NAMES.get(name, name), markersize=4)
     axis.set(title="hr@1 by training events of the target", xlabel="training events", ylim=(0, None))
     axis.legend(fontsize=6)
     axis.grid(axis="y", alpha=0.25)
