@@ -271,7 +271,9 @@ def test_what_the_terminal_shows_of_a_run(workplace, start, capfd, caplog):
     log = json.loads((workplace / "s-dpo" / "trainer_state.json").read_text())["log_history"]
     assert not any("eval_loss" in entry for entry in log)
     metrics = json.loads((workplace / "s-dpo" / "eval_results.json").read_text())
-    assert metrics["eval_hr@1"] == results["sections"][0]["systems"]["s-dpo"]["hr@1"]
+    row = results["sections"][0]["systems"]["s-dpo"]
+    assert all(metrics[f"eval_{name}"] == row[name] for name in ("hr@1", "hr@1_ci", "n", "users"))
+    assert metrics["eval_candidates"] == [4, 4]
     # an evaluation that a section asks for is made
     assert dict(start)["train"] == ["--dataset_test_split", "none"]
     write(sections | {"train": sections["train"] | {"dataset_test_split": "test"}})

@@ -49,6 +49,19 @@ def test_metrics_that_were_written_later_are_in_the_card(tmp_path):
     assert "No evaluation is recorded" not in card
 
 
+def test_metrics_of_a_report_have_its_intervals_over_users(tmp_path):
+    facts = ModelFacts("s-dpo", "s-dpo")
+    keep_facts(tmp_path, facts, str(make_model_card(facts)))
+    report = {"hr@1": 0.25, "hr@1_ci": [0.1, 0.5], "mrr": 0.5, "n": 40, "users": 7, "candidates": [20, 20]}
+    (tmp_path / "eval_results.json").write_text(json.dumps({f"eval_{name}": value for name, value in report.items()}))
+    card = str(make_model_card(facts_of(tmp_path, "me/pushed")))
+    assert "After training, over the 20 candidates of each record, *sampled* metrics, n = 40 of 7 users." in card
+    assert "| hr@1 | 0.2500 | 0.1000 to 0.5000 | 0.050 |" in card
+    assert "| mrr | 0.5000 |  |  |" in card
+    assert "Intervals are over users" in card
+    assert "Wilson's" not in card
+
+
 def test_a_card_that_was_made_is_made_anew_and_one_of_a_person_is_kept(kept):
     folder, _ = kept
     path = folder / "README.md"

@@ -94,6 +94,7 @@ def run(arguments: Any) -> None:
         raise ValueError(f"{folder}: no such directory. Pass that of a model or of a prepared data set.")
     from huggingface_hub.utils import get_session
 
+    from ..hub.privacy import personal_columns
     from ..hub.pushes import push_dataset, push_model
 
     kind = arguments.type
@@ -117,4 +118,8 @@ def run(arguments: Any) -> None:
         revision=arguments.revision,
         **options,
     )
-    print(f"{folder} is at {info.repo_url.url}, commit {info.oid[:12]}.")
+    print(f"{folder} is at {info.repo_url.url}, commit {info.oid[:12]}{'' if arguments.public else ', private'}.")
+    if kind == "dataset" and not arguments.pseudonymise and (told := personal_columns(folder)):
+        print(
+            f"Its records tell of people: {', '.join(told)}. --pseudonymise puts ids that cannot be turned back there."
+        )

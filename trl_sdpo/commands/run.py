@@ -4,6 +4,7 @@ import argparse
 import importlib
 import json
 import logging
+import math
 import os
 import re
 import signal
@@ -50,6 +51,8 @@ TITLES = {
     "push": "push to the Hub",
 }
 _SECONDS_TO_END = 15
+# Of a row of a report: its metrics, their intervals over users, and of how many records and users they are
+_FOR_CARDS = r"((hr|ndcg)@\d+|mrr)(_ci)?|n|users"
 BEFORE = "the stages before it"
 
 
@@ -312,8 +315,10 @@ def _pass_on_metrics(stage: Stage, stages: Sequence[Stage]) -> None:
     trained = [os.path.normpath(one.output) for one in stages if one.name in TRAINING and one.output is not None]
     for folder, name in _evaluated([stage]).items():
         if folder in trained and name in rows and not (kept := Path(folder) / "eval_results.json").exists():
-            metrics = {key: value for key, value in rows[name].items() if re.fullmatch(r"(hr|ndcg)@\d+|mrr", key)}
-            write_text(kept, json.dumps({f"eval_{key}": value for key, value in metrics.items()}, indent=4) + "\n")
+            told = {key: value for key, value in rows[name].items() if re.fullmatch(_FOR_CARDS, key)}
+            size = 1 / rows["chance"]["hr@1"] if rows.get("chance", {}).get("hr@1") else 0.5
+            told |= {"candidates": [round(size)] * 2} if math.isclose(size, round(size)) else {}
+            write_text(kept, json.dumps({f"eval_{key}": value for key, value in told.items()}, indent=4) + "\n")
 
 
 def _what_next(stages: Sequence[Stage]) -> str:

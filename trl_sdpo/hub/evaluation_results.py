@@ -2,7 +2,7 @@
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from huggingface_hub import EvalResult
 
@@ -28,6 +28,10 @@ class Evaluation:
             After which step of training.
         num_candidates (`tuple[int, int]` or `None`):
             The smallest and the largest number of candidates of a record.
+        num_users (`int` or `None`):
+            Of how many users the records are, where intervals are over these.
+        intervals (`dict[str, tuple[float, float]]`):
+            95% intervals over users by metric, as a report has them. A metric without one has an interval over records.
     """
 
     dataset: str | None
@@ -35,6 +39,14 @@ class Evaluation:
     num_records: int | None
     step: int
     num_candidates: tuple[int, int] | None = None
+    num_users: int | None = None
+    intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
+
+    def interval(self, metric: str) -> tuple[float, float] | None:
+        """The 95% interval of a metric: over users where it is known, and then of no metric over records."""
+        if self.intervals:
+            return self.intervals.get(metric)
+        return wilson_interval(self.metrics[metric], self.num_records)
 
 
 def describe_evaluations(evaluations: list[Evaluation]) -> str:
@@ -51,10 +63,12 @@ def describe_evaluations(evaluations: list[Evaluation]) -> str:
         )
         where = f"`{public_name(one.dataset)}`. " if one.dataset else ""
         count = "" if n is None else f", n = {n:,}"
-        parts.append(f"{where}After step {one.step:,}, over {sampled}{count}.")
+        count += "" if one.num_users is None else f" of {one.num_users:,} users"
+        when = f"After step {one.step:,}" if one.step else "After training"
+        parts.append(f"{where}{when}, over {sampled}{count}.")
         rows = []
         for name, value in _telling(one).items():
-            low_high = wilson_interval(value, n)
+            low_high = one.interval(name)
             chance = _chance(name, sizes)
             rows.append(
                 (
@@ -65,7 +79,9 @@ def describe_evaluations(evaluations: list[Evaluation]) -> str:
                 )
             )
         parts.append(table(["metric", "value", "95% interval", "chance"], rows))
-    if any(one.num_records for one in evaluations):
+    if any(one.intervals for one in evaluations):
+        parts.append("Intervals are over users, whose records are not independent of each other.")
+    if any(one.num_records and not one.intervals for one in evaluations):
         parts.append(
             "Intervals are Wilson's, from the number of records, which they treat as independent. Those of ndcg and mrr are "
             "wider than need be: a mean of values between 0 and 1 varies no more than a share does."
@@ -133,7 +149,7 @@ def to_eval_results(evaluation: Evaluation, source: str) -> list[EvalResult]:
     name = public_name(evaluation.dataset) or source
     results = []
     for metric, value in _telling(evaluation).items():
-        interval = wilson_interval(value, evaluation.num_records)
+        interval = evaluation.interval(metric)
         bounds = (
             f" (95% interval {interval[0]:.4f} to {interval[1]:.4f}, n = {evaluation.num_records:,})"
             if interval
@@ -143,7 +159,7 @@ def to_eval_results(evaluation: Evaluation, source: str) -> list[EvalResult]:
             {"n": evaluation.num_records, "interval": [round(bound, 6) for bound in interval]} if interval else None
         )
         if arguments:
-            arguments |= {"confidence": 0.95, "method": "wilson"}
+            arguments |= {"confidence": 0.95, "method": "over users" if evaluation.intervals else "wilson"}
         results.append(
             EvalResult(
                 task_type="text-ranking" if evaluation.num_candidates else "text-generation",
@@ -173,7 +189,7 @@ def read_evaluations(log_history: list[dict], step: int | None = None) -> list[E
 
     Returns:
         `list[Evaluation]`: One for each evaluation data set, with the number of records where it is logged beside them, as
-        [`RankingCallback`] does.
+        [`RankingCallback`] does, and what else the file of a report's metrics says.
     """
     found: dict[int, dict[str | None, dict[str, float]]] = {}
     for entry in log_history:
@@ -185,7 +201,20 @@ def read_evaluations(log_history: list[dict], step: int | None = None) -> list[E
         return []
     step = max(found) if step not in found else step
     sizes = {key: value for entry in log_history if entry.get("step", 0) == step for key, value in entry.items()}
-    return [
-        Evaluation(name, metrics, sizes.get("eval_n" if name is None else f"eval_{name}_n"), step)
-        for name, metrics in found[step].items()
-    ]
+    evaluations = []
+    for name, metrics in found[step].items():
+        prefix = "eval_" if name is None else f"eval_{name}_"
+        intervals = {one: tuple(ci) for one in metrics if (ci := sizes.get(f"{prefix}{one}_ci"))}
+        spans = sizes.get(f"{prefix}candidates")
+        evaluations.append(
+            Evaluation(
+                name,
+                metrics,
+                sizes.get(f"{prefix}n"),
+                step,
+                num_candidates=tuple(spans) if spans else None,
+                num_users=sizes.get(f"{prefix}users"),
+                intervals=intervals,
+            )
+        )
+    return evaluations
