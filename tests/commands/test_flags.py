@@ -68,6 +68,7 @@ MEANINGS = {
     "merge_repeats": "one event for a user and item",
     "order": "order of events",
     "split": "how splits are told apart",
+    "engine": "in memory or from disk",
     "ratios": "shares of splits",
     "file_order": "trust the order of the file",
     "windows": "training targets of a user",

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from .._progress import progress
 
 
 def title_embeddings(
@@ -67,7 +68,7 @@ def title_embeddings(
     vectors: np.ndarray | None = None
     model.eval()
     try:
-        for begin in tqdm(range(0, len(order), batch_size), desc=desc, unit=" batches", disable=desc is None):
+        for begin in progress(range(0, len(order), batch_size), desc=desc, unit="batches"):
             rows = order[begin : begin + batch_size]
             found = _embed(model, [tokens[row] for row in rows], device)
             vectors = np.empty((len(order), found.shape[1]), dtype=np.float32) if vectors is None else vectors

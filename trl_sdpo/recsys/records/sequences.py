@@ -165,9 +165,9 @@ def check_events_left(
             f"{name}: no event is left of {in_words(said)}. Lower min_rating={min_rating}, "
             f"min_interactions={min_interactions} or min_length={min_length}."
         )
-    logger.info(
-        "%s: %s users and %s items stay of %s.", name, f"{report['users']:,}", f"{report['items']:,}", in_words(said)
-    )
+    total, *dropped = said.values()
+    stay = (f"{count:,}" for count in (total - sum(dropped), report["users"], report["items"]))
+    logger.info("%s: %s events of %s users with %s items stay of %s.", name, *stay, in_words(said))
 
 
 def in_words(report: Mapping[str, int]) -> str:
