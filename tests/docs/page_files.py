@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import time
 import zipfile
 from pathlib import Path
 
@@ -71,7 +72,6 @@ def write_movielens(folder: Path) -> None:
 
 def write_goodreads(folder: Path) -> None:
     """One genre."""
-    day = "Sun Jul 30 07:44:10 -0700 2017"
     shelves = [
         {
             "user_id": f"user{user}",
@@ -79,10 +79,10 @@ def write_goodreads(folder: Path) -> None:
             "is_read": True,
             "rating": rating,
             "read_at": "",
-            "date_updated": day,
-            "date_added": day,
+            "date_updated": time.strftime("%a %b %d %H:%M:%S +0000 %Y", time.gmtime(at)),
+            "date_added": time.strftime("%a %b %d %H:%M:%S +0000 %Y", time.gmtime(at)),
         }
-        for user, item, rating, _ in interactions()
+        for user, item, rating, at in interactions()
     ]
     _write_json_lines(folder / "downloads" / "goodreads_interactions_poetry.json.gz", shelves)
     books = [{"book_id": str(item), "title": title(item), "title_without_series": title(item)} for item in ITEMS]
