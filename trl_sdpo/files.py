@@ -8,6 +8,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
+# What lies beside data and models: who pushes it reads nothing of recommenders for its names
+CATALOGUE_FILE, CATALOGUE_TABLE = CATALOGUE_FILES = ("catalogue.json", "catalogue.parquet")
+# The tokens of the titles of a large catalogue, as a tree, for a model beside it
+TRIE_FILE = "title_trie.safetensors"
+
+
 @contextmanager
 def writing(path: str | os.PathLike) -> Iterator[Path]:
     """

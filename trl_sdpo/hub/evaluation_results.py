@@ -66,18 +66,7 @@ def describe_evaluations(evaluations: list[Evaluation]) -> str:
         count += "" if one.num_users is None else f" of {one.num_users:,} users"
         when = f"After step {one.step:,}" if one.step else "After training"
         parts.append(f"{where}{when}, over {sampled}{count}.")
-        rows = []
-        for name, value in _telling(one).items():
-            low_high = one.interval(name)
-            chance = _chance(name, sizes)
-            rows.append(
-                (
-                    name,
-                    f"{value:.4f}",
-                    f"{low_high[0]:.4f} to {low_high[1]:.4f}" if low_high else "",
-                    f"{chance:.3f}" if chance else "",
-                )
-            )
+        rows = [_row(one, name, value) for name, value in _telling(one).items()]
         parts.append(table(["metric", "value", "95% interval", "chance"], rows))
     if any(one.intervals for one in evaluations):
         parts.append("Intervals are over users, whose records are not independent of each other.")
@@ -92,6 +81,12 @@ def describe_evaluations(evaluations: list[Evaluation]) -> str:
             "as a ranking of all items does ([Krichene and Rendle, 2020](https://doi.org/10.1145/3394486.3403226))."
         )
     return "\n\n".join(parts)
+
+
+def _row(evaluation: Evaluation, metric: str, value: float) -> tuple[str, ...]:
+    interval, chance = evaluation.interval(metric), _chance(metric, evaluation.num_candidates)
+    bounds = f"{interval[0]:.4f} to {interval[1]:.4f}" if interval else ""
+    return metric, f"{value:.4f}", bounds, f"{chance:.3f}" if chance else ""
 
 
 def _telling(evaluation: Evaluation) -> dict[str, float]:

@@ -18,9 +18,7 @@ from huggingface_hub import CommitInfo, HfApi
 from huggingface_hub.utils import filter_repo_objects, validate_repo_id
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from ..files import write_text
-from ..recsys.records.catalogue.files import TRIE_FILE
-from ..recsys.records.recommender_files import CATALOGUE_FILES
+from ..files import CATALOGUE_FILES, TRIE_FILE, write_text
 from .card_facts import card_of_a_person, facts_of
 from .card_parts import public_name, without_private
 from .dataset_card import make_dataset_card

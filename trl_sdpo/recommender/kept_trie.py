@@ -11,8 +11,8 @@ from safetensors import SafetensorError
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from ..files import TRIE_FILE
 from ..recsys.records.catalogue.columns import ParquetColumn
-from ..recsys.records.catalogue.files import TRIE_FILE
 from ..recsys.records.recommender_files import (
     CATALOGUE_FILE,
     Catalogue,

@@ -16,7 +16,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from ...files import write_text, writing
+from ...files import CATALOGUE_FILE, CATALOGUE_FILES, write_text, writing
 from ..interactions.readers.paths import hub_can_be_named
 from ..prompts.item_texts import TITLE_ALONE
 from ..prompts.templates import PromptTemplate
@@ -24,9 +24,7 @@ from .catalogue import files as parquet
 from .catalogue.catalogue import Catalogue
 
 
-RECOMMENDER_FILE, CATALOGUE_FILE = "recommender.json", "catalogue.json"
-# A catalogue is in one of these.
-CATALOGUE_FILES = (CATALOGUE_FILE, parquet.PARQUET_FILE)
+RECOMMENDER_FILE = "recommender.json"
 FORMAT_VERSION = 1
 
 _MODEL_FILES = ("config.json", "adapter_config.json")

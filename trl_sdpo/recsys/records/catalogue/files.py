@@ -14,15 +14,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ....files import writing
+from ....files import CATALOGUE_TABLE, writing
 from ...interactions.interactions import ITEM_ID, TITLE
 from .catalogue import Catalogue
 from .columns import ParquetColumn, ParquetColumns
 
 
-PARQUET_FILE = "catalogue.parquet"
-# The tokens of the titles of a large one, as a tree, for a model beside it.
-TRIE_FILE = "title_trie.safetensors"
+PARQUET_FILE = CATALOGUE_TABLE
 # From so many items on a catalogue is Parquet: JSON takes half a second and 50 MB to read by then.
 PARQUET_FROM = 100_000
 FORMAT_VERSION = 1
