@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import shutil
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -207,8 +208,10 @@ def fingerprint_of(source: Interactions) -> list:
     return [source.name, source.events.height, source.items.height, source.has_time, *sums]
 
 
-def fingerprint_of_files(path: str | Path | None) -> list:
+def fingerprint_of_files(path: Any) -> list:
     """What tells files from others: names, sizes and times of those at a path and beside it."""
+    if not isinstance(path, str | os.PathLike | None):
+        return [uuid.uuid4().hex]  # a table in memory, of which a call that is made again cannot be sure
     if path is None or not Path(path).exists():
         return [str(path)]
     folder = Path(path) if Path(path).is_dir() else Path(path).parent
