@@ -225,11 +225,12 @@ def test_kill_ends_the_command_too(tmp_path, monkeypatch):
             time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGTERM)
 
+    before = signal.getsignal(signal.SIGTERM)
     thread = threading.Thread(target=kill)
     thread.start()
     assert run_command._start("sft", []) in (-signal.SIGINT, 128 + signal.SIGINT)
     thread.join()
-    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_a_report_is_made_anew_or_gone_on_with(tmp_path):
