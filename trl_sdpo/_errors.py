@@ -4,7 +4,9 @@ import errno
 import importlib.util
 import os
 import re
-from collections.abc import Collection
+import signal
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -45,6 +47,27 @@ _OPTION = re.compile(
     rf"|(?P<tick>`?)(?<![\w.-])(?P<name>[a-z]\w*)=(?P<value>{_VALUE})(?P=tick)"
     r"|`(?P<alone>[a-z]\w*)`"
 )
+
+
+@contextmanager
+def passing_on_termination() -> Iterator[None]:
+    """
+    Let SIGTERM reach all processes that this one has started, as Ctrl-C does. `kill` and the schedulers of a cluster tell one
+    process alone, and what it has started would train on, beside the next run.
+    """
+
+    def pass_on(*_: object) -> None:
+        import psutil
+
+        for process in psutil.Process().children(recursive=True):
+            with suppress(psutil.NoSuchProcess):
+                process.send_signal(signal.SIGINT)
+
+    before = signal.signal(signal.SIGTERM, pass_on)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def check_extra(module: str, extra: str, what: str) -> None:

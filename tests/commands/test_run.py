@@ -216,7 +216,8 @@ def test_a_command_has_a_process_of_its_own(workplace, capfd):
 
 def test_kill_ends_the_command_too(tmp_path, monkeypatch):
     program = tmp_path / "python"
-    program.write_text(f"#!/bin/sh\ntouch {tmp_path}/begun\nexec {sys.executable} -c 'import time; time.sleep(60)'\n")
+    code = f'import time; open("{tmp_path}/begun", "w"); time.sleep(60)'
+    program.write_text(f"#!/bin/sh\nexec {sys.executable} -c '{code}'\n")
     program.chmod(0o755)
     monkeypatch.setattr(run_command.sys, "executable", str(program))
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from trl import ModelConfig, ScriptArguments
 from trl.scripts.utils import TrlParser
 
-from .._errors import INTERRUPTED, LAUNCH, SPOKEN_FOR, how_training_goes_on
+from .._errors import INTERRUPTED, LAUNCH, SPOKEN_FOR, how_training_goes_on, passing_on_termination
 from ..cli import suggest
 from ..pipeline.machine import OLD_CHECKPOINTING, checkpointing_name, machine_defaults
 from ._parser import CommandParser, check_model_flag, error_of
@@ -319,7 +319,8 @@ def launch(module: str, launch_words: Sequence[str], words: Sequence[str]) -> No
     spoken_for = os.environ.get(SPOKEN_FOR)
     os.environ.setdefault(SPOKEN_FOR, LAUNCH)
     try:
-        launch_command(args)
+        with passing_on_termination():
+            launch_command(args)
     except subprocess.CalledProcessError as error:
         if error.returncode in (INTERRUPTED, -signal.SIGINT):
             raise KeyboardInterrupt from error

@@ -4,7 +4,6 @@ import argparse
 import importlib
 import json
 import logging
-import math
 import os
 import re
 import signal
@@ -18,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from .._errors import INTERRUPTED, RUN, SPOKEN_FOR
+from .._errors import INTERRUPTED, RUN, SPOKEN_FOR, passing_on_termination
 from .._terminal import FlagHelpFormatter
 from ..cli import COMMANDS, GOES_ON, suggest
 from ..files import write_text
@@ -311,13 +310,13 @@ def _not_evaluated_twice(stage: Stage, stages: Sequence[Stage]) -> list[str]:
 def _pass_on_metrics(stage: Stage, stages: Sequence[Stage]) -> None:
     """Put the metrics of a report beside the models that were not evaluated in training, for their cards."""
     results = json.loads((stage.output / "results.json").read_text(encoding="utf-8"))
-    rows = {section["protocol"]: section["systems"] for section in results["sections"]}.get("ranking", {})
+    ranking = next((section for section in results["sections"] if section["protocol"] == "ranking"), None)
+    rows = {} if ranking is None else ranking["systems"]
     trained = [os.path.normpath(one.output) for one in stages if one.name in TRAINING and one.output is not None]
     for folder, name in _evaluated([stage]).items():
         if folder in trained and name in rows and not (kept := Path(folder) / "eval_results.json").exists():
             told = {key: value for key, value in rows[name].items() if re.fullmatch(_FOR_CARDS, key)}
-            size = 1 / rows["chance"]["hr@1"] if rows.get("chance", {}).get("hr@1") else 0.5
-            told |= {"candidates": [round(size)] * 2} if math.isclose(size, round(size)) else {}
+            told["candidates"] = ranking["candidates"]
             write_text(kept, json.dumps({f"eval_{key}": value for key, value in told.items()}, indent=4) + "\n")
 
 
@@ -364,15 +363,12 @@ def _start(name: str, words: list[str]) -> int:
     paths = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
     command = [sys.executable, "-m", "trl_sdpo.cli", name, *words]
     with subprocess.Popen(command, env=os.environ | {"PYTHONPATH": paths, SPOKEN_FOR: RUN}) as process:
-        # `kill` and schedulers of a cluster tell this process alone: without it the stage would train on, beside the next run
-        before = signal.signal(signal.SIGTERM, lambda *_: process.send_signal(signal.SIGINT))
         try:
-            return process.wait()
+            with passing_on_termination():
+                return process.wait()
         except KeyboardInterrupt:
             _end(process)
             raise
-        finally:
-            signal.signal(signal.SIGTERM, before)
 
 
 def _end(process: subprocess.Popen) -> None:

@@ -59,7 +59,8 @@ def evaluate_ranking(
     Returns:
         `dict`: `protocol`, `label`, `metric` (of verdicts, breakdowns and examples), `systems` (a row of metrics each,
         `chance` first), `comparisons` (see [`paired_comparison`]; `{metric}_p_holm` is corrected over the pairs, and
-        `verdict` says what that of `metric` means), `breakdowns` and `examples`.
+        `verdict` says what that of `metric` means), `breakdowns`, `examples`, and of a ranking `candidates`, the fewest and the
+        most of a record.
 
     Raises:
         ValueError: there are no systems, or a system has not one score for each candidate of each record.
@@ -86,7 +87,10 @@ def evaluate_ranking(
         if lengths.min() == lengths.max()
         else f"sampled metrics: the target among {lengths.min()} to {lengths.max()} candidates"
     )
-    return make_section("ranking", label, systems, placed, 1, ks, records, seed, catalogue, num_examples, shown, train)
+    section = make_section(
+        "ranking", label, systems, placed, 1, ks, records, seed, catalogue, num_examples, shown, train
+    )
+    return section | {"candidates": [int(lengths.min()), int(lengths.max())]}
 
 
 def evaluate_answers(

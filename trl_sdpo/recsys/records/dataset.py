@@ -35,6 +35,8 @@ from .splits import (
     SPLIT,
     SPLITS,
     TEMPORAL,
+    check_last_known,
+    check_times,
     held_out_items,
     item_split,
     leave_one_out_split,
@@ -228,7 +230,9 @@ def plan_records(
     Raises:
         ValueError: see [`build_preference_dataset`].
     """
-    check_source(interactions.name, interactions.events.columns, interactions.has_time, config)
+    check_source(
+        interactions.name, interactions.events.columns, interactions.has_time, interactions.events.height, config
+    )
     if config.max_length is not None and processing_class is None:
         raise ValueError(f"max_length={config.max_length} needs a tokenizer to count with. Pass processing_class.")
     events, known, held, source_report = _split_events(interactions, config)
@@ -283,8 +287,12 @@ def _split_events(
     return events, events if known is None else known, held, source_report
 
 
-def check_source(name: str, columns: Sequence[str], has_time: bool, config: RecordConfig) -> None:
-    """Raise if the options ask for what the events of a source do not have."""
+def check_source(name: str, columns: Sequence[str], has_time: bool, height: int, config: RecordConfig) -> None:
+    """Raise if the options ask for what the events of a source do not have, before any of them is put in order."""
+    if not has_time and config.split == TEMPORAL:
+        check_times(height, height)
+    if not has_time and config.split == LEAVE_ONE_OUT:
+        check_last_known(height, height, config.file_order)
     by_time = config.split in (TEMPORAL, BY_ITEM)  # which say themselves what they need
     if config.resolved_existence != OFF and not has_time and not by_time:
         raise ValueError(

@@ -81,3 +81,12 @@ def test_other_options_begin_anew(tmp_path, monkeypatch):
     prepare(make(1), tmp_path / "out", seed=2, **OPTIONS)
     prepare(make(1), tmp_path / "whole", seed=2, **OPTIONS)
     assert files(tmp_path / "out") == files(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("split", ["temporal", "leave-one-out"])
+def test_what_a_source_without_times_cannot_is_said_before_its_events_are_read(tmp_path, monkeypatch, split):
+    monkeypatch.setattr(partitions, "write_partitions", lambda *_: pytest.fail("events were read"))
+    timeless = make(1, has_time=False)
+    with pytest.raises(ValueError, match="the source has no time"):
+        prepare(timeless, tmp_path / "data", split=split, existence="off", **OPTIONS)
+    assert not list(tmp_path.iterdir())

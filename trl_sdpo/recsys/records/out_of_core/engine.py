@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
+import psutil
 
 from ....files import write_text
 from ...interactions.interactions import Interactions
@@ -113,7 +114,8 @@ def opened_plan(
     partitions = partition_files.open_partitions(folder, config) if going_on else None
     if partitions is None:
         with open_stream() as stream:
-            check_source(stream.name, stream.events.collect_schema().names(), stream.has_time, config)
+            columns = stream.events.collect_schema().names()
+            check_source(stream.name, columns, stream.has_time, stream.height, config)
             engine, reason = choose_engine(engine, stream.height)
             if engine == MEMORY:
                 interactions = stream.collect()
@@ -186,13 +188,7 @@ def check_engine(engine: str, config: RecordConfig) -> str:
 
 def memory_at_hand() -> int:
     """Bytes of memory that are free, as far as the system tells: those of the machine, and of a container's limit."""
-    free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    try:
-        with open("/proc/meminfo", encoding="ascii") as lines:
-            told = dict(line.split(":", 1) for line in lines)
-        free = int(told["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError, ValueError):
-        pass
+    free = psutil.virtual_memory().available
     try:
         limit = Path("/sys/fs/cgroup/memory.max").read_text("ascii").strip()
         used = int(Path("/sys/fs/cgroup/memory.current").read_text("ascii"))

@@ -108,7 +108,6 @@ class DiskPlan:
         nothing = np.zeros(count, dtype=np.int64)
         rows = TargetRows(nothing, nothing, nothing, items, histories, nothing, nothing)
         if not self.builder.as_codes:
-            columns = {name: columns[name] for name in columns}
             rendered = self.builder.texts.render(columns)
             columns = {name: rendered[name] for name in columns}
         return Chunk(pa.table(columns), rows, pool, tokens, 0, targets - count)

@@ -23,9 +23,7 @@ from ..splits import (
     SPLIT,
     TEMPORAL,
     check_counts,
-    check_last_known,
     check_left_out,
-    check_times,
     splits_of_users,
     temporal_cuts,
 )
@@ -183,7 +181,7 @@ def count_all(partitions: Partitions, run: Run, processing_class: "PreTrainedTok
     of_training, core = counts_training(config), None
     if config.min_interactions > 1 and not of_training:
         core = _core(partitions, steps.SEQUENCES)
-    cuts, user_splits = _cuts(partitions, core, ordered), None
+    cuts, user_splits = _cuts(partitions, core), None
     if config.split not in (TEMPORAL, LEAVE_ONE_OUT):
         user_splits = _user_splits(partitions, core)
     run(steps.EVENTS, lambda number: steps.split_partition(partitions, number, core, cuts, user_splits))
@@ -222,14 +220,10 @@ def _core(partitions: Partitions, step: str) -> tuple[np.ndarray, np.ndarray]:
     return core_of_parts(parts, partitions.begins[-1], len(partitions.item_ids), config.min_interactions, once=once)
 
 
-def _cuts(partitions: Partitions, core: tuple | None, ordered: dict) -> tuple[int, int] | None:
+def _cuts(partitions: Partitions, core: tuple | None) -> tuple[int, int] | None:
     config = partitions.config
-    events = ordered["events"] - ordered["events_below_min_rating"] - ordered["events_repeated"]
-    if config.split == LEAVE_ONE_OUT:
-        check_last_known(0 if partitions.has_time else events, events, config.file_order)
     if config.split != TEMPORAL:
         return None
-    check_times(0 if partitions.has_time else events, events)
     bounds = np.concatenate([facts["times"] for _, facts in _all_facts(partitions, steps.SEQUENCES, ["times"])])
     whole = core is None and (config.min_length == 1 or counts_training(config))
 
