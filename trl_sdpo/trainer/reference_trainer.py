@@ -19,7 +19,7 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate.logging import get_logger
@@ -281,12 +281,11 @@ class FixedReferenceTrainer(DPOTrainer):
             )
         self._take_in_unfrozen()
         if resume_from_checkpoint:
-            assert isinstance(resume_from_checkpoint, str | os.PathLike)  # True is a path by now
-            self._reference_files.resume(resume_from_checkpoint)
-            warn_of_other_data(resume_from_checkpoint, data_facts(self.train_dataset, self.args))
+            path = cast("str | os.PathLike", resume_from_checkpoint)  # True is a path by now
+            self._reference_files.resume(path)
+            warn_of_other_data(path, data_facts(self.train_dataset, self.args))
         self._start_is_checked |= bool(resume_from_checkpoint)
-        output = super().train(resume_from_checkpoint, *args, **kwargs)
-        return output
+        return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         super()._save(output_dir, state_dict)

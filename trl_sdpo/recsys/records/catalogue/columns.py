@@ -120,8 +120,7 @@ class ParquetColumn(Sequence[Any]):
 
 def _plain(values: pa.ChunkedArray) -> pa.ChunkedArray:
     """What a `catalogue.json` can hold: dates and the like are text, NaN is nothing."""
-    column = pl.from_arrow(values)
-    assert isinstance(column, pl.Series)
+    column = pl.Series(values)
     plain = plain_values(column)
     return values if plain is column else pa.chunked_array([plain.to_arrow()])
 
