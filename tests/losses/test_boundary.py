@@ -53,6 +53,12 @@ def test_by_hand():
     assert boundary_negatives(torch.tensor([-1.0]), rejected).tolist() == [[True, True, False, False]]
 
 
+def test_of_equal_clusters_the_smallest():
+    """Where splits have one sum of squares, rounding must not choose."""
+    rejected = torch.tensor([[-11.5, -10.0, -19.5, -7.5, -5.0, -3.5]])
+    assert boundary_negatives(torch.tensor([0.0]), rejected)[0].tolist() == by_search(0.0, rejected[0].tolist())
+
+
 def test_training_is_by_those_at_the_boundary(llama, records, make_trainer, logged, tokenizer, plain_log_probs):
     rows = records(8, smallest=2, largest=5)
     model, reference = llama(), llama(seed=1)

@@ -115,7 +115,10 @@ def _in_likeliest_cluster(values: torch.Tensor, exists: torch.Tensor) -> torch.T
     )
     cost = cost + spread(second.expand(shape), count.expand(shape))
     valid = (first >= 1) & (second >= first + (count >= 2)) & (second <= count - (count >= 3).long())
-    best = cost.masked_fill(~valid, torch.inf).flatten(1).argmin(dim=1)
+    cost = cost.masked_fill(~valid, torch.inf).flatten(1)
+    # of equal ones the first, as the fewest are at the boundary: which has the least is up to rounding
+    rounding = 1e-12 * (1 + squares[:, -1:])
+    best = (cost <= cost.min(dim=1, keepdim=True).values + rounding).int().argmax(dim=1)
     lowest = ordered.gather(1, (best // len(places) - 1).clamp(min=0).unsqueeze(1))
     return centred >= lowest
 
